@@ -1,0 +1,2 @@
+//! The Verifier of RFC 9334: bytes, time and policy in, a decision out. Pure.
+pub mod evidence;

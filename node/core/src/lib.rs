@@ -1,0 +1,2 @@
+//! quorate-core: the pure protocol. No clock, no randomness, no disk, no network.
+pub mod tlog;
