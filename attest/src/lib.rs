@@ -1,2 +1,21 @@
-//! The Verifier of RFC 9334: bytes, time and policy in, a decision out. Pure.
+//! The Verifier of RFC 9334: bytes, time and policy in, a decision out.
+//!
+//! Nothing here reads a clock, a file or the network, and nothing here links a TPM library: what a node sends is
+//! parsed by hand, with a named bound on every length, and judged against what admins signed. Only [`credential`]
+//! uses randomness, and only an admin's machine runs it.
+//!
+//! | module | RFC 9334 |
+//! |---|---|
+//! | [`evidence`], [`qualifying`] | Evidence, and what makes it fresh |
+//! | [`endorsement`], [`credential`] | Endorsements: which TPM holds the AK |
+//! | [`reference_values`] | Reference Values |
+//! | [`eventlog`], [`ima`] | the logs that explain PCR values |
+//! | [`appraisal`] | appraisal, and its result |
+#![forbid(unsafe_code)]
+
+pub mod credential;
 pub mod evidence;
+#[cfg(test)]
+mod fixtures;
+mod read;
+pub mod tpm;
