@@ -1,0 +1,157 @@
+//! Real swtpm processes for tests: own state, own CA, free ports, ended by their process id.
+use quorate_attest_tpm::{Tpm, TpmConfig, TpmHandle};
+use std::{
+    fs,
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// A software TPM that lives as long as this value. Its state survives [`Swtpm::cut_power`].
+pub(crate) struct Swtpm {
+    dir: tempfile::TempDir,
+    port: u16,
+    child: Option<Child>,
+}
+
+/// Says loudly that a test did not run.
+pub(crate) fn swtpm_missing() -> bool {
+    let missing = ["swtpm", "swtpm_setup"].into_iter().any(|tool| {
+        Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err()
+    });
+    if missing {
+        eprintln!("SKIPPED: swtpm and swtpm_setup are not installed; NOTHING about the TPM was tested");
+    }
+    missing
+}
+
+impl Swtpm {
+    /// Makes a new TPM with EK certificates from a CA of its own, and switches it on.
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        fs::create_dir(dir.path().join("state")).unwrap();
+        fs::create_dir(dir.path().join("ca")).unwrap();
+        fs::write(
+            path("localca.conf"),
+            format!(
+                "statedir = {ca}\nsigningkey = {ca}/signkey.pem\nissuercert = {ca}/issuercert.pem\ncertserial = {ca}/certserial\n",
+                ca = path("ca")
+            ),
+        )
+        .unwrap();
+        fs::write(
+            path("localca.options"),
+            "--platform-manufacturer test\n--platform-version 1\n--platform-model test\n",
+        )
+        .unwrap();
+        fs::write(
+            path("setup.conf"),
+            format!(
+                "create_certs_tool = swtpm_localca\ncreate_certs_tool_config = {}\ncreate_certs_tool_options = {}\n",
+                path("localca.conf"),
+                path("localca.options")
+            ),
+        )
+        .unwrap();
+        let output = Command::new("swtpm_setup")
+            .args([
+                "--tpm2",
+                "--ecc",
+                "--createek",
+                "--create-ek-cert",
+                "--create-platform-cert",
+                "--lock-nvram",
+            ])
+            .args(["--pcr-banks", "sha256", "--vmid", "test", "--overwrite"])
+            .args(["--tpmstate", &path("state"), "--config", &path("setup.conf")])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let mut swtpm = Self { dir, port: free_port_pair(), child: None };
+        swtpm.switch_on();
+        swtpm
+    }
+
+    pub(crate) fn tcti(&self) -> String {
+        format!("swtpm:host=127.0.0.1,port={}", self.port)
+    }
+
+    pub(crate) fn tpm(&self) -> Tpm {
+        Tpm::open(&self.tcti()).unwrap()
+    }
+
+    pub(crate) fn handle(&self, timeout: Duration) -> TpmHandle {
+        TpmHandle::spawn(TpmConfig { timeout, ..TpmConfig::new(&self.tcti()).unwrap() }).unwrap()
+    }
+
+    /// Folder of the CA that signed the EK certificates.
+    #[allow(dead_code, reason = "not every test file verifies chains")]
+    pub(crate) fn ca(&self) -> PathBuf {
+        self.dir.path().join("ca")
+    }
+
+    pub(crate) fn switch_on(&mut self) {
+        assert!(self.child.is_none());
+        let state = self.dir.path().join("state");
+        let channel = |port| format!("type=tcp,port={port},bindaddr=127.0.0.1");
+        let mut child = Command::new("swtpm")
+            .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
+            .arg("--tpmstate")
+            .arg(format!("dir={}", state.display()))
+            .args(["--server", &channel(self.port), "--ctrl", &channel(self.port + 1)])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // The control channel takes any number of connections, the command channel one at a time.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while TcpStream::connect(("127.0.0.1", self.port + 1)).is_err() {
+            assert!(child.try_wait().unwrap().is_none(), "swtpm ended at once");
+            assert!(Instant::now() < deadline, "swtpm does not listen");
+            std::thread::yield_now();
+        }
+        self.child = Some(child);
+    }
+
+    /// SIGKILL: what a power cut looks like to the TPM.
+    pub(crate) fn cut_power(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// Sends a signal by name: `STOP` hangs the TPM, `CONT` lets it go on.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+}
+
+impl Drop for Swtpm {
+    fn drop(&mut self) {
+        self.cut_power();
+    }
+}
+
+/// A port whose successor is free too: the control channel's place is fixed.
+fn free_port_pair() -> u16 {
+    for _ in 0..100 {
+        let first = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = first.local_addr().unwrap().port();
+        if port < u16::MAX && TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no two free ports in a row");
+}
+
+/// The DER of the first certificate in a PEM file.
+#[allow(dead_code, reason = "not every test file verifies chains")]
+pub(crate) fn pem_certificate(path: &Path) -> Vec<u8> {
+    let output = Command::new("openssl").args(["x509", "-outform", "DER", "-in"]).arg(path).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
