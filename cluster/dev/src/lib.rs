@@ -1,1 +1,4 @@
-//! placeholder
+//! Development only: the firmware launcher and the demo provider. Nothing here runs in production.
+#![forbid(unsafe_code)]
+
+pub mod provider;
