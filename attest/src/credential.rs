@@ -7,7 +7,7 @@
 //!
 //! An admin's machine runs this at enrolment, so unlike the rest of the crate it takes randomness from the operating
 //! system: the seed, OAEP's padding, the ephemeral key. It decides nothing: that the EK is genuine is for
-//! [`crate::endorsement`], and that the right secret came back for [`crate::endorsement::Enrolment`].
+//! [`crate::endorsement`], and that the right secret came back for the caller.
 use aws_lc_rs::agreement::{self, PrivateKey};
 use aws_lc_rs::cipher::{AES_128, AES_256, EncryptingKey, EncryptionContext, UnboundCipherKey};
 use aws_lc_rs::iv::FixedLength;

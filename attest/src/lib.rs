@@ -13,9 +13,17 @@
 //! | [`appraisal`] | appraisal, and its result |
 #![forbid(unsafe_code)]
 
+pub mod appraisal;
 pub mod credential;
+pub mod endorsement;
+pub mod eventlog;
 pub mod evidence;
 #[cfg(test)]
 mod fixtures;
+pub mod ima;
+pub mod qualifying;
 mod read;
+pub mod reference_values;
+#[cfg(any(test, feature = "danger-testing"))]
+pub mod testing;
 pub mod tpm;
