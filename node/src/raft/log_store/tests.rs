@@ -1,0 +1,681 @@
+//! The store against openraft's suite, against a disk that crashes at every operation, and rule by rule.
+//!
+//! That the crash test bites was seen by breaking the writer: with `Durability::None`, and with answers given
+//! before the commit, `every_acknowledged_change_survives_a_crash_at_any_operation` fails.
+
+#[path = "faults.rs"]
+mod faults;
+
+use std::collections::BTreeMap;
+use std::io::Cursor;
+
+use openraft::storage::{RaftLogStorageExt as _, RaftStateMachine};
+use openraft::testing::{StoreBuilder, Suite, blank_ent, log_id};
+use openraft::{RaftSnapshotBuilder, StorageError as AnyStorageError};
+
+use self::faults::{Disk, Effect, Survives};
+use super::*;
+use crate::raft::types::{Applied, Batch, Snapshot, SnapshotMeta, StoredMembership};
+
+// --- openraft's conformance suite
+
+/// A state machine that only counts: the suite needs one beside the log.
+#[derive(Default, Clone)]
+struct Counting {
+    applied: Option<LogId>,
+    membership: StoredMembership,
+    count: u64,
+    snapshot: Option<(SnapshotMeta, Vec<u8>)>,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Arc<tokio::sync::Mutex<Counting>> {
+    async fn build_snapshot(&mut self) -> Result<Snapshot, StorageError> {
+        let mut sm = self.lock().await;
+        let meta = SnapshotMeta {
+            last_log_id: sm.applied,
+            last_membership: sm.membership.clone(),
+            snapshot_id: format!("{:?}", sm.applied),
+        };
+        let content = sm.count.to_le_bytes().to_vec();
+        sm.snapshot = Some((meta.clone(), content.clone()));
+        Ok(Snapshot { meta, snapshot: Box::new(Cursor::new(content)) })
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Arc<tokio::sync::Mutex<Counting>> {
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), StorageError> {
+        let sm = self.lock().await;
+        Ok((sm.applied, sm.membership.clone()))
+    }
+
+    async fn apply<I>(&mut self, entries: I) -> Result<Vec<Applied>, StorageError>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let mut sm = self.lock().await;
+        let mut answers = Vec::new();
+        for entry in entries {
+            sm.applied = Some(entry.log_id);
+            sm.count += 1;
+            if let EntryPayload::Membership(membership) = entry.payload {
+                sm.membership = StoredMembership::new(Some(entry.log_id), membership);
+            }
+            answers.push(Applied { tree_size: sm.count });
+        }
+        Ok(answers)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn begin_receiving_snapshot(&mut self) -> Result<Box<Cursor<Vec<u8>>>, StorageError> {
+        Ok(Box::default())
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: Box<Cursor<Vec<u8>>>,
+    ) -> Result<(), StorageError> {
+        let mut sm = self.lock().await;
+        sm.applied = meta.last_log_id;
+        sm.membership = meta.last_membership.clone();
+        sm.count = u64::from_le_bytes(snapshot.get_ref()[..].try_into().unwrap());
+        sm.snapshot = Some((meta.clone(), snapshot.into_inner()));
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, StorageError> {
+        let sm = self.lock().await;
+        let current = sm.snapshot.clone();
+        Ok(current.map(|(meta, content)| Snapshot { meta, snapshot: Box::new(Cursor::new(content)) }))
+    }
+}
+
+struct Builder;
+
+impl StoreBuilder<TypeConfig, LogStore, Arc<tokio::sync::Mutex<Counting>>, tempfile::TempDir> for Builder {
+    async fn build(
+        &self,
+    ) -> Result<(tempfile::TempDir, LogStore, Arc<tokio::sync::Mutex<Counting>>), AnyStorageError<u64>> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("raft.redb");
+        LogStore::create(&path).unwrap();
+        Ok((folder, open(&path).unwrap(), Arc::default()))
+    }
+}
+
+#[test]
+fn openrafts_conformance_suite_passes() {
+    Suite::test_all(Builder).unwrap();
+}
+
+// --- helpers
+
+fn open(path: &Path) -> Result<LogStore, LogStoreError> {
+    LogStore::open(path, CertifiedFloor::new(), LogStoreOptions::default())
+}
+
+fn entry(term: u64, index: u64, bytes: usize) -> Entry {
+    let mut entry = blank_ent::<TypeConfig>(term, 1, index);
+    entry.payload = EntryPayload::Normal(Batch::new(vec![index as u8; bytes]).unwrap());
+    entry
+}
+
+fn entries(term: u64, range: std::ops::Range<u64>, bytes: usize) -> Vec<Entry> {
+    range.map(|index| entry(term, index, bytes)).collect()
+}
+
+fn indexes(entries: &[Entry]) -> Vec<u64> {
+    entries.iter().map(|entry| entry.log_id.index).collect()
+}
+
+/// A disk that holds an empty log, as `create` leaves it.
+fn formatted() -> Vec<u8> {
+    let disk = Disk::default();
+    let db = Database::builder().create_with_backend(disk.clone()).unwrap();
+    initialise(&db).unwrap();
+    db.close().unwrap();
+    disk.image(Survives::OnlySynced)
+}
+
+fn start(disk: &Disk) -> Result<LogStore, LogStoreError> {
+    let db = Database::builder()
+        .create_with_backend(disk.clone())
+        .map_err(LogStoreError::engine("open the log"))?;
+    LogStore::start(db, CertifiedFloor::new(), LogStoreOptions::default())
+}
+
+async fn on_new_disk() -> (Disk, LogStore) {
+    let disk = Disk::holding(formatted());
+    let store = start(&disk).unwrap();
+    (disk, store)
+}
+
+async fn queue(store: &LogStore, entries: Vec<Entry>) -> oneshot::Receiver<Result<(), String>> {
+    let (done, outcome) = answer();
+    store.enqueue(entries, done).await.unwrap();
+    outcome
+}
+
+// --- crash points
+
+/// What a log should hold.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Model {
+    purged: Option<LogId>,
+    entries: BTreeMap<u64, Entry>,
+    vote: Option<Vote>,
+}
+
+enum Step {
+    Append(Vec<Entry>),
+    Truncate(u64),
+    Purge(u64),
+    Vote(Vote),
+}
+
+impl Step {
+    fn apply(&self, model: &mut Model) {
+        match self {
+            Self::Append(entries) => {
+                model.entries.extend(entries.iter().map(|entry| (entry.log_id.index, entry.clone())));
+            }
+            Self::Truncate(from) => model.entries.retain(|index, _| index < from),
+            Self::Purge(upto) => {
+                model.purged = Some(model.entries[upto].log_id);
+                model.entries.retain(|index, _| index > upto);
+            }
+            Self::Vote(vote) => model.vote = Some(*vote),
+        }
+    }
+
+    async fn run(&self, store: &mut LogStore) -> Result<(), StorageError> {
+        match self {
+            Self::Append(entries) => store.blocking_append(entries.clone()).await,
+            Self::Truncate(from) => store.truncate(log_id(1, 1, *from)).await,
+            Self::Purge(upto) => store.purge(log_id(1, 1, *upto)).await,
+            Self::Vote(vote) => store.save_vote(vote).await,
+        }
+    }
+}
+
+fn story() -> Vec<Step> {
+    vec![
+        Step::Vote(Vote::new(1, 1)),
+        Step::Append(entries(1, 0..1, 10)),
+        Step::Append(entries(1, 1..4, 512)),
+        Step::Vote(Vote::new_committed(1, 1)),
+        Step::Append(entries(1, 4..40, 512)),
+        Step::Vote(Vote::new(2, 1)),
+        Step::Truncate(30),
+        Step::Append(entries(2, 30..50, 512)),
+        Step::Purge(10),
+        Step::Append(entries(2, 50..60, 200_000)),
+        Step::Append(entries(2, 60..61, 0)),
+        Step::Vote(Vote::new(3, 1)),
+    ]
+}
+
+async fn contents(store: &mut LogStore) -> Model {
+    let state = store.get_log_state().await.unwrap();
+    let found = store.try_get_log_entries(..).await.unwrap();
+    assert_eq!(found.last().map(|entry| entry.log_id).or(state.last_purged_log_id), state.last_log_id);
+    Model {
+        purged: state.last_purged_log_id,
+        entries: found.into_iter().map(|entry| (entry.log_id.index, entry)).collect(),
+        vote: store.read_vote().await.unwrap(),
+    }
+}
+
+#[tokio::test]
+async fn every_acknowledged_change_survives_a_crash_at_any_operation() {
+    let formatted = formatted();
+    let (mut crashes, mut mid_story) = (0, 0);
+    for effect in [Effect::Kept, Effect::Lost] {
+        for after in 0.. {
+            let disk = Disk::holding(formatted.clone());
+            disk.die_after(after, effect);
+            let (mut acknowledged, mut in_flight) = (Model::default(), None);
+            if let Ok(mut store) = start(&disk) {
+                for step in story() {
+                    let mut next = acknowledged.clone();
+                    step.apply(&mut next);
+                    match step.run(&mut store).await {
+                        Ok(()) => acknowledged = next,
+                        Err(_) => {
+                            assert!(store.failed().is_some(), "a failed write closes the store");
+                            in_flight = Some(next);
+                            mid_story += 1;
+                            break;
+                        }
+                    }
+                }
+            }
+            if !disk.has_died() {
+                assert!(in_flight.is_none());
+                break;
+            }
+            crashes += 1;
+            let survivals = [Survives::All, Survives::OnlySynced];
+            for survives in survivals.into_iter().chain((1..=4).map(Survives::Some)) {
+                let at = format!("operation {after}, {effect:?}, {survives:?}");
+                let rest = Disk::holding(disk.image(survives));
+                let mut store = start(&rest).unwrap_or_else(|error| panic!("{at}: {error:?}"));
+                let found = contents(&mut store).await;
+                let whole = found == acknowledged || Some(&found) == in_flight.as_ref();
+                assert!(whole, "{at}: {:?} acknowledged, found {:?}", acknowledged.entries.keys(), found.entries.keys());
+
+                // and the log goes on
+                let next = found.entries.keys().next_back().map_or(0, |last| last + 1);
+                store.blocking_append(entries(4, next..next + 2, 100)).await.unwrap();
+                assert_eq!(contents(&mut store).await.entries.len(), found.entries.len() + 2, "{at}");
+            }
+        }
+    }
+    assert!(crashes > 100 && mid_story > 80, "the story must be long enough: {crashes} crashes, {mid_story} in it");
+}
+
+// --- when an answer is given
+
+#[tokio::test]
+async fn the_callback_fires_only_after_the_sync() {
+    let (disk, store) = on_new_disk().await;
+    disk.hold_syncs(true);
+    let mut outcome = queue(&store, entries(1, 0..3, 100)).await;
+
+    // readable at once, by readers too
+    let mut reader = store.reader();
+    assert_eq!(indexes(&reader.try_get_log_entries(0..3).await.unwrap()), [0, 1, 2]);
+    // a crash now may lose the entries, so nobody may have been told
+    let crashed = Disk::holding(disk.image(Survives::OnlySynced));
+    assert!(contents(&mut start(&crashed).unwrap()).await.entries.is_empty());
+    assert!(outcome.try_recv().is_err(), "answered before the sync");
+
+    disk.hold_syncs(false);
+    assert_eq!(outcome.await.unwrap(), Ok(()));
+    let crashed = Disk::holding(disk.image(Survives::OnlySynced));
+    assert_eq!(contents(&mut start(&crashed).unwrap()).await.entries.len(), 3);
+}
+
+#[tokio::test]
+async fn queued_appends_share_a_commit() {
+    let (disk, store) = on_new_disk().await;
+    disk.hold_syncs(true);
+    let first = queue(&store, entries(1, 0..1, 100)).await;
+    let mut rest = Vec::new();
+    for index in 1..21 {
+        rest.push(queue(&store, entries(1, index..index + 1, 100)).await);
+    }
+    disk.hold_syncs(false);
+    first.await.unwrap().unwrap();
+    for outcome in rest {
+        outcome.await.unwrap().unwrap();
+    }
+    let stats = store.stats();
+    assert_eq!((stats.jobs, stats.entries), (21, 21));
+    // the writer may have taken a few with the first one, never one at a time
+    assert!(stats.commits <= 2, "{} commits", stats.commits);
+    assert_eq!(stats.commit_buckets.iter().sum::<u64>(), stats.commits);
+    assert!(stats.bytes > 21 * 100 && stats.commit_us_total >= stats.commit_us_last);
+}
+
+#[tokio::test]
+async fn each_commit_is_timed() {
+    let (tx, rx) = std::sync::mpsc::channel();
+    let db = Database::builder().create_with_backend(Disk::holding(formatted())).unwrap();
+    let options = LogStoreOptions { on_commit: Some(Box::new(move |took| tx.send(took).unwrap())), ..Default::default() };
+    let mut store = LogStore::start(db, CertifiedFloor::new(), options).unwrap();
+    store.blocking_append(entries(1, 0..1, 10)).await.unwrap();
+    store.save_vote(&Vote::new(1, 1)).await.unwrap();
+    assert_eq!(rx.try_iter().count(), 2);
+    assert_eq!(store.monitor().stats().commits, 2);
+}
+
+// --- failures
+
+#[tokio::test]
+async fn one_failure_ends_writing_until_a_restart() {
+    for (syncs_only, effect) in
+        [(false, Effect::Lost), (false, Effect::Kept), (true, Effect::Lost), (true, Effect::Kept)]
+    {
+        let (disk, mut store) = on_new_disk().await;
+        let mut monitor = store.monitor();
+        store.save_vote(&Vote::new(1, 1)).await.unwrap();
+        store.blocking_append(entries(1, 0..5, 512)).await.unwrap();
+        assert_eq!(monitor.failed(), None);
+
+        disk.fail_once(syncs_only, effect);
+        let error = store.blocking_append(entries(1, 5..6, 512)).await.unwrap_err();
+        assert!(error.to_string().contains("os error 28"), "{error}");
+        let reason = monitor.wait_failed().await.unwrap();
+        assert!(reason.contains("os error 28"), "{reason}");
+        assert_eq!(store.failed(), Some(reason.clone()));
+
+        // the disk works again, yet nothing is written
+        for refused in [
+            store.blocking_append(entries(1, 6..7, 10)).await,
+            store.save_vote(&Vote::new(2, 1)).await,
+            store.truncate(log_id(1, 1, 4)).await,
+            store.purge(log_id(1, 1, 0)).await,
+        ] {
+            assert!(refused.unwrap_err().to_string().contains("closed for writing"));
+        }
+        assert_eq!(store.read_vote().await.unwrap(), Some(Vote::new(1, 1)), "a refused vote is not reported");
+        assert_eq!(indexes(&store.try_get_log_entries(0..5).await.unwrap()), [0, 1, 2, 3, 4]);
+        drop(store);
+
+        let rest = Disk::holding(disk.image(Survives::OnlySynced));
+        let mut store = start(&rest).unwrap();
+        let found = contents(&mut store).await;
+        assert!(found.entries.len() >= 5 && found.vote == Some(Vote::new(1, 1)));
+        let next = found.entries.len() as u64;
+        store.blocking_append(entries(1, next..next + 1, 10)).await.unwrap();
+        assert_eq!(store.failed(), None);
+    }
+}
+
+#[tokio::test]
+async fn everything_queued_behind_a_failure_is_told() {
+    let (disk, store) = on_new_disk().await;
+    disk.hold_syncs(true);
+    disk.fail_once(true, Effect::Lost);
+    let mut outcomes = Vec::new();
+    for index in 0..100 {
+        outcomes.push(queue(&store, entries(1, index..index + 1, 10)).await);
+    }
+    disk.hold_syncs(false);
+    for outcome in outcomes {
+        assert!(outcome.await.unwrap().unwrap_err().contains("os error 28"));
+    }
+}
+
+#[tokio::test]
+async fn a_closed_store_is_not_a_failed_one() {
+    let (_disk, store) = on_new_disk().await;
+    let mut monitor = store.monitor();
+    drop(store);
+    assert_eq!(monitor.wait_failed().await, None);
+}
+
+// --- what is certified stays
+
+#[tokio::test]
+async fn what_is_certified_is_never_truncated() {
+    let (disk, mut store) = on_new_disk().await;
+    store.blocking_append(entries(1, 0..10, 10)).await.unwrap();
+    store.floor().clone().raise(6);
+
+    for from in 0..=6 {
+        match store.truncate_from(from).await {
+            Err(LogStoreError::CertifiedTruncation { asked, certified: 6 }) => assert_eq!(asked, from),
+            other => panic!("truncation from {from}: {other:?}"),
+        }
+    }
+    let error = store.truncate(log_id(1, 1, 6)).await.unwrap_err();
+    assert!(error.to_string().contains("refused to truncate the log from 6: it is certified up to 6"), "{error}");
+    assert_eq!(contents(&mut store).await.entries.len(), 10, "nothing was touched");
+    assert_eq!(store.failed(), None, "a refusal is no disk failure");
+
+    // its twin, one above, passes and is durable
+    store.truncate(log_id(1, 1, 7)).await.unwrap();
+    drop(store);
+    let mut store = start(&disk).unwrap();
+    assert_eq!(contents(&mut store).await.entries.len(), 7);
+}
+
+#[tokio::test]
+async fn a_certified_entry_is_never_overwritten() {
+    let (_disk, mut store) = on_new_disk().await;
+    store.blocking_append(entries(1, 0..10, 10)).await.unwrap();
+    store.floor().raise(9);
+    let error = store.blocking_append(entries(2, 9..10, 10)).await.unwrap_err();
+    assert!(matches!(
+        error.into_defensive().unwrap().violation,
+        Violation::LogsNonConsecutive { prev: Some(LogId { index: 9, .. }), next: LogId { index: 9, .. } }
+    ));
+    assert_eq!(store.try_get_log_entries(9..10).await.unwrap(), entries(1, 9..10, 10));
+}
+
+#[test]
+fn the_floor_only_rises() {
+    let floor = CertifiedFloor::new();
+    assert_eq!(floor.certified(), None);
+    assert!(floor.allow_truncation(0).is_ok());
+    floor.raise(0);
+    assert_eq!(floor.certified(), Some(0));
+    assert!(floor.allow_truncation(0).is_err());
+    floor.raise(8);
+    floor.clone().raise(3);
+    assert_eq!(floor.certified(), Some(8));
+    floor.raise(u64::MAX);
+    assert!(floor.allow_truncation(u64::MAX - 1).is_err());
+}
+
+// --- order and bounds
+
+#[tokio::test]
+async fn an_append_with_a_hole_is_refused_whole() {
+    let (_disk, mut store) = on_new_disk().await;
+    store.blocking_append(entries(1, 0..2, 10)).await.unwrap();
+    let holed = vec![entry(1, 2, 10), entry(1, 4, 10)];
+    let error = store.blocking_append(holed).await.unwrap_err().into_defensive().unwrap();
+    assert!(matches!(error.violation, Violation::LogsNonConsecutive { .. }));
+    assert_eq!(contents(&mut store).await.entries.len(), 2);
+}
+
+#[tokio::test]
+async fn a_vote_never_goes_back() {
+    let (_disk, mut store) = on_new_disk().await;
+    store.save_vote(&Vote::new_committed(3, 2)).await.unwrap();
+    for older in [Vote::new(3, 2), Vote::new(3, 1), Vote::new(2, 9)] {
+        let error = store.save_vote(&older).await.unwrap_err().into_defensive().unwrap();
+        assert!(matches!(error.violation, Violation::VoteNotAscending { to, .. } if to == older));
+    }
+    store.save_vote(&Vote::new_committed(3, 2)).await.unwrap();
+    store.save_vote(&Vote::new(4, 1)).await.unwrap();
+    assert_eq!(store.read_vote().await.unwrap(), Some(Vote::new(4, 1)));
+}
+
+#[tokio::test]
+async fn memory_is_bounded_and_older_entries_come_from_disk() {
+    let (_disk, mut store) = on_new_disk().await;
+    let count = TAIL_ENTRIES_MAX as u64 + 500;
+    for start in (0..count).step_by(500) {
+        store.blocking_append(entries(1, start..(start + 500).min(count), 8)).await.unwrap();
+    }
+    assert_eq!(store.reader.shared.state().tail.len(), TAIL_ENTRIES_MAX);
+    let all = store.try_get_log_entries(..).await.unwrap();
+    assert_eq!(indexes(&all), (0..count).collect::<Vec<_>>());
+    // across the border, and on either side of it
+    for range in [490..510, 3..4, 499..500, 500..501, count - 1..count + 5] {
+        let want: Vec<_> = range.clone().filter(|index| *index < count).collect();
+        assert_eq!(indexes(&store.try_get_log_entries(range).await.unwrap()), want);
+    }
+
+    // big entries: bytes bind before numbers do
+    for index in count..count + 6 {
+        store.blocking_append(entries(1, index..index + 1, Batch::BYTES_MAX)).await.unwrap();
+    }
+    assert!(store.reader.shared.state().tail_bytes <= TAIL_BYTES_MAX);
+    // truncation below the tail, then on
+    store.truncate(log_id(1, 1, 100)).await.unwrap();
+    store.blocking_append(entries(2, 100..103, 8)).await.unwrap();
+    assert_eq!(store.try_get_log_entries(98..200).await.unwrap().len(), 5);
+    store.purge(log_id(1, 1, 98)).await.unwrap();
+    assert_eq!(indexes(&store.try_get_log_entries(..).await.unwrap()), [99, 100, 101, 102]);
+    let state = store.reader.shared.state();
+    assert_eq!(state.tail_bytes, state.tail.iter().map(weight).sum::<usize>());
+}
+
+#[tokio::test]
+async fn a_replication_read_is_bounded_but_never_empty() {
+    let (disk, mut store) = on_new_disk().await;
+    store.blocking_append(entries(1, 0..10, 1 << 20)).await.unwrap();
+    store.blocking_append(entries(1, 10..11, Batch::BYTES_MAX)).await.unwrap();
+    store.blocking_append(entries(1, 11..13, 10)).await.unwrap();
+    for from_disk in [false, true] {
+        if from_disk {
+            drop(store);
+            store = start(&disk).unwrap();
+        }
+        assert_eq!(indexes(&store.limited_get_log_entries(0, 13).await.unwrap()), [0, 1, 2]);
+        assert_eq!(indexes(&store.limited_get_log_entries(10, 13).await.unwrap()), [10]);
+        assert_eq!(indexes(&store.limited_get_log_entries(11, 13).await.unwrap()), [11, 12]);
+        assert_eq!(store.try_get_log_entries(0..13).await.unwrap().len(), 13);
+    }
+}
+
+#[tokio::test]
+async fn a_purge_beyond_the_end_moves_the_log() {
+    let (disk, mut store) = on_new_disk().await;
+    store.blocking_append(entries(1, 0..5, 10)).await.unwrap();
+    store.purge(log_id(3, 2, 20)).await.unwrap();
+    // an older purge that comes late changes nothing
+    store.purge(log_id(1, 1, 3)).await.unwrap();
+    for _ in 0..2 {
+        let state = store.get_log_state().await.unwrap();
+        assert_eq!(state.last_purged_log_id, Some(log_id(3, 2, 20)));
+        assert_eq!(state.last_log_id, Some(log_id(3, 2, 20)));
+        assert!(store.try_get_log_entries(..).await.unwrap().is_empty());
+        drop(store);
+        store = start(&disk).unwrap();
+    }
+    store.blocking_append(entries(3, 21..23, 10)).await.unwrap();
+    drop(store);
+    assert_eq!(contents(&mut start(&disk).unwrap()).await.entries.len(), 2);
+}
+
+#[tokio::test]
+async fn readers_never_see_a_hole_while_the_log_changes() {
+    let (_disk, mut store) = on_new_disk().await;
+    store.blocking_append(entries(1, 0..5000, 8)).await.unwrap();
+    let mut reader = store.reader();
+    let reading = tokio::spawn(async move {
+        for _ in 0..100 {
+            let seen = reader.try_get_log_entries(300..9000).await.unwrap();
+            assert!(seen.windows(2).all(|pair| {
+                pair[0].log_id.index + 1 == pair[1].log_id.index && pair[0].log_id.leader_id <= pair[1].log_id.leader_id
+            }));
+        }
+    });
+    for term in 2..20 {
+        store.truncate(log_id(1, 1, 400)).await.unwrap();
+        store.blocking_append(entries(term, 400..5000, 8)).await.unwrap();
+    }
+    reading.await.unwrap();
+}
+
+// --- files
+
+#[tokio::test]
+async fn a_restart_finds_everything() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("raft.redb");
+    LogStore::create(&path).unwrap();
+    let mut store = open(&path).unwrap();
+    store.save_vote(&Vote::new(5, 3)).await.unwrap();
+    store.blocking_append(entries(5, 0..10, 512)).await.unwrap();
+    store.purge(log_id(5, 1, 2)).await.unwrap();
+    store.save_committed(Some(log_id(5, 1, 7))).await.unwrap();
+    let before = contents(&mut store).await;
+    drop(store);
+
+    let mut store = open(&path).unwrap();
+    assert_eq!(contents(&mut store).await, before);
+    assert_eq!(store.read_committed().await.unwrap(), Some(log_id(5, 1, 7)), "kept by a clean end");
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions()) & 0o777, 0o600);
+}
+
+#[test]
+fn a_log_is_never_made_by_opening_nor_replaced_by_creating() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("raft.redb");
+    assert!(matches!(open(&path), Err(LogStoreError::Missing { .. })));
+    assert!(!path.exists());
+    // what an interrupted creation left is no obstacle
+    std::fs::write(path.with_extension("creating"), b"half").unwrap();
+    LogStore::create(&path).unwrap();
+    assert!(matches!(LogStore::create(&path), Err(LogStoreError::Exists { .. })));
+    drop(open(&path).unwrap());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_log_in_use_is_refused_to_a_second_opener() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("raft.redb");
+    LogStore::create(&path).unwrap();
+    let _first = open(&path).unwrap();
+    let Err(LogStoreError::Engine { doing: "open the log", source }) = open(&path) else { panic!("opened twice") };
+    assert!(matches!(*source, redb::Error::DatabaseAlreadyOpen), "{source}");
+}
+
+/// Changes one thing in a log's tables and opens it again.
+fn reopened_after(change: impl FnOnce(&mut redb::Table<'_, u64, &[u8]>, &mut redb::Table<'_, &str, &[u8]>)) -> LogStoreError {
+    let disk = Disk::holding(formatted());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let mut store = start(&disk).unwrap();
+        store.blocking_append(entries(1, 0..9, 10)).await.unwrap();
+        store.save_vote(&Vote::new(1, 1)).await.unwrap();
+        store.purge(log_id(1, 1, 2)).await.unwrap();
+    });
+    drop(start(&disk).expect("the unchanged twin opens"));
+    let db = Database::builder().create_with_backend(disk.clone()).unwrap();
+    let txn = db.begin_write().unwrap();
+    change(&mut txn.open_table(LOG).unwrap(), &mut txn.open_table(META).unwrap());
+    txn.commit().unwrap();
+    db.close().unwrap();
+    match start(&disk) {
+        Err(error) => error,
+        Ok(_) => panic!("opened a damaged log"),
+    }
+}
+
+#[test]
+fn a_damaged_log_is_refused_by_name() {
+    let error = reopened_after(|log, _| drop(log.remove(5).unwrap()));
+    assert!(matches!(error, LogStoreError::Hole { first: 3, last: 8, count: 5 }), "{error}");
+    let error = reopened_after(|log, _| drop(log.remove(3).unwrap()));
+    assert!(matches!(error, LogStoreError::Hole { first: 3, last: 8, count: 5 }), "{error}");
+    let error = reopened_after(|log, _| drop(log.insert(8, &[1, 2, 3][..]).unwrap()));
+    assert!(matches!(error, LogStoreError::CorruptEntry { index: 8, what: "it is cut short" }), "{error}");
+    let error = reopened_after(|_, meta| drop(meta.insert(VOTE, &[9; 20][..]).unwrap()));
+    assert!(matches!(error, LogStoreError::CorruptPointer { key: VOTE, what: "its version is unknown" }), "{error}");
+    let error = reopened_after(|_, meta| drop(meta.insert(FORMAT, &[2][..]).unwrap()));
+    assert!(matches!(error, LogStoreError::UnknownFormat { got: Some(got) } if got == [2]));
+    let error = reopened_after(|_, meta| drop(meta.remove(FORMAT).unwrap()));
+    assert!(matches!(error, LogStoreError::UnknownFormat { got: None }), "{error}");
+}
+
+#[test]
+fn an_empty_database_is_not_a_log() {
+    let disk = Disk::default();
+    assert!(matches!(start(&disk), Err(LogStoreError::UnknownFormat { got: None })));
+}
+
+#[tokio::test]
+async fn a_damaged_entry_is_reported_when_read() {
+    let (disk, mut store) = on_new_disk().await;
+    store.blocking_append(entries(1, 0..9, 10)).await.unwrap();
+    drop(store);
+    let db = Database::builder().create_with_backend(disk.clone()).unwrap();
+    let txn = db.begin_write().unwrap();
+    {
+        let mut log = txn.open_table(LOG).unwrap();
+        let mut record = log.get(4).unwrap().unwrap().value().to_vec();
+        record[12] ^= 1;
+        log.insert(4, record.as_slice()).unwrap();
+    }
+    txn.commit().unwrap();
+    db.close().unwrap();
+    let mut store = start(&disk).unwrap();
+    let error = store.try_get_log_entries(0..9).await.unwrap_err();
+    assert!(error.to_string().contains("log entry 4 is damaged: its checksum does not match"), "{error}");
+    assert_eq!(store.try_get_log_entries(5..9).await.unwrap().len(), 4);
+}
