@@ -1,2 +1,19 @@
-//! quorate-core: the pure protocol. No clock, no randomness, no disk, no network.
+//! The pure protocol of quorate: ids, policy, commands, the replicated state machine, the tlog's formats and what a
+//! certificate proves.
+//!
+//! No clock, no randomness, no disk and no network: time and logs are arguments, output is data. Every node, the
+//! client and the auditor run this same code, so that a decision can be replayed by anyone who has the tlog.
+#![forbid(unsafe_code)]
+
+pub mod certificate;
+pub mod command;
+pub mod crypto;
+pub mod ids;
+pub mod leaf;
+pub mod policy;
+pub mod proof;
+pub mod refusal;
+pub mod rendezvous;
+pub mod sshsig;
+pub mod state;
 pub mod tlog;

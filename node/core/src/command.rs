@@ -1,0 +1,396 @@
+//! Commands: what Raft orders. Each is signed by its author over label, cluster and body, so the leader who orders
+//! them can delay but not forge. A [`Batch`] is one Raft log entry.
+use crate::crypto::{Hash, PublicKey, Signature, encode, sha256, sign_statement, statement_bytes};
+use crate::ids::{ClientId, ConnectionId, NodeId, PolicyVersion, PoolId, RequestId, RouteId, Timestamp};
+use crate::policy::SignedPolicy;
+use crate::sshsig::SshSignature;
+use crate::tlog::{ConsistencyProof, Cosignature, TreeSize};
+use aws_lc_rs::signature::Ed25519KeyPair;
+use borsh::{BorshDeserialize, BorshSerialize};
+use quorate_attest::evidence::{BootKeys, Evidence};
+
+/// Most commands in a batch: an entry stays below a few MiB.
+pub const COMMANDS_MAX: usize = 1024;
+/// Most settlements in one node command: a leaf stays under 64 KiB.
+pub const SETTLEMENTS_MAX: usize = 256;
+/// Most cosignatures listed anywhere: one per member.
+pub const COSIGNATURES_MAX: usize = crate::policy::MEMBERS_MAX;
+
+/// One Raft log entry: commands in the order they apply, at one time.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Batch {
+    /// The entry's time, by the proposing leader's clock; followers refuse to append what is out of bounds.
+    pub time: Timestamp,
+    /// Who proposed it. Not signed: it is a hint for operators, no decision rests on it.
+    pub proposer: NodeId,
+    /// At most [`COMMANDS_MAX`].
+    pub commands: Vec<Command>,
+}
+
+/// A command and its author's signature.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Command {
+    /// By a client.
+    Client(ClientSigned),
+    /// By an attested node.
+    Node(NodeSigned),
+    /// Evidence of one node; proves itself.
+    Evidence(Box<EvidenceCommand>),
+    /// The end of darkness; proves itself.
+    Recover(Box<RecoverCommand>),
+    /// A policy change by m of n admins.
+    Policy(PolicyCommand),
+}
+
+impl Command {
+    /// SHA-256 of the command's canonical bytes: how a proposer finds its outcome again.
+    pub fn digest(&self) -> Hash {
+        sha256(&encode(self))
+    }
+    /// Evidence, recovery and admin commands go first in every batch, so that load never starves attestation.
+    pub fn goes_first(&self) -> bool {
+        match self {
+            Self::Evidence(_) | Self::Recover(_) | Self::Policy(_) => true,
+            Self::Client(_) | Self::Node(_) => false,
+        }
+    }
+    /// Blobs that must be durable before the entry that holds this command is appended.
+    pub fn blobs(&self) -> Vec<Hash> {
+        let logs = |e: &Evidence| std::iter::once(Hash(e.event_log)).chain(e.ima_log.map(Hash)).collect::<Vec<_>>();
+        match self {
+            Self::Evidence(c) => logs(&c.evidence),
+            Self::Recover(c) => c.evidence.iter().flat_map(|(_, e)| logs(e)).collect(),
+            Self::Policy(c) => vec![c.document],
+            Self::Client(_) | Self::Node(_) => Vec::new(),
+        }
+    }
+}
+
+/// A client's command.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct ClientSigned {
+    /// Author.
+    pub client: ClientId,
+    /// What it wants.
+    pub body: ClientCommand,
+    /// Over label, cluster, author and body.
+    pub signature: Signature,
+}
+
+/// What a client may say.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum ClientCommand {
+    /// Authorise connections for some minutes.
+    OpenPool(OpenPool),
+    /// Authorise one request.
+    Authorise(Authorise),
+    /// Report how a request ended.
+    Report(Report),
+}
+
+const CLIENT_LABEL: &str = "quorate client command v1";
+const NODE_LABEL: &str = "quorate node command v1";
+const EVIDENCE_LABEL: &str = "quorate evidence command v1";
+const CONTRIBUTION_LABEL: &str = "quorate recovery contribution v1";
+
+impl ClientSigned {
+    /// Signs.
+    pub fn sign(cluster: Hash, client: ClientId, body: ClientCommand, key: &Ed25519KeyPair) -> Self {
+        let signature = sign_statement(key, CLIENT_LABEL, &(cluster, &client, &body));
+        Self { client, body, signature }
+    }
+    /// Whether the signature is `key`'s, for this cluster.
+    pub fn is_by(&self, cluster: Hash, key: &PublicKey) -> bool {
+        key.verify(&statement_bytes(CLIENT_LABEL, &(cluster, &self.client, &self.body)), &self.signature).is_ok()
+    }
+}
+
+/// A pool of connections for one (route, relay, keyer).
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct OpenPool {
+    /// New random id.
+    pub pool: PoolId,
+    /// Destination.
+    pub route: RouteId,
+    /// Who carries the records.
+    pub relay: NodeId,
+    /// The relay's boot keys, as the client verified them.
+    pub relay_boot: BootKeys,
+    /// Who checks the heads.
+    pub keyer: NodeId,
+    /// The keyer's boot keys.
+    pub keyer_boot: BootKeys,
+    /// End, at most the policy's pool lifetime away.
+    pub expires: Timestamp,
+}
+
+/// One request. Everything that relay, keyer and provider will be held to.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Authorise {
+    /// New random id: the nonce.
+    pub request: RequestId,
+    /// The pool that authorised the connection.
+    pub pool: PoolId,
+    /// The TLS connection; it carries this request only.
+    pub connection: ConnectionId,
+    /// Destination, equal to the pool's.
+    pub route: RouteId,
+    /// Equal to the pool's.
+    pub relay: NodeId,
+    /// Equal to the pool's.
+    pub keyer: NodeId,
+    /// Share epoch of the route's credential; 0 for a route without one.
+    pub share_epoch: u32,
+    /// Policy the client knows.
+    pub policy: PolicyVersion,
+    /// Digest of the head's sealed records.
+    pub head_digest: Hash,
+    /// SHA-256 over a fresh salt and the body: only the client can open it.
+    pub body_digest: Hash,
+    /// The most bytes the relay may send as body.
+    pub body_bytes_max: u64,
+    /// The most bytes the relay may send back.
+    pub response_bytes_max: u64,
+    /// The longest the request may run.
+    pub duration_ms_max: u64,
+    /// End of this signature's validity.
+    pub expires: Timestamp,
+}
+
+/// How a request ended, as the client saw it.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Report {
+    /// The request.
+    pub request: RequestId,
+    /// HTTP status of the provider; 0 when there was none.
+    pub status: u16,
+    /// Outcome.
+    pub ended: Ended,
+    /// Tokens by the provider's own count, 0 when it gave none. The client's word.
+    pub tokens_in: u64,
+    /// Tokens out, likewise.
+    pub tokens_out: u64,
+}
+
+/// The end of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Ended {
+    /// The response was read to its proper end.
+    Complete,
+    /// The client stopped it.
+    Cancelled,
+    /// The provider could not be reached.
+    Unreachable,
+    /// The provider closed before the response was whole.
+    Truncated,
+    /// A ceiling was reached.
+    CeilingReached,
+    /// The keyer refused the head.
+    HeadRefused,
+    /// A node failed on the way.
+    MeshFailure,
+    /// No response in the time allowed.
+    TimedOut,
+}
+
+/// A node's command, by its boot key.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct NodeSigned {
+    /// Author.
+    pub node: NodeId,
+    /// What it says.
+    pub body: NodeCommand,
+    /// By the boot cosigning key over label, cluster, author and body.
+    pub signature: Signature,
+}
+
+/// What a node may say.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum NodeCommand {
+    /// Requests it relayed have ended; at most [`SETTLEMENTS_MAX`].
+    Settle(Vec<Settlement>),
+    /// Something that people should look at.
+    Alarm(Alarm),
+    /// Commit to the state's digest, so that a snapshot at this entry can be installed.
+    Snapshot,
+}
+
+impl NodeSigned {
+    /// Signs.
+    pub fn sign(cluster: Hash, node: NodeId, body: NodeCommand, key: &Ed25519KeyPair) -> Self {
+        let signature = sign_statement(key, NODE_LABEL, &(cluster, node, &body));
+        Self { node, body, signature }
+    }
+    /// Whether the signature is `key`'s, for this cluster.
+    pub fn is_by(&self, cluster: Hash, key: &PublicKey) -> bool {
+        key.verify(&statement_bytes(NODE_LABEL, &(cluster, self.node, &self.body)), &self.signature).is_ok()
+    }
+}
+
+/// A relayed request's end, as the relay saw it. Sizes are rounded up to [`SIZE_BUCKET`] bytes.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Settlement {
+    /// The request.
+    pub request: RequestId,
+    /// Bytes sent to the provider after the handshake, bucketed.
+    pub bytes_up: u64,
+    /// Bytes received from it after the head was sent, bucketed.
+    pub bytes_down: u64,
+    /// From release of the head to the first byte of the answer, ms.
+    pub first_byte_ms: u32,
+    /// From release of the head to the end, ms.
+    pub total_ms: u32,
+    /// Outcome.
+    pub ended: Ended,
+}
+
+/// Published sizes are multiples of this, so that a leaf says less about a prompt.
+pub const SIZE_BUCKET: u64 = 256;
+
+/// Rounds a size up to its bucket.
+pub fn bucketed(bytes: u64) -> u64 {
+    bytes.div_ceil(SIZE_BUCKET).saturating_mul(SIZE_BUCKET)
+}
+
+/// What a node raises.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Alarm {
+    /// A keyer refused the head of an authorised request; the code is the head refusal's.
+    HeadRefused {
+        /// The request.
+        request: RequestId,
+        /// Stable code.
+        code: u16,
+    },
+    /// Two cosignatures of one node over two roots at one size: both stand here, so the leaf proves it.
+    Equivocation {
+        /// Who signed both.
+        accused: NodeId,
+        /// The key it used.
+        key: PublicKey,
+        /// The size.
+        size: TreeSize,
+        /// One root and its cosignature.
+        one: (Hash, Cosignature),
+        /// Another root and its cosignature.
+        other: (Hash, Cosignature),
+    },
+    /// The leader did not commit a command of this node in time; the node campaigned.
+    Withheld {
+        /// Digest of the command.
+        command: Hash,
+    },
+}
+
+/// A checkpoint by number and root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, BorshSerialize, BorshDeserialize)]
+pub struct CheckpointRef {
+    /// Leaves.
+    pub size: TreeSize,
+    /// Root hash.
+    pub root: Hash,
+}
+
+/// Evidence and the certified checkpoint it was quoted over.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct EvidenceCommand {
+    /// Whose.
+    pub node: NodeId,
+    /// Keys of this boot; the quote's qualifying data binds them.
+    pub boot: BootKeys,
+    /// The checkpoint whose root is the nonce.
+    pub nonce: CheckpointRef,
+    /// Its certificate.
+    pub certificate: Vec<(NodeId, Cosignature)>,
+    /// The quote.
+    pub evidence: Evidence,
+    /// By the boot cosigning key: possession.
+    pub signature: Signature,
+}
+
+impl EvidenceCommand {
+    fn statement(&self, cluster: Hash) -> Vec<u8> {
+        let Self { node, boot, nonce, certificate, evidence, signature: _ } = self;
+        statement_bytes(EVIDENCE_LABEL, &(cluster, node, boot, nonce, certificate, evidence))
+    }
+    /// Fills in the signature.
+    pub fn sign(mut self, cluster: Hash, key: &Ed25519KeyPair) -> Self {
+        self.signature = crate::crypto::sign(key, &self.statement(cluster));
+        self
+    }
+    /// Whether the boot key signed it.
+    pub fn possesses_key(&self, cluster: Hash) -> bool {
+        PublicKey(self.boot.cosign).verify(&self.statement(cluster), &self.signature).is_ok()
+    }
+}
+
+/// What one node brings to a recovery: what it must not lose, and a value nobody could know before.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Contribution {
+    /// Whose.
+    pub node: NodeId,
+    /// Keys of this boot.
+    pub boot: BootKeys,
+    /// Highest checkpoint it saw certified.
+    pub certified: CheckpointRef,
+    /// Highest checkpoint it signed.
+    pub lock: CheckpointRef,
+    /// Fresh.
+    pub random: [u8; 32],
+    /// By the boot cosigning key.
+    pub signature: Signature,
+}
+
+impl Contribution {
+    fn statement(&self, cluster: Hash) -> Vec<u8> {
+        let Self { node, boot, certified, lock, random, signature: _ } = self;
+        statement_bytes(CONTRIBUTION_LABEL, &(cluster, node, boot, certified, lock, random))
+    }
+    /// Fills in the signature.
+    pub fn sign(mut self, cluster: Hash, key: &Ed25519KeyPair) -> Self {
+        self.signature = crate::crypto::sign(key, &self.statement(cluster));
+        self
+    }
+    /// Whether the boot key signed it.
+    pub fn possesses_key(&self, cluster: Hash) -> bool {
+        PublicKey(self.boot.cosign).verify(&self.statement(cluster), &self.signature).is_ok()
+    }
+}
+
+/// The way out of darkness (DESIGN "Dark start"): one entry that re-establishes boot keys for at least a quorum.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct RecoverCommand {
+    /// The highest certified checkpoint contributed.
+    pub base: CheckpointRef,
+    /// At least a quorum, by node, ascending.
+    pub contributions: Vec<Contribution>,
+    /// Quotes of the same nodes with qualifying data over base and all contributions.
+    pub evidence: Vec<(NodeId, Evidence)>,
+    /// Size of the tree this entry extends.
+    pub tree: TreeSize,
+    /// For each contribution, that its certified checkpoint and its lock are prefixes of that tree.
+    pub proofs: Vec<(ConsistencyProof, ConsistencyProof)>,
+}
+
+impl RecoverCommand {
+    /// Digest of all contributions, part of the quotes' qualifying data.
+    pub fn contributions_digest(contributions: &[Contribution]) -> Hash {
+        sha256(&statement_bytes("quorate recovery contributions v1", &contributions))
+    }
+}
+
+/// A policy change; the document itself is a blob.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct PolicyCommand {
+    /// SHA-256 of the document.
+    pub document: Hash,
+    /// Admins' signatures over the document.
+    pub signatures: Vec<SshSignature>,
+}
+
+impl PolicyCommand {
+    /// With the document beside it.
+    pub fn with_document(&self, document: Vec<u8>) -> SignedPolicy {
+        SignedPolicy { document, signatures: self.signatures.clone() }
+    }
+}

@@ -1,0 +1,376 @@
+//! Pools, authorisations, settlements: nonces, rates and budgets hold exactly, cluster-wide, because they are decided here.
+use super::Run;
+use crate::command::{
+    Alarm, Authorise, ClientCommand, ClientSigned, Ended, OpenPool, Report, SETTLEMENTS_MAX, SIZE_BUCKET, Settlement,
+};
+use crate::ids::{ClientId, ConnectionId, NodeId, RequestId, RouteId, Timestamp};
+use crate::leaf::{AnomalyRule, LeafBody, Outcome};
+use crate::policy::{Grant, IN_FLIGHT_MAX, REQUEST_LIFETIME_MS_MAX};
+use crate::refusal::Refusal;
+use crate::rendezvous;
+use crate::tlog::LeafIndex;
+use borsh::{BorshDeserialize, BorshSerialize};
+use quorate_attest::evidence::BootKeys;
+use std::collections::BTreeSet;
+
+/// Pools one client may hold open at a time.
+const POOLS_PER_CLIENT_MAX: u32 = 256;
+const MINUTE_MS: u64 = 60_000;
+const DAY_MS: u64 = 86_400_000;
+
+/// An authorised set of connections.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Pool {
+    /// Whose.
+    pub client: ClientId,
+    /// Destination.
+    pub route: RouteId,
+    /// Relay and its boot keys.
+    pub relay: (NodeId, BootKeys),
+    /// Keyer and its boot keys.
+    pub keyer: (NodeId, BootKeys),
+    /// End.
+    pub expires: Timestamp,
+    /// Connections that carried their one request.
+    pub used: BTreeSet<ConnectionId>,
+}
+
+/// A request that is open, or whose nonce is remembered.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct RequestRecord {
+    /// Whose.
+    pub client: ClientId,
+    /// Through which relay.
+    pub relay: NodeId,
+    /// Checked by which keyer.
+    pub keyer: NodeId,
+    /// Leaf of the authorisation.
+    pub leaf: LeafIndex,
+    /// End of the signature's validity: the nonce is kept as long.
+    pub expires: Timestamp,
+    /// When a missing settlement becomes an anomaly.
+    pub deadline: Timestamp,
+    /// Bytes reserved in the client's budget.
+    pub reserved: u64,
+    /// The day of the reservation.
+    pub day: u64,
+    /// The relay's word: bytes up and down, end.
+    pub settled: Option<(u64, u64, Ended)>,
+    /// The client's word: tokens in and out, end.
+    pub reported: Option<(u64, u64, Ended)>,
+}
+
+/// What a client used; windows are UTC minutes and days of entry time.
+#[derive(Debug, Clone, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Usage {
+    /// Minute since the epoch.
+    pub minute: u64,
+    /// Requests in it.
+    pub minute_requests: u64,
+    /// Day since the epoch.
+    pub day: u64,
+    /// Requests in it.
+    pub day_requests: u64,
+    /// Settled bytes in it.
+    pub day_bytes: u64,
+    /// Bytes that running requests of this day may still use.
+    pub reserved_bytes: u64,
+    /// Running requests.
+    pub in_flight: u32,
+    /// Open pools.
+    pub pools: u32,
+}
+
+impl Usage {
+    fn roll(&mut self, time: Timestamp) {
+        let (minute, day) = (time.0 / MINUTE_MS, time.0 / DAY_MS);
+        if self.minute != minute {
+            (self.minute, self.minute_requests) = (minute, 0);
+        }
+        if self.day != day {
+            // What still runs was reserved on its own day and is charged there.
+            (self.day, self.day_requests, self.day_bytes, self.reserved_bytes) = (day, 0, 0, 0);
+        }
+    }
+}
+
+impl Run<'_> {
+    pub(super) fn client_command(&mut self, c: &ClientSigned) -> Result<Outcome, Refusal> {
+        let policy = std::sync::Arc::clone(&self.state.policy);
+        let grant = policy.clients.get(&c.client).ok_or(Refusal::UnknownClient)?;
+        if !c.is_by(self.state.data.genesis, &grant.key) {
+            return Err(Refusal::BadSignature);
+        }
+        if self.state.is_dark() {
+            return Err(Refusal::Dark);
+        }
+        if let ClientCommand::Report(r) = &c.body {
+            return self.report(&c.client, r);
+        }
+        if grant.revoked {
+            return Err(Refusal::ClientRevoked);
+        }
+        if grant.expires <= self.state.data.time {
+            return Err(Refusal::ClientExpired);
+        }
+        match &c.body {
+            ClientCommand::OpenPool(p) => self.open_pool(grant, p),
+            ClientCommand::Authorise(a) => self.authorise(grant, a),
+            ClientCommand::Report(r) => self.report(&c.client, r),
+        }
+    }
+
+    fn open_pool(&mut self, grant: &Grant, p: &OpenPool) -> Result<Outcome, Refusal> {
+        let state = &*self.state;
+        let time = state.data.time;
+        if !state.policy.routes.contains_key(&p.route) {
+            return Err(Refusal::UnknownRoute);
+        }
+        if !grant.routes.contains(&p.route) {
+            return Err(Refusal::OutOfScope);
+        }
+        if p.expires <= time || p.expires > time.plus_ms(state.policy.attestation.pool_lifetime_ms) {
+            return Err(Refusal::PoolTooLong);
+        }
+        if state.data.pools.contains_key(&p.pool) {
+            return Err(Refusal::DuplicatePool);
+        }
+        if state.attested(p.relay) != Some(&p.relay_boot) {
+            return Err(Refusal::RelayNotAttested);
+        }
+        if state.attested(p.keyer) != Some(&p.keyer_boot) {
+            return Err(Refusal::KeyerNotAttested);
+        }
+        let custodian = |n| state.policy.members.get(&n).map(|m| &m.custodian);
+        let (relay, keyer) = (custodian(p.relay), custodian(p.keyer));
+        if relay == keyer || relay == Some(&grant.custodian) || keyer == Some(&grant.custodian) {
+            return Err(Refusal::SameCustodian);
+        }
+        if !rendezvous::keyers(&state.policy, state.attested_nodes(), &p.route, p.relay, &grant.custodian).contains(&p.keyer) {
+            return Err(Refusal::WrongKeyer);
+        }
+        let usage = self.state.data.usage.entry(grant.id.clone()).or_default();
+        if usage.pools >= POOLS_PER_CLIENT_MAX {
+            return Err(Refusal::TooManyInFlight);
+        }
+        usage.pools += 1;
+        let pool = Pool {
+            client: grant.id.clone(),
+            route: p.route.clone(),
+            relay: (p.relay, p.relay_boot.clone()),
+            keyer: (p.keyer, p.keyer_boot.clone()),
+            expires: p.expires,
+            used: BTreeSet::new(),
+        };
+        self.state.data.pool_deadlines.insert((p.expires, p.pool));
+        self.state.data.pools.insert(p.pool, pool);
+        Ok(Outcome::PoolOpened)
+    }
+
+    fn authorise(&mut self, grant: &Grant, a: &Authorise) -> Result<Outcome, Refusal> {
+        let state = &*self.state;
+        let time = state.data.time;
+        let pool = state.data.pools.get(&a.pool).filter(|p| p.expires > time).ok_or(Refusal::UnknownPool)?;
+        if (&pool.client, &pool.route, pool.relay.0, pool.keyer.0) != (&grant.id, &a.route, a.relay, a.keyer) {
+            return Err(Refusal::PoolMismatch);
+        }
+        if a.expires <= time || a.expires > time.plus_ms(REQUEST_LIFETIME_MS_MAX) {
+            return Err(Refusal::Expired);
+        }
+        if state.data.requests.contains_key(&a.request) {
+            return Err(Refusal::Replayed);
+        }
+        if pool.used.contains(&a.connection) {
+            return Err(Refusal::ConnectionUsed);
+        }
+        if a.policy != state.policy.version {
+            return Err(Refusal::StalePolicy);
+        }
+        let route = state.policy.routes.get(&a.route).ok_or(Refusal::UnknownRoute)?;
+        if !grant.routes.contains(&a.route) {
+            return Err(Refusal::OutOfScope);
+        }
+        let d = &route.document;
+        let too_high = a.body_bytes_max > d.body_bytes_max
+            || a.response_bytes_max > d.response_bytes_max
+            || a.duration_ms_max > d.duration_ms_max;
+        if too_high {
+            return Err(Refusal::CeilingTooHigh);
+        }
+        if state.attested(a.relay) != Some(&pool.relay.1) {
+            return Err(Refusal::RelayNotAttested);
+        }
+        if state.attested(a.keyer) != Some(&pool.keyer.1) {
+            return Err(Refusal::KeyerNotAttested);
+        }
+        let custodian = |n| state.policy.members.get(&n).map(|m| &m.custodian);
+        let (relay, keyer) = (custodian(a.relay), custodian(a.keyer));
+        if relay == keyer || relay == Some(&grant.custodian) || keyer == Some(&grant.custodian) {
+            return Err(Refusal::SameCustodian);
+        }
+        let reserved = reservation(a);
+        let settle_ms = state.policy.attestation.settle_ms;
+        let leaf = LeafIndex(state.data.tree.size().0);
+        let usage = self.state.data.usage.entry(grant.id.clone()).or_default();
+        usage.roll(time);
+        if usage.minute_requests >= grant.requests_per_minute {
+            return Err(Refusal::RateExceeded);
+        }
+        if usage.day_requests >= grant.requests_per_day {
+            return Err(Refusal::RequestBudgetExceeded);
+        }
+        let bytes = usage.day_bytes.saturating_add(usage.reserved_bytes).saturating_add(reserved);
+        if bytes > grant.bytes_per_day {
+            return Err(Refusal::ByteBudgetExceeded);
+        }
+        if usage.in_flight >= IN_FLIGHT_MAX {
+            return Err(Refusal::TooManyInFlight);
+        }
+        usage.minute_requests += 1;
+        usage.day_requests += 1;
+        usage.reserved_bytes += reserved;
+        usage.in_flight += 1;
+        let record = RequestRecord {
+            client: grant.id.clone(),
+            relay: a.relay,
+            keyer: a.keyer,
+            leaf,
+            expires: a.expires,
+            deadline: time.plus_ms(a.duration_ms_max).plus_ms(settle_ms).max(a.expires),
+            reserved,
+            day: time.0 / DAY_MS,
+            settled: None,
+            reported: None,
+        };
+        if let Some(pool) = self.state.data.pools.get_mut(&a.pool) {
+            pool.used.insert(a.connection);
+        }
+        self.state.data.request_deadlines.insert((record.deadline, a.request));
+        self.state.data.requests.insert(a.request, record);
+        Ok(Outcome::Authorised)
+    }
+
+    pub(super) fn settle(&mut self, node: NodeId, settlements: &[Settlement]) -> Result<Outcome, Refusal> {
+        if settlements.len() > SETTLEMENTS_MAX {
+            return Err(Refusal::Oversized);
+        }
+        let mut refused = Vec::new();
+        for (position, s) in settlements.iter().enumerate() {
+            if let Err(refusal) = self.settle_one(node, s) {
+                refused.push((position as u16, refusal));
+            }
+        }
+        Ok(Outcome::Settled(refused))
+    }
+
+    fn settle_one(&mut self, node: NodeId, s: &Settlement) -> Result<(), Refusal> {
+        let time = self.state.data.time;
+        let record = self.state.data.requests.get_mut(&s.request).ok_or(Refusal::UnknownRequest)?;
+        if record.relay != node {
+            return Err(Refusal::NotYours);
+        }
+        if record.settled.is_some() {
+            return Err(Refusal::UnknownRequest);
+        }
+        record.settled = Some((s.bytes_up, s.bytes_down, s.ended));
+        let used = s.bytes_up.saturating_add(s.bytes_down).min(record.reserved);
+        let (client, reserved, day) = (record.client.clone(), record.reserved, record.day);
+        if let Some(usage) = self.state.data.usage.get_mut(&client) {
+            usage.roll(time);
+            if usage.day == day {
+                usage.reserved_bytes = usage.reserved_bytes.saturating_sub(reserved);
+                usage.day_bytes = usage.day_bytes.saturating_add(used);
+            }
+            usage.in_flight = usage.in_flight.saturating_sub(1);
+        }
+        self.compare(s.request);
+        Ok(())
+    }
+
+    fn report(&mut self, client: &ClientId, r: &Report) -> Result<Outcome, Refusal> {
+        let record = self.state.data.requests.get_mut(&r.request).ok_or(Refusal::UnknownRequest)?;
+        if record.client != *client {
+            return Err(Refusal::NotYours);
+        }
+        if record.reported.is_some() {
+            return Err(Refusal::UnknownRequest);
+        }
+        record.reported = Some((r.tokens_in, r.tokens_out, r.ended));
+        self.compare(r.request);
+        Ok(Outcome::Reported)
+    }
+
+    /// Once both halves are there: flag what does not fit, and keep only the nonce.
+    fn compare(&mut self, request: RequestId) {
+        let time = self.state.data.time;
+        let Some(record) = self.state.data.requests.get_mut(&request) else { return };
+        let (Some((up, down, relay_end)), Some((tokens_in, tokens_out, client_end))) = (record.settled, record.reported) else {
+            return;
+        };
+        let (old, expires) = (record.deadline, record.expires);
+        record.deadline = expires;
+        // A token has at least a byte; a chat template may add some that the body does not hold.
+        let exceeds = tokens_out > down.saturating_add(SIZE_BUCKET) || tokens_in > up.saturating_add(SIZE_BUCKET);
+        let differ = relay_end == Ended::Complete && client_end == Ended::Truncated;
+        self.state.data.request_deadlines.remove(&(old, request));
+        self.state.data.request_deadlines.insert((expires, request));
+        if exceeds {
+            self.leaf(time, LeafBody::Anomaly { request, rule: AnomalyRule::TokensExceedBytes });
+        }
+        if differ {
+            self.leaf(time, LeafBody::Anomaly { request, rule: AnomalyRule::EndsDiffer });
+        }
+    }
+
+    /// Forgets what is over; a settlement that never came is an anomaly.
+    pub(super) fn deadlines(&mut self) {
+        let time = self.state.data.time;
+        while let Some(&(expires, pool)) = self.state.data.pool_deadlines.first().filter(|(t, _)| *t <= time) {
+            self.state.data.pool_deadlines.remove(&(expires, pool));
+            if let Some(p) = self.state.data.pools.remove(&pool)
+                && let Some(usage) = self.state.data.usage.get_mut(&p.client)
+            {
+                usage.pools = usage.pools.saturating_sub(1);
+            }
+        }
+        while let Some(&(deadline, request)) = self.state.data.request_deadlines.first().filter(|(t, _)| *t <= time) {
+            self.state.data.request_deadlines.remove(&(deadline, request));
+            let Some(record) = self.state.data.requests.remove(&request) else { continue };
+            if record.settled.is_some() && record.reported.is_some() {
+                continue;
+            }
+            if record.settled.is_none()
+                && let Some(usage) = self.state.data.usage.get_mut(&record.client)
+            {
+                // Nobody knows what it used: it is charged what it reserved.
+                usage.roll(time);
+                if usage.day == record.day {
+                    usage.reserved_bytes = usage.reserved_bytes.saturating_sub(record.reserved);
+                    usage.day_bytes = usage.day_bytes.saturating_add(record.reserved);
+                }
+                usage.in_flight = usage.in_flight.saturating_sub(1);
+            }
+            let (relay, client) = (record.settled.is_none(), record.reported.is_none());
+            self.leaf(time, LeafBody::Unsettled { request, relay, client });
+        }
+    }
+
+    pub(super) fn alarm(&mut self, alarm: &Alarm) -> Result<Outcome, Refusal> {
+        if let Alarm::Equivocation { key, size, one, other, .. } = alarm {
+            let origin = &self.state.data.origin;
+            let signed = |(root, cosignature): &(crate::crypto::Hash, crate::tlog::Cosignature)| {
+                let reference = crate::command::CheckpointRef { size: *size, root: *root };
+                cosignature.verify(&super::checkpoint_of(origin, reference), &key.0).is_ok()
+            };
+            if one.0 == other.0 || !signed(one) || !signed(other) {
+                return Err(Refusal::BadSignature);
+            }
+        }
+        Ok(Outcome::AlarmRaised)
+    }
+}
+
+/// What an authorised request holds of its client's budget until it is settled.
+fn reservation(a: &Authorise) -> u64 {
+    a.body_bytes_max.saturating_add(a.response_bytes_max)
+}
