@@ -292,10 +292,6 @@ impl Rejection {
 /// Appraises Evidence; the checks and their order are in the [module's documentation](self). `expected` is the qualifying
 /// data the quote must be bound to ([`crate::qualifying`]); `floor` the counters last accepted from this AK, `None` only
 /// where none ever were.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "each is an input of RFC 9334's Verifier, and none has a default"
-)]
 pub fn appraise(
     evidence: &Evidence,
     logs: Logs<'_>,

@@ -7,7 +7,7 @@
 //!
 //! An admin's machine runs this at enrolment, so unlike the rest of the crate it takes randomness from the operating
 //! system: the seed, OAEP's padding, the ephemeral key. It decides nothing: that the EK is genuine is for
-//! [`crate::endorsement`], and that the right secret came back for the caller.
+//! [`crate::endorsement`], and that the right secret came back for [`crate::endorsement::Enrolment`].
 use aws_lc_rs::agreement::{self, PrivateKey};
 use aws_lc_rs::cipher::{AES_128, AES_256, EncryptingKey, EncryptionContext, UnboundCipherKey};
 use aws_lc_rs::iv::FixedLength;
@@ -231,7 +231,7 @@ fn counter_blocks(hash: HashAlg, bits: u32, mut block: impl FnMut(u32, &mut Vec<
         counter += 1;
     }
     out.truncate(len);
-    if bits % 8 != 0
+    if !bits.is_multiple_of(8)
         && let Some(first) = out.first_mut()
     {
         *first &= (1 << (bits % 8)) - 1;
