@@ -44,7 +44,9 @@ use openraft::{
     StorageIOError, Violation,
 };
 use redb::backends::FileBackend;
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, TableDefinition};
+use redb::{
+    Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, TableDefinition,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::stats::Counters;
@@ -211,7 +213,9 @@ impl CertifiedFloor {
 
     fn allow_truncation(&self, from: u64) -> Result<(), LogStoreError> {
         match self.certified() {
-            Some(certified) if from <= certified => Err(LogStoreError::CertifiedTruncation { asked: from, certified }),
+            Some(certified) if from <= certified => {
+                Err(LogStoreError::CertifiedTruncation { asked: from, certified })
+            }
             _ => Ok(()),
         }
     }
@@ -293,7 +297,9 @@ impl LogStore {
             .open(&draft)
             .map_err(LogStoreError::file("create", &draft))?;
         let backend = FileBackend::new(file).map_err(LogStoreError::engine("take the file"))?;
-        let db = Database::builder().create_with_backend(backend).map_err(LogStoreError::engine("create the log"))?;
+        let db = Database::builder()
+            .create_with_backend(backend)
+            .map_err(LogStoreError::engine("create the log"))?;
         initialise(&db)?;
         db.close().map_err(LogStoreError::engine("close the new log"))?;
         File::open(&draft).and_then(|file| file.sync_all()).map_err(LogStoreError::file("sync", &draft))?;
@@ -388,7 +394,8 @@ impl LogStore {
         let new_last = match from.checked_sub(1) {
             Some(before) if first <= before => {
                 let kept = self.reader.read(before, from, usize::MAX).await?.pop();
-                let kept = kept.ok_or(LogStoreError::CorruptEntry { index: before, what: "it is missing" })?;
+                let kept =
+                    kept.ok_or(LogStoreError::CorruptEntry { index: before, what: "it is missing" })?;
                 Some(kept.log_id)
             }
             _ => purged,
@@ -413,8 +420,14 @@ impl LogStore {
             if state.purged.is_some_and(|purged| upto.index <= purged.index) {
                 return Ok(());
             }
-            state.purge(upto);
-            permit.send(Job { change: Change::Purge(upto), truncations: state.truncations, done });
+            // A log's leaders never go back (Raft §5.3), so entries after `upto` from an earlier leader are of
+            // another history: the leader's snapshot replaces them, and what follows it must find its place.
+            let all = state.last < Some(upto);
+            if all && state.end() > upto.index + 1 {
+                self.floor.allow_truncation(upto.index + 1)?;
+            }
+            state.purge(upto, all);
+            permit.send(Job { change: Change::Purge { upto, all }, truncations: state.truncations, done });
         }
         self.wait(outcome).await
     }
@@ -465,9 +478,10 @@ impl LogReader {
                 return Ok(bounded(view.tail, bytes_max));
             }
             let shared = Arc::clone(&self.shared);
-            let mut entries = tokio::task::spawn_blocking(move || read_disk(&shared.db, view.disk, bytes_max))
-                .await
-                .map_err(|_| LogStoreError::ReadCancelled)??;
+            let mut entries =
+                tokio::task::spawn_blocking(move || read_disk(&shared.db, view.disk, bytes_max))
+                    .await
+                    .map_err(|_| LogStoreError::ReadCancelled)??;
             if self.shared.state().truncations == view.truncations {
                 entries.extend(view.tail);
                 return Ok(bounded(entries, bytes_max));
@@ -484,7 +498,8 @@ fn bounded(entries: Vec<Entry>, bytes_max: usize) -> Vec<Entry> {
         .iter()
         .take_while(|entry| {
             let index = entry.log_id.index;
-            let fits = next.is_none() || (next == Some(index) && bytes.saturating_add(weight(entry)) <= bytes_max);
+            let fits =
+                next.is_none() || (next == Some(index) && bytes.saturating_add(weight(entry)) <= bytes_max);
             bytes = bytes.saturating_add(weight(entry));
             next = Some(index + 1);
             fits
@@ -495,7 +510,11 @@ fn bounded(entries: Vec<Entry>, bytes_max: usize) -> Vec<Entry> {
     entries
 }
 
-fn read_disk(db: &Database, range: std::ops::Range<u64>, bytes_max: usize) -> Result<Vec<Entry>, LogStoreError> {
+fn read_disk(
+    db: &Database,
+    range: std::ops::Range<u64>,
+    bytes_max: usize,
+) -> Result<Vec<Entry>, LogStoreError> {
     let txn = db.begin_read().map_err(LogStoreError::engine("begin a read"))?;
     let log = txn.open_table(LOG).map_err(LogStoreError::engine("open the log table"))?;
     let mut entries = Vec::new();
@@ -554,7 +573,10 @@ impl Shared {
         }
         self.failed.send_if_modified(|failed| match failed {
             None => {
-                tracing::error!(reason, "the Raft log can no longer be written; this node stops acknowledging");
+                tracing::error!(
+                    reason,
+                    "the Raft log can no longer be written; this node stops acknowledging"
+                );
                 *failed = Some(reason.clone());
                 true
             }
@@ -599,7 +621,9 @@ impl State {
     fn load(db: &Database) -> Result<Self, LogStoreError> {
         let txn = db.begin_read().map_err(LogStoreError::engine("begin a read"))?;
         let meta = match txn.open_table(META) {
-            Err(redb::TableError::TableDoesNotExist(_)) => return Err(LogStoreError::UnknownFormat { got: None }),
+            Err(redb::TableError::TableDoesNotExist(_)) => {
+                return Err(LogStoreError::UnknownFormat { got: None });
+            }
             other => other.map_err(LogStoreError::engine("open the meta table"))?,
         };
         let log = txn.open_table(LOG).map_err(LogStoreError::engine("open the log table"))?;
@@ -699,16 +723,16 @@ impl State {
         self.truncations += 1;
     }
 
-    fn purge(&mut self, upto: LogId) {
-        while self.tail.front().is_some_and(|entry| entry.log_id.index <= upto.index) {
+    fn purge(&mut self, upto: LogId, all: bool) {
+        while self.tail.front().is_some_and(|entry| all || entry.log_id.index <= upto.index) {
             self.pop_front();
         }
         self.first = upto.index + 1;
         self.purged = Some(upto);
-        // after a snapshot from the leader the log may go on beyond its end
-        if self.last.is_none_or(|last| last.index <= upto.index) {
+        if all {
             self.last = Some(upto);
             self.durable_end = upto.index + 1;
+            self.truncations += 1;
         }
     }
 
@@ -795,7 +819,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         // Raft §5.2: one vote in a term; a vote that goes back would allow a second
         let current = self.reader.shared.state().vote;
         if let Some(curr) = current
-            && !matches!(vote.partial_cmp(&curr), Some(std::cmp::Ordering::Greater | std::cmp::Ordering::Equal))
+            && !matches!(
+                vote.partial_cmp(&curr),
+                Some(std::cmp::Ordering::Greater | std::cmp::Ordering::Equal)
+            )
         {
             let violation = Violation::VoteNotAscending { curr, to: *vote };
             return Err(DefensiveError::new(ErrorSubject::Vote, violation).into());

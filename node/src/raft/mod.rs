@@ -12,6 +12,8 @@ pub mod log_store;
 pub mod snapshot_store;
 pub mod types;
 
-pub use log_store::{CertifiedFloor, LogMonitor, LogReader, LogStats, LogStore, LogStoreError, LogStoreOptions};
+pub use log_store::{
+    CertifiedFloor, LogMonitor, LogReader, LogStats, LogStore, LogStoreError, LogStoreOptions,
+};
 pub use snapshot_store::{LoadedSnapshots, SnapshotDigest, SnapshotError, SnapshotStore, StoredSnapshot};
 pub use types::{Applied, Batch, BatchTooLarge, TypeConfig};

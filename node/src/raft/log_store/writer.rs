@@ -27,8 +27,11 @@ pub(super) enum Change {
     Append(Vec<Entry>),
     /// Removes this index and all above it.
     Truncate(u64),
-    /// Removes this index and all below it.
-    Purge(LogId),
+    /// Removes this index and all below it; all above it too if they belong to another history.
+    Purge {
+        upto: LogId,
+        all: bool,
+    },
     Vote(Vote),
 }
 
@@ -93,8 +96,9 @@ fn commit(shared: &Shared, jobs: &[Job]) -> Result<Duration, LogStoreError> {
                 Change::Truncate(from) => {
                     log.retain_in(*from.., |_, _| false).map_err(LogStoreError::engine("truncate"))?;
                 }
-                Change::Purge(upto) => {
-                    log.retain_in(..=upto.index, |_, _| false).map_err(LogStoreError::engine("purge"))?;
+                Change::Purge { upto, all } => {
+                    let end = if *all { u64::MAX } else { upto.index };
+                    log.retain_in(..=end, |_, _| false).map_err(LogStoreError::engine("purge"))?;
                     put(&mut meta, PURGED, &record::encode(upto)?)?;
                 }
                 Change::Vote(vote) => put(&mut meta, VOTE, &record::encode(vote)?)?,
@@ -111,7 +115,11 @@ fn commit(shared: &Shared, jobs: &[Job]) -> Result<Duration, LogStoreError> {
     Ok(took)
 }
 
-fn put(meta: &mut redb::Table<'_, &'static str, &'static [u8]>, key: &str, record: &[u8]) -> Result<(), LogStoreError> {
+fn put(
+    meta: &mut redb::Table<'_, &'static str, &'static [u8]>,
+    key: &str,
+    record: &[u8],
+) -> Result<(), LogStoreError> {
     meta.insert(key, record).map_err(LogStoreError::engine("insert a pointer"))?;
     Ok(())
 }
