@@ -107,8 +107,9 @@ impl Expect {
 
 /// One open connection to a peer that proved its key.
 ///
-/// When the connection dies, calls in flight fail (with whatever code HTTP/2's end produces: look at
-/// [`Connected::close_reason`] to tell), and new calls fail at once with `UNAVAILABLE`. It never reconnects.
+/// When the connection dies, calls in flight fail (with a code that depends on how HTTP/2 ended:
+/// [`is_transport_failure`] tells such a failure from the peer's answer), and new calls fail at once with
+/// `UNAVAILABLE`. It never reconnects.
 pub struct Connected {
     channel: tonic::transport::Channel,
     address: Address,
@@ -175,6 +176,15 @@ impl fmt::Debug for Connected {
             .field("close_reason", &self.close_reason())
             .finish_non_exhaustive()
     }
+}
+
+/// Whether a call failed on the way, not by the peer's answer: the connection died, or could not carry it.
+///
+/// The peer may or may not have acted on the call. The code alone does not tell: a connection that breaks gives
+/// `UNKNOWN`, one that goes silent `UNAVAILABLE`, and a peer may answer with either.
+pub fn is_transport_failure(status: &tonic::Status) -> bool {
+    // A status that came over the wire has no cause here; one that tonic made of an error carries it.
+    std::error::Error::source(status).is_some()
 }
 
 /// Opens one connection, within `timeout` in all.
@@ -270,6 +280,11 @@ fn explain(address: &Address, error: io::Error) -> ConnectError {
     ConnectError::Tls { address, source: tls.clone() }
 }
 
+/// What calls on a dead connection fail with; tonic makes it `UNAVAILABLE`.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection is over: {0}")]
+struct ConnectionOver(CloseReason);
+
 /// Runs HTTP/2 over this stream. tonic's channel reconnects by asking its connector again; ours has one stream
 /// to give, and after that an error, which every further call receives at once.
 async fn channel_over<S>(
@@ -283,7 +298,7 @@ where
     let connector = tower::service_fn(move |_: tonic::transport::Uri| {
         std::future::ready(once.take().ok_or_else(|| {
             let reason = lifeline.reason().unwrap_or(CloseReason::Ended);
-            tonic::Status::unavailable(format!("the connection is over: {reason}"))
+            ConnectionOver(reason)
         }))
     });
     // The authority is fixed: it says nothing, and nobody should route by it.

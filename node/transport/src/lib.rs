@@ -33,7 +33,7 @@ mod link;
 mod server;
 mod tls;
 
-pub use client::{Address, Connected, Expect, connect};
+pub use client::{Address, Connected, Expect, connect, is_transport_failure};
 pub use error::{
     AddressError, AdmissionError, ConnectError, Fault, IdentityError, KeyMismatch, LinkError, PeerKeyError,
     Stage,

@@ -456,7 +456,35 @@ impl Drop for PlaceOf {
 
 #[cfg(test)]
 mod tests {
+    use futures::StreamExt;
+    use rustls::pki_types::ServerName;
+    use tokio::io::AsyncReadExt;
+
     use super::*;
+    use crate::client::Expect;
+
+    #[tokio::test]
+    async fn who_proves_a_key_and_then_says_nothing_loses_its_place() {
+        let node = Identity::generate().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let limits = Limits { handshake_timeout: Duration::from_millis(500), ..Limits::default() };
+        let mut incoming = Incoming::new(listener, &node, limits).unwrap();
+        let (addr, stats) = (incoming.local_addr(), incoming.stats());
+
+        let me = Identity::generate().unwrap();
+        let config = tls::client_config(&me, Expect::Key(node.public())).unwrap();
+        let tcp = TcpStream::connect(addr).await.unwrap();
+        let name = ServerName::from(addr.ip());
+        let _mute = tokio_rustls::TlsConnector::from(config).connect(name, tcp).await.unwrap();
+
+        let Ok(mut io) = incoming.next().await.unwrap();
+        assert_eq!((io.channel.peer_key(), stats.open()), (me.public(), 1));
+        let error = io.read(&mut [0; 64]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(io.channel.close_reason(), Some(CloseReason::Silent));
+        drop(io);
+        assert_eq!(stats.open(), 0);
+    }
 
     #[test]
     fn one_address_gets_half_of_the_places() {

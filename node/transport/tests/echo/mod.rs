@@ -16,7 +16,7 @@ type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 type Bytes = Vec<u8>;
 
 #[derive(Clone)]
-pub struct EchoServer;
+pub(crate) struct EchoServer;
 
 impl tonic::server::NamedService for EchoServer {
     const NAME: &'static str = "test.Echo";
@@ -38,6 +38,7 @@ impl tower::Service<http::Request<Body>> for EchoServer {
                 "/test.Echo/Who" => grpc.unary(Who, request).await,
                 "/test.Echo/Slow" => grpc.unary(Slow, request).await,
                 "/test.Echo/CutMe" => grpc.unary(CutMe, request).await,
+                "/test.Echo/Refused" => Status::unavailable("come back later").into_http(),
                 "/test.Echo/Chat" => grpc.streaming(Chat, request).await,
                 _ => Status::unimplemented("no such method").into_http(),
             })
@@ -98,25 +99,29 @@ async fn unary(channel: tonic::transport::Channel, path: &'static str) -> Result
 
 /// What the server knows about the connection of a call.
 #[derive(Debug)]
-pub struct Seen {
-    pub id: String,
-    pub peer_key: String,
-    pub exporter: String,
+pub(crate) struct Seen {
+    pub(crate) id: String,
+    pub(crate) peer_key: String,
+    pub(crate) exporter: String,
 }
 
-pub async fn who(connected: &Connected) -> Result<Seen, Status> {
+pub(crate) async fn who(connected: &Connected) -> Result<Seen, Status> {
     let text = String::from_utf8(unary(connected.channel(), "/test.Echo/Who").await?).unwrap();
     let mut parts = text.splitn(3, ' ').map(str::to_owned);
     let mut part = || parts.next().unwrap();
     Ok(Seen { id: part(), peer_key: part(), exporter: part() })
 }
 
-pub async fn slow(channel: tonic::transport::Channel) -> Result<Bytes, Status> {
+pub(crate) async fn slow(channel: tonic::transport::Channel) -> Result<Bytes, Status> {
     unary(channel, "/test.Echo/Slow").await
 }
 
-pub async fn cut_me(connected: &Connected) -> Result<Bytes, Status> {
+pub(crate) async fn cut_me(connected: &Connected) -> Result<Bytes, Status> {
     unary(connected.channel(), "/test.Echo/CutMe").await
+}
+
+pub(crate) async fn refused(connected: &Connected) -> Result<Bytes, Status> {
+    unary(connected.channel(), "/test.Echo/Refused").await
 }
 
 async fn open(
@@ -131,7 +136,7 @@ async fn open(
 }
 
 /// Ping-pong: each message is sent only after the echo of the one before.
-pub async fn chat(connected: &Connected, rounds: usize) -> Result<usize, Status> {
+pub(crate) async fn chat(connected: &Connected, rounds: usize) -> Result<usize, Status> {
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     sender.send(vec![0]).await.unwrap();
     let mut back = open(connected, tokio_stream::wrappers::ReceiverStream::new(receiver)).await?;
@@ -148,7 +153,7 @@ pub async fn chat(connected: &Connected, rounds: usize) -> Result<usize, Status>
 }
 
 /// Sends this many bytes in pieces and counts what comes back.
-pub async fn big_echo(connected: &Connected, bytes: usize) -> Result<usize, Status> {
+pub(crate) async fn big_echo(connected: &Connected, bytes: usize) -> Result<usize, Status> {
     let piece = 64 << 10;
     let out = futures::stream::iter((0..bytes / piece).map(move |i| vec![i as u8; piece]));
     let mut back = open(connected, out).await?;
