@@ -1,0 +1,434 @@
+//! This node's view of the replicated state: what was applied here, what is certified, and who waits for which outcome.
+//!
+//! One task, Raft's state machine worker, applies entries ([`Applier`]); everybody else holds a [`Ledger`], reads, and
+//! waits. Nothing is forwarded on the strength of "applied": [`Ledger::decide`] and [`Ledger::authorisation`] return only
+//! what is certified, by a quorum, over a root that equals this node's own.
+use crate::tilestore::{StoreError, TileReader, TileStore};
+use arc_swap::ArcSwap;
+use quorate_attest::evidence::BootKeys;
+use quorate_core::certificate::{CertifiedAuthorisation, CertifiedCheckpoint, CertifiedLeaf, Certifiers};
+use quorate_core::command::{Alarm, CheckpointRef, ClientCommand, Command, NodeCommand, Settlement};
+use quorate_core::crypto::Hash;
+use quorate_core::ids::{NodeId, RequestId, Timestamp};
+use quorate_core::leaf::{Leaf, LeafBody, Outcome};
+use quorate_core::policy::Policy;
+use quorate_core::refusal::Refusal;
+use quorate_core::state::{AppliedLeaf, Blobs, NodeRecord, State};
+use quorate_core::tlog::{Origin, TreeSize};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+/// Authorisations remembered for a keyer that has not asked yet; a request lives two minutes at most.
+const AUTHORISATIONS_MAX: usize = 65_536;
+/// Commands that may wait for their outcome at a time.
+const WAITERS_MAX: usize = 65_536;
+
+/// What changes with every batch and everybody reads.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// Policy in force.
+    pub policy: Arc<Policy>,
+    /// What is known of each member.
+    pub nodes: BTreeMap<NodeId, NodeRecord>,
+    /// Time of the last entry.
+    pub time: Timestamp,
+    /// The tree.
+    pub checkpoint: CheckpointRef,
+    /// Fewer than a quorum attested.
+    pub dark: bool,
+    /// When the next lapse or deadline is due.
+    pub next_due: Option<Timestamp>,
+    /// Raft index of the last entry.
+    pub log_index: u64,
+}
+
+impl View {
+    fn of(state: &State, log_index: u64) -> Self {
+        Self {
+            policy: Arc::clone(state.policy()),
+            nodes: state.nodes().clone(),
+            time: state.time(),
+            checkpoint: state.checkpoint(),
+            dark: state.is_dark(),
+            next_due: state.next_due(),
+            log_index,
+        }
+    }
+    /// Boot keys of an attested node.
+    pub fn attested(&self, node: NodeId) -> Option<&BootKeys> {
+        self.nodes.get(&node).and_then(NodeRecord::attested)
+    }
+    /// Which attested node has this TLS key.
+    pub fn node_by_tls_key(&self, key: &[u8; 32]) -> Option<NodeId> {
+        self.nodes.iter().find(|(_, r)| r.attested().is_some_and(|b| b.tls == *key)).map(|(n, _)| *n)
+    }
+    /// Evidence that is not too old by the given clock either: what a relay and a keyer go by.
+    pub fn attested_at(&self, node: NodeId, now: Timestamp) -> bool {
+        let Some(at) = self.nodes.get(&node).and_then(NodeRecord::attested_at) else { return false };
+        now.since_ms(at) <= self.policy.attestation.lapse_ms.saturating_add(self.policy.attestation.clock_skew_ms)
+    }
+}
+
+/// A batch as applied, for the cosigner.
+#[derive(Debug, Clone)]
+pub struct AppliedCheckpoint {
+    /// Raft index of the entry.
+    pub log_index: u64,
+    /// The tree after it.
+    pub checkpoint: CheckpointRef,
+    /// Who may certify it.
+    pub certifiers: Certifiers,
+    /// Whether evidence may name it as nonce.
+    pub anchor: bool,
+}
+
+/// A certified checkpoint that equals this node's own.
+#[derive(Debug, Clone)]
+pub struct Certified {
+    /// The certificate.
+    pub certified: CertifiedCheckpoint,
+    /// This node's own tree at that size, compared with it.
+    pub own: CheckpointRef,
+    /// Raft index of its entry.
+    pub log_index: u64,
+}
+
+/// The decision on a command, certified.
+#[derive(Debug, Clone)]
+pub struct Decided {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// Its leaf; `None` for what leaves none.
+    pub leaf: Option<CertifiedLeaf>,
+    /// When this node had applied it.
+    pub applied_at: Instant,
+}
+
+/// Why no decision came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DecideError {
+    /// The state machine refused it.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Not committed, or not certified, in time.
+    #[error("no quorum decided in time")]
+    NoQuorum,
+    /// Too many wait already.
+    #[error("too many commands are waiting")]
+    Overloaded,
+    /// The node is stopping.
+    #[error("the node is shutting down")]
+    ShuttingDown,
+}
+
+struct AppliedOutcome {
+    outcome: Outcome,
+    leaf: Option<AppliedLeaf>,
+    size: TreeSize,
+    at: Instant,
+}
+
+#[derive(Default)]
+struct Authorisations {
+    waiting: HashMap<RequestId, oneshot::Sender<(AppliedLeaf, TreeSize)>>,
+    seen: HashMap<RequestId, (AppliedLeaf, TreeSize)>,
+    order: VecDeque<RequestId>,
+}
+
+/// What leaves this node for the leader.
+#[derive(Debug)]
+pub enum Outgoing {
+    /// A command and the blobs it names.
+    Command(Command, Vec<Vec<u8>>),
+    /// A settlement, to be signed in a batch.
+    Settlement(Settlement),
+    /// An alarm, to be signed.
+    Alarm(Alarm),
+    /// Another statement of this node, to be signed.
+    Node(NodeCommand),
+}
+
+struct Inner {
+    me: NodeId,
+    cluster: Hash,
+    origin: Origin,
+    state: RwLock<State>,
+    view: ArcSwap<View>,
+    view_changed: watch::Sender<u64>,
+    tiles: TileReader,
+    waiters: Mutex<HashMap<Hash, Vec<oneshot::Sender<AppliedOutcome>>>>,
+    authorisations: Mutex<Authorisations>,
+    certified: watch::Sender<Option<Arc<Certified>>>,
+    outgoing: mpsc::Sender<Outgoing>,
+}
+
+/// Handle to this node's view; cheap to clone.
+#[derive(Clone)]
+pub struct Ledger {
+    inner: Arc<Inner>,
+}
+
+/// The only one who applies; owned by Raft's state machine worker.
+pub struct Applier<B> {
+    ledger: Ledger,
+    tiles: TileStore,
+    blobs: B,
+    applied: mpsc::UnboundedSender<AppliedCheckpoint>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Ledger {
+    /// Builds the pair. `applied` receives every batch's checkpoint in order; `outgoing` is read by the proposer.
+    pub fn new<B: Blobs>(
+        me: NodeId,
+        state: State,
+        log_index: u64,
+        tiles: TileStore,
+        blobs: B,
+        applied: mpsc::UnboundedSender<AppliedCheckpoint>,
+        outgoing: mpsc::Sender<Outgoing>,
+    ) -> (Self, Applier<B>) {
+        let inner = Inner {
+            me,
+            cluster: state.cluster(),
+            origin: state.origin().clone(),
+            view: ArcSwap::from_pointee(View::of(&state, log_index)),
+            view_changed: watch::Sender::new(log_index),
+            state: RwLock::new(state),
+            tiles: tiles.reader(),
+            waiters: Mutex::default(),
+            authorisations: Mutex::default(),
+            certified: watch::Sender::new(None),
+            outgoing,
+        };
+        let ledger = Self { inner: Arc::new(inner) };
+        (ledger.clone(), Applier { ledger, tiles, blobs, applied })
+    }
+
+    /// This node.
+    pub fn me(&self) -> NodeId {
+        self.inner.me
+    }
+    /// Genesis digest.
+    pub fn cluster(&self) -> Hash {
+        self.inner.cluster
+    }
+    /// The tlog's name.
+    pub fn origin(&self) -> &Origin {
+        &self.inner.origin
+    }
+    /// The current view.
+    pub fn view(&self) -> Arc<View> {
+        self.inner.view.load_full()
+    }
+    /// Changes with every applied batch.
+    pub fn view_changed(&self) -> watch::Receiver<u64> {
+        self.inner.view_changed.subscribe()
+    }
+    /// The newest certified checkpoint.
+    pub fn certified(&self) -> watch::Receiver<Option<Arc<Certified>>> {
+        self.inner.certified.subscribe()
+    }
+    /// The tiles.
+    pub fn tiles(&self) -> &TileReader {
+        &self.inner.tiles
+    }
+    /// A short look at the whole state; do nothing slow in it.
+    pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.inner.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Sends something to the leader without waiting for its outcome; false when the queue is full.
+    pub fn send(&self, outgoing: Outgoing) -> bool {
+        self.inner.outgoing.try_send(outgoing).is_ok()
+    }
+    /// Queues a settlement for the next signed batch of them.
+    pub async fn settle(&self, settlement: Settlement) {
+        // A full queue holds the relay's task, not the request: its bytes are through already.
+        let _closed = self.inner.outgoing.send(Outgoing::Settlement(settlement)).await;
+    }
+    /// Raises an alarm.
+    pub fn alarm(&self, alarm: Alarm) {
+        if !self.send(Outgoing::Alarm(alarm)) {
+            tracing::warn!("an alarm was dropped: the queue to the leader is full");
+        }
+    }
+
+    /// Proposes a command and waits until its outcome is under a certified checkpoint.
+    pub async fn decide(&self, command: Command, blobs: Vec<Vec<u8>>, within: Duration) -> Result<Decided, DecideError> {
+        let digest = command.digest();
+        let (tx, rx) = oneshot::channel();
+        {
+            let mut waiters = lock(&self.inner.waiters);
+            if waiters.len() >= WAITERS_MAX {
+                waiters.retain(|_, w| {
+                    w.retain(|s| !s.is_closed());
+                    !w.is_empty()
+                });
+                if waiters.len() >= WAITERS_MAX {
+                    return Err(DecideError::Overloaded);
+                }
+            }
+            waiters.entry(digest).or_default().push(tx);
+        }
+        if !self.send(Outgoing::Command(command, blobs)) {
+            lock(&self.inner.waiters).remove(&digest);
+            return Err(DecideError::Overloaded);
+        }
+        let deadline = Instant::now() + within;
+        let Ok(applied) = tokio::time::timeout_at(deadline, rx).await else {
+            let mut waiters = lock(&self.inner.waiters);
+            if let Some(w) = waiters.get_mut(&digest) {
+                w.retain(|s| !s.is_closed());
+                if w.is_empty() {
+                    waiters.remove(&digest);
+                }
+            }
+            return Err(DecideError::NoQuorum);
+        };
+        let applied = applied.map_err(|_| DecideError::ShuttingDown)?;
+        let certified = self.certified_at(applied.size, deadline).await?;
+        let leaf = match &applied.leaf {
+            Some(leaf) => {
+                Some(certified.certified.applied_leaf(leaf, certified.own).map_err(|_| DecideError::NoQuorum)?)
+            }
+            None => None,
+        };
+        match applied.outcome {
+            Outcome::Refused(refusal) => Err(refusal.into()),
+            outcome => Ok(Decided { outcome, leaf, applied_at: applied.at }),
+        }
+    }
+
+    /// Waits until the authorisation of a request is under a certified checkpoint, in this node's own view.
+    pub async fn authorisation(&self, request: RequestId, within: Duration) -> Result<CertifiedAuthorisation, DecideError> {
+        let deadline = Instant::now() + within;
+        let known = {
+            let mut a = lock(&self.inner.authorisations);
+            match a.seen.remove(&request) {
+                Some(found) => Ok(found),
+                None => {
+                    let (tx, rx) = oneshot::channel();
+                    a.waiting.retain(|_, w| !w.is_closed());
+                    if a.waiting.len() >= AUTHORISATIONS_MAX {
+                        return Err(DecideError::Overloaded);
+                    }
+                    a.waiting.insert(request, tx);
+                    Err(rx)
+                }
+            }
+        };
+        let (leaf, size) = match known {
+            Ok(found) => found,
+            Err(rx) => tokio::time::timeout_at(deadline, rx)
+                .await
+                .map_err(|_| DecideError::NoQuorum)?
+                .map_err(|_| DecideError::ShuttingDown)?,
+        };
+        let certified = self.certified_at(size, deadline).await?;
+        let leaf = certified.certified.applied_leaf(&leaf, certified.own).map_err(|_| DecideError::NoQuorum)?;
+        leaf.authorisation().ok_or(DecideError::NoQuorum)
+    }
+
+    /// Waits for a certified checkpoint of at least this size.
+    pub async fn certified_at(&self, size: TreeSize, deadline: Instant) -> Result<Arc<Certified>, DecideError> {
+        let mut watch = self.inner.certified.subscribe();
+        let reached = watch.wait_for(|c| c.as_ref().is_some_and(|c| c.own.size >= size));
+        let found = tokio::time::timeout_at(deadline, reached).await.map_err(|_| DecideError::NoQuorum)?;
+        found.map_err(|_| DecideError::ShuttingDown)?.clone().ok_or(DecideError::NoQuorum)
+    }
+
+    /// Publishes a certificate whose root the cosigner compared with this node's own.
+    pub(crate) fn publish(&self, certified: Certified) {
+        self.inner.certified.send_if_modified(|current| {
+            let newer = current.as_ref().is_none_or(|c| c.own.size < certified.own.size);
+            if newer {
+                *current = Some(Arc::new(certified));
+            }
+            newer
+        });
+    }
+
+    fn resolve(&self, outcomes: Vec<(Hash, Outcome, Option<usize>)>, leaves: &[AppliedLeaf], size: TreeSize) {
+        let at = Instant::now();
+        let mut waiters = lock(&self.inner.waiters);
+        for (digest, outcome, position) in outcomes {
+            let Some(waiting) = waiters.remove(&digest) else { continue };
+            let leaf = position.and_then(|p| leaves.get(p));
+            for waiter in waiting {
+                let _gone = waiter.send(AppliedOutcome { outcome: outcome.clone(), leaf: leaf.cloned(), size, at });
+            }
+        }
+    }
+
+    /// Remembers authorisations that name this node as keyer.
+    fn remember(&self, leaves: &[AppliedLeaf], size: TreeSize) {
+        let mine = leaves.iter().filter_map(|leaf| Some((authorised_for(leaf, self.inner.me)?, leaf)));
+        let mut a = lock(&self.inner.authorisations);
+        for (request, leaf) in mine {
+            if let Some(waiter) = a.waiting.remove(&request) {
+                let _gone = waiter.send((leaf.clone(), size));
+                continue;
+            }
+            a.seen.insert(request, (leaf.clone(), size));
+            a.order.push_back(request);
+            while a.order.len() > AUTHORISATIONS_MAX {
+                if let Some(old) = a.order.pop_front() {
+                    a.seen.remove(&old);
+                }
+            }
+        }
+    }
+}
+
+fn authorised_for(leaf: &AppliedLeaf, keyer: NodeId) -> Option<RequestId> {
+    let Leaf::V1 { body, .. } = leaf.leaf();
+    match body {
+        LeafBody::Decided { command: Command::Client(c), outcome: Outcome::Authorised } => match &c.body {
+            ClientCommand::Authorise(a) if a.keyer == keyer => Some(a.request),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+impl<B: Blobs> Applier<B> {
+    /// Applies one Raft entry's batch.
+    pub fn apply(&mut self, entry: &[u8], log_index: u64) -> Result<TreeSize, StoreError> {
+        let (applied, view) = {
+            let mut state = self.ledger.inner.state.write().unwrap_or_else(PoisonError::into_inner);
+            let applied = state.apply(entry, &self.blobs);
+            let view = View::of(&state, log_index);
+            (applied, view)
+        };
+        let (size, root) = self.tiles.append(&applied.leaf_bytes)?;
+        // The tiles and the state grow from the same leaves; if they ever differ, nothing here can be trusted.
+        assert_eq!((size, root), (applied.checkpoint.size, applied.checkpoint.root), "tiles and state disagree");
+        self.ledger.inner.view.store(Arc::new(view));
+        let _stopping = self.applied.send(AppliedCheckpoint {
+            log_index,
+            checkpoint: applied.checkpoint,
+            certifiers: applied.certifiers,
+            anchor: applied.anchor,
+        });
+        self.ledger.resolve(applied.outcomes, &applied.leaves, size);
+        self.ledger.remember(&applied.leaves, size);
+        self.ledger.inner.view_changed.send_replace(log_index);
+        Ok(size)
+    }
+
+    /// The ledger this applies to.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+    /// The tile store, for snapshots.
+    pub fn tiles(&mut self) -> &mut TileStore {
+        &mut self.tiles
+    }
+}
