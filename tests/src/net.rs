@@ -91,7 +91,8 @@ fn get(url: &str) -> anyhow::Result<HttpAnswer> {
     tcp.set_read_timeout(Some(HTTP_LIMIT))?;
     tcp.set_write_timeout(Some(HTTP_LIMIT))?;
     // HTTP/1.0: the answer ends with the connection and is never chunked.
-    write!(tcp, "GET {path} HTTP/1.0\r\nhost: {host}\r\n\r\n").context("cannot send")?;
+    let request = format!("GET {path} HTTP/1.0\r\nhost: {host}\r\n\r\n");
+    tcp.write_all(request.as_bytes()).context("cannot send")?;
     let mut answer = Vec::new();
     tcp.take(ANSWER_BYTES_MAX + 1).read_to_end(&mut answer).context("the answer broke off")?;
     ensure!(answer.len() as u64 <= ANSWER_BYTES_MAX, "the answer is larger than {ANSWER_BYTES_MAX} bytes");
