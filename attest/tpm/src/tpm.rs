@@ -57,6 +57,11 @@ impl Tpm {
         &self.tcti
     }
 
+    /// Closes the connection, flushing what was made through it; the next use opens it again.
+    pub fn close(&mut self) {
+        self.open = None;
+    }
+
     pub(crate) fn ak_handle(&self) -> PersistentTpmHandle {
         self.ak_handle
     }

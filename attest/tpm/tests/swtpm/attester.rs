@@ -1,13 +1,16 @@
 //! The Attester against real software TPMs, and its results against the Verifier's own parsers.
-mod support;
-
 use quorate_attest::{
     credential::make_credential,
     tpm::{PublicKey, Quote, TpmPublic, TpmSignature},
 };
 use quorate_attest_tpm::{AK_HANDLE_DEFAULT, EkKind, Tpm, TpmError, danger_firmware};
 use std::time::{Duration, Instant};
-use support::{Swtpm, swtpm_missing};
+use tss_esapi::{
+    abstraction::{AsymmetricAlgorithmSelection, DefaultKey, ek},
+    interface_types::ecc::EccCurve,
+};
+
+use crate::support::{Swtpm, swtpm_missing};
 
 const SELECTION: [u8; 5] = [0, 2, 4, 7, 11];
 
@@ -85,6 +88,21 @@ fn a_foreign_key_at_the_ak_handle_is_left_alone() {
     assert!(matches!(tpm.enrol(EkKind::P384), Err(TpmError::AkHandleOccupied { handle: EK_HANDLE })));
     let outside = Tpm::closed(swtpm.tcti().parse().unwrap(), 0x8180_0000);
     assert!(matches!(outside, Err(TpmError::AkHandleInvalid { handle: 0x8180_0000 })));
+}
+
+#[test]
+fn what_a_killed_process_left_in_the_tpm_does_not_block_the_next() {
+    if swtpm_missing() {
+        return;
+    }
+    let swtpm = Swtpm::new();
+    let tcti = swtpm.tcti().parse().unwrap();
+    let mut killed = tss_esapi::Context::new(tcti).unwrap();
+    let kind = AsymmetricAlgorithmSelection::Ecc(EccCurve::NistP384);
+    let mut create = || ek::create_ek_object_2(&mut killed, kind, None::<DefaultKey>);
+    while create().is_ok() {}
+    std::mem::forget(killed);
+    swtpm.tpm().enrol(EkKind::P384).unwrap();
 }
 
 #[test]

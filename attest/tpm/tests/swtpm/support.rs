@@ -87,7 +87,6 @@ impl Swtpm {
     }
 
     /// Folder of the CA that signed the EK certificates.
-    #[allow(dead_code, reason = "not every test file verifies chains")]
     pub(crate) fn ca(&self) -> PathBuf {
         self.dir.path().join("ca")
     }
@@ -123,6 +122,25 @@ impl Swtpm {
         }
     }
 
+    /// Copies the state folder aside.
+    pub(crate) fn save_state(&self) {
+        self.copy_state("state", "saved");
+    }
+
+    /// Puts the copy back, as somebody with root could. The TPM must be off.
+    pub(crate) fn restore_state(&self) {
+        assert!(self.child.is_none());
+        self.copy_state("saved", "state");
+    }
+
+    fn copy_state(&self, from: &str, to: &str) {
+        fs::create_dir_all(self.dir.path().join(to)).unwrap();
+        for entry in fs::read_dir(self.dir.path().join(from)).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), self.dir.path().join(to).join(entry.file_name())).unwrap();
+        }
+    }
+
     /// Sends a signal by name: `STOP` hangs the TPM, `CONT` lets it go on.
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.as_ref().unwrap().id().to_string();
@@ -149,7 +167,6 @@ fn free_port_pair() -> u16 {
 }
 
 /// The DER of the first certificate in a PEM file.
-#[allow(dead_code, reason = "not every test file verifies chains")]
 pub(crate) fn pem_certificate(path: &Path) -> Vec<u8> {
     let output = Command::new("openssl").args(["x509", "-outform", "DER", "-in"]).arg(path).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
