@@ -2,11 +2,10 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    collections::BTreeMap,
     ffi::OsString,
     fs,
     os::unix::process::CommandExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
@@ -47,7 +46,7 @@ enum Task {
         #[arg(long, default_value = "1.0")]
         firmware: String,
     },
-    /// Print the PCR values of a machine that boots with this event log and this binary, as JSON
+    /// Print the PCR values of a machine that boots with this event log and this binary, as TOML
     ReferenceValues {
         /// The event log before the binary is measured
         #[arg(long)]
@@ -135,16 +134,16 @@ fn run(task: Task) -> anyhow::Result<()> {
     match task {
         Task::Tpm(task) => tpm(task),
         Task::Node(options) => node(options),
-        Task::EventLog { out, firmware } => {
-            fs::write(&out, event_log::demo(&firmware)?).with_context(|| format!("cannot write {}", out.display()))
-        }
+        Task::EventLog { out, firmware } => fs::write(&out, event_log::demo(&firmware)?)
+            .with_context(|| format!("cannot write {}", out.display())),
         Task::ReferenceValues { event_log, binary, pcrs } => reference_values(&event_log, &binary, &pcrs),
     }
 }
 
 fn tpm(task: TpmTask) -> anyhow::Result<()> {
     let at = |place: Place| Swtpm::new(&place.dir, place.port);
-    let say = |happened, done: &str, otherwise: &str| println!("tpm: {}", if happened { done } else { otherwise });
+    let say =
+        |happened, done: &str, otherwise: &str| println!("tpm: {}", if happened { done } else { otherwise });
     match task {
         TpmTask::Setup { dir, ca_dir, name } => {
             say(swtpm::set_up(&dir, &ca_dir, &name)?, "made", "exists already");
@@ -165,39 +164,37 @@ fn tpm(task: TpmTask) -> anyhow::Result<()> {
 fn node(options: NodeOptions) -> anyhow::Result<()> {
     let NodeOptions { tpm_dir, port, event_log, log_out, measure, danger_extra_extend, command } = options;
     let (program, arguments) = command.split_first().context("no program to start")?;
+    // Resolved once, so that what is measured is what is started, wherever PATH points.
+    let program = Path::new(program)
+        .canonicalize()
+        .with_context(|| format!("no program at {}", Path::new(program).display()))?;
     let tpm = Swtpm::new(&tpm_dir, port)?;
     tpm.start()?;
     eprintln!("quorate-launch: {WARNING}");
     let recorded = fs::read(&event_log).with_context(|| format!("cannot read {}", event_log.display()))?;
-    let measured = measure.unwrap_or_else(|| PathBuf::from(program));
+    let measured = measure.unwrap_or_else(|| program.clone());
     let measurement = Measurement::of_file(&measured)?;
     match boot::boot(&tpm.connect()?, &recorded, &measurement, &log_out, danger_extra_extend)? {
         Boot::Played { events } => {
             eprintln!("quorate-launch: played {events} events, measured {}", measured.display());
         }
         Boot::AlreadyBooted => eprintln!("quorate-launch: this machine has booted already, nothing measured"),
+        Boot::BootedOtherwise => eprintln!(
+            "quorate-launch: warning: this machine booted with another firmware or binary; `tpm power-cycle` boots anew"
+        ),
         Boot::Unexplained(pcrs) => eprintln!(
             "quorate-launch: warning: PCRs {pcrs:?} are not what {} says; `tpm power-cycle` boots anew",
             log_out.display()
         ),
     }
     // Becoming the node gives it this process id, these signals, and whoever waits for us its exit status.
-    Err(Command::new(program).args(arguments).exec())
-        .with_context(|| format!("cannot start {}", PathBuf::from(program).display()))
+    Err(Command::new(&program).args(arguments).exec())
+        .with_context(|| format!("cannot start {}", program.display()))
 }
 
-fn reference_values(log: &std::path::Path, binaries: &[PathBuf], pcrs: &[u8]) -> anyhow::Result<()> {
+fn reference_values(log: &Path, binaries: &[PathBuf], pcrs: &[u8]) -> anyhow::Result<()> {
     let recorded = fs::read(log).with_context(|| format!("cannot read {}", log.display()))?;
-    let mut allowed: BTreeMap<u8, Vec<String>> = BTreeMap::new();
-    for binary in binaries {
-        for (pcr, value) in boot::expected(&recorded, &Measurement::of_file(binary)?, pcrs)? {
-            let values = allowed.entry(pcr).or_default();
-            let value = hex::encode(value);
-            if !values.contains(&value) {
-                values.push(value);
-            }
-        }
-    }
-    println!("{}", serde_json::to_string_pretty(&allowed)?);
+    let binaries = binaries.iter().map(|file| Measurement::of_file(file)).collect::<Result<Vec<_>, _>>()?;
+    print!("{}", toml::to_string(&boot::reference_values(&recorded, &binaries, pcrs)?)?);
     Ok(())
 }

@@ -14,6 +14,8 @@ use anyhow::{Context, bail, ensure};
 use quorate_attest_tpm::{TpmConfig, TpmHandle, danger_firmware};
 use rustix::process::{Pid, Signal, kill_process};
 
+/// What swtpm keeps of a TPM, below its folder. There once setup is complete.
+const STATE: &str = "state";
 /// How long a software TPM may take to end, or to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often the end of a process is looked for.
@@ -40,15 +42,24 @@ pub fn set_up(dir: &Path, ca_dir: &Path, name: &str) -> anyhow::Result<bool> {
         let text = path.to_str().context("paths of TPM and CA must be UTF-8")?;
         ensure!(!text.contains(char::is_whitespace), "{text}: swtpm's configuration cannot hold spaces");
     }
-    if dir.join("tpm2-00.permall").exists() {
+    let (state, unfinished) = (dir.join(STATE), dir.join("unfinished"));
+    if state.exists() {
         return Ok(false);
     }
+    // From an attempt that was interrupted: nobody enrolled such a TPM.
+    if unfinished.exists() {
+        fs::remove_dir_all(&unfinished).context("cannot remove an unfinished TPM")?;
+    }
+    fs::create_dir(&unfinished).context("cannot make the TPM's state folder")?;
     let ca = ca_dir.display();
     let write = |file: PathBuf, text: String| {
         fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
     };
     let options = dir.join("localca.options");
-    write(options.clone(), "--platform-manufacturer quorate --platform-version 1 --platform-model dev\n".into())?;
+    write(
+        options.clone(),
+        "--platform-manufacturer quorate --platform-version 1 --platform-model dev\n".into(),
+    )?;
     let local_ca = dir.join("localca.conf");
     write(
         local_ca.clone(),
@@ -69,7 +80,7 @@ pub fn set_up(dir: &Path, ca_dir: &Path, name: &str) -> anyhow::Result<bool> {
         .args(["--tpm2", "--ecc", "--createek", "--create-ek-cert", "--create-platform-cert", "--lock-nvram"])
         .args(["--pcr-banks", "sha256", "--vmid", name])
         .arg("--tpmstate")
-        .arg(&dir)
+        .arg(&unfinished)
         .arg("--config")
         .arg(&setup)
         .output()
@@ -81,6 +92,7 @@ pub fn set_up(dir: &Path, ca_dir: &Path, name: &str) -> anyhow::Result<bool> {
             String::from_utf8_lossy(&output.stderr)
         );
     }
+    fs::rename(&unfinished, &state).context("cannot put the TPM's state in place")?;
     Ok(true)
 }
 
@@ -90,7 +102,7 @@ impl Swtpm {
         ensure!(port != 0 && port != u16::MAX, "the port and the one after it must exist");
         let dir = dir.canonicalize().with_context(|| format!("no TPM in {}", dir.display()))?;
         ensure!(
-            dir.join("tpm2-00.permall").exists(),
+            dir.join(STATE).exists(),
             "no TPM in {}: run `quorate-launch tpm setup` first",
             dir.display()
         );
@@ -118,7 +130,7 @@ impl Swtpm {
         let output = Command::new("swtpm")
             .args(["socket", "--tpm2", "--daemon", "--flags", "not-need-init,startup-clear"])
             .arg("--tpmstate")
-            .arg(format!("dir={}", self.dir.display()))
+            .arg(self.state_argument())
             .args(["--server", &channel(self.port), "--ctrl", &channel(self.port.saturating_add(1))])
             .arg("--pid")
             .arg(format!("file={}", self.pid_file().display()))
@@ -179,8 +191,12 @@ impl Swtpm {
     /// Whether this process is the swtpm of this folder. One that is dead but not reaped has no command line.
     fn is_mine(&self, pid: i32) -> bool {
         let Ok(command_line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
-        let state = format!("dir={}", self.dir.display());
+        let state = self.state_argument();
         command_line.split(|b| *b == 0).any(|argument| argument == state.as_bytes())
+    }
+
+    fn state_argument(&self) -> String {
+        format!("dir={}", self.dir.join(STATE).display())
     }
 
     fn pid_file(&self) -> PathBuf {
