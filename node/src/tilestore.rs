@@ -23,7 +23,7 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    fmt, io,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
@@ -237,6 +237,12 @@ impl TileStore {
             }
         }
         Ok(())
+    }
+}
+
+impl fmt::Debug for TileStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TileStore").field("head", &self.head()).finish_non_exhaustive()
     }
 }
 

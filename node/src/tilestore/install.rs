@@ -9,6 +9,7 @@
 //! [`BUNDLE_BYTES_MAX`]: quorate_core::tlog::BUNDLE_BYTES_MAX
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -71,15 +72,18 @@ pub fn set_aside_beyond(dir: &Path, tail: &StoreTail) -> Result<usize, StoreErro
     let unused =
         (0u64..).map(|n| dir.join(SET_ASIDE).join(format!("{}-{n}", tail.size()))).find(|to| !to.exists());
     let to = unused.unwrap_or_else(|| dir.join(SET_ASIDE));
+    let mut folders = BTreeSet::new();
     for path in &beyond {
         let (from, to) = (dir.join(path.to_string()), to.join(path.to_string()));
         if let Some(parent) = to.parent() {
             fs::create_dir_all(parent).map_err(io_error("create folder", parent))?;
             fs::rename(&from, &to).map_err(io_error("rename", &from))?;
         }
-        // gone from here for good, before anything is written in its place
-        from.parent().map_or(Ok(()), sync_path)?;
+        let above = from.ancestors().chain(to.ancestors()).filter(|folder| folder.starts_with(dir));
+        folders.extend(above.filter(|folder| folder.is_dir()).map(Path::to_owned));
     }
+    // gone from here for good, before anything is written in its place
+    folders.iter().try_for_each(|folder| sync_path(folder))?;
     Ok(beyond.len())
 }
 

@@ -5,6 +5,7 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
+    fmt,
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -163,6 +164,12 @@ impl TileReader {
         let hashes = decode_tile(&bytes, path.width())
             .map_err(|source| StoreError::Damaged { path: *path, source })?;
         Ok(TileNodes::from_hashes(&hashes))
+    }
+}
+
+impl fmt::Debug for TileReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TileReader").field("head", &self.head()).finish_non_exhaustive()
     }
 }
 

@@ -33,6 +33,9 @@ pub enum TailError {
     /// no tlog is that large
     #[error("tree size {0} is beyond any tlog's")]
     Size(u64),
+    /// more tile levels than a size of 64 bits can have
+    #[error("no tlog has open tiles of {0} levels")]
+    Levels(usize),
     /// a tile has more or fewer hashes than the size says
     #[error("the open tile of level {level} has {got} hashes, not {want}")]
     TileWidth {
@@ -118,6 +121,9 @@ impl StoreTail {
         let (got, want) = (self.leaves.len() as u64, size % TILE_WIDTH);
         if got != want {
             return Err(TailError::Leaves { got, want });
+        }
+        if self.tiles.len() > usize::from(TILE_HEIGHT) {
+            return Err(TailError::Levels(self.tiles.len()));
         }
         for level in 1..=TILE_HEIGHT {
             let got = self.tiles.get(usize::from(level) - 1).map_or(0, |row| row.len() as u64);

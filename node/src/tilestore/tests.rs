@@ -408,6 +408,11 @@ fn a_tail_is_what_its_size_says() {
     assert_eq!(refusal(|bytes| bytes[3] = 2), Some(TailError::TileWidth { level: 2, got: 1, want: 2 }));
     assert_eq!(refusal(|bytes| bytes[8] = 0x80), Some(TailError::Size(70_000 | 1 << 63)));
 
+    let mut tall = (1u8, tail.size(), tail.tiles().to_vec(), tail.leaves().to_vec());
+    tall.2.resize(9, vec![EMPTY_ROOT]);
+    let error = borsh::from_slice::<StoreTail>(&borsh::to_vec(&tall).unwrap()).unwrap_err();
+    assert!(error.to_string().contains("9 levels"));
+
     // golden: version 1 of a tail of two leaves
     let mut small = TileStore::create(&tempfile::tempdir().unwrap().path().join("x")).unwrap();
     small.append(&[b"a", b"b"]).unwrap();
