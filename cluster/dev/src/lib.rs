@@ -1,4 +1,5 @@
 //! Development only: the firmware launcher and the demo provider. Nothing here runs in production.
 #![forbid(unsafe_code)]
 
+pub mod firmware;
 pub mod provider;
