@@ -31,7 +31,7 @@ use crate::eventlog::{self, EventLogError, PCRS};
 use crate::evidence::Evidence;
 use crate::ima::{self, IMA_PCR, ImaError};
 use crate::reference_values::ReferenceValues;
-use crate::tpm::{Quote, SignatureError, TpmError, TpmSignature};
+use crate::tpm::{ATTEST_BYTES_MAX, Quote, SignatureError, TpmError, TpmSignature};
 
 /// PCR of debuggers, which software may reset at any time.
 const PCR_DEBUG: u8 = 16;
@@ -303,7 +303,10 @@ pub fn appraise(
 ) -> Result<Appraised, Rejection> {
     // 0
     check_policy(policy, rv)?;
-    // 1
+    // 1, over no more than a quote can be
+    if evidence.attest.len() > ATTEST_BYTES_MAX {
+        return Err(Rejection::QuoteMalformed(TpmError::TooLong));
+    }
     let signature = TpmSignature::parse(&evidence.signature).map_err(Rejection::SignatureMalformed)?;
     ak.public().verify(&evidence.attest, &signature).map_err(|e| match e {
         SignatureError::SchemeDoesNotFitKey => Rejection::SignatureScheme,

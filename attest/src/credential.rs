@@ -276,9 +276,11 @@ fn der(tag: u8, contents: &[u8]) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::fixtures::fixture;
+    use aws_lc_rs::cipher::{DecryptingKey, DecryptionContext};
+    use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
     use aws_lc_rs::rsa::{KeySize, OaepPrivateDecryptingKey, PrivateDecryptingKey};
 
     fn vectors(name: &str) -> Vec<serde_json::Value> {
@@ -356,30 +358,50 @@ mod tests {
         TpmPublic::parse(&bytes).unwrap()
     }
 
-    #[test]
-    fn the_holder_of_an_rsa_ek_recovers_the_secret() {
+    /// An RSA EK whose private part the test holds.
+    pub(crate) fn new_rsa_ek() -> (PrivateDecryptingKey, TpmPublic) {
         let private = PrivateDecryptingKey::generate(KeySize::Rsa2048).unwrap();
-        let spki: aws_lc_rs::encoding::PublicKeyX509Der<'_> =
-            aws_lc_rs::encoding::AsDer::as_der(&private.public_key()).unwrap();
-        // The modulus stands at a fixed place in the SPKI of a 2048-bit key: 24 bytes of algorithm and headers, 9 more.
+        let spki: PublicKeyX509Der<'_> = private.public_key().as_der().unwrap();
+        // The modulus stands at a fixed place in the SPKI of a 2048-bit key.
         let modulus = &spki.as_ref()[33..33 + 256];
-        let ek = rsa_ek(modulus);
         assert_eq!(rsa_spki(modulus, 65_537), spki.as_ref());
+        let ek = rsa_ek(modulus);
+        (private, ek)
+    }
 
-        let name = [&[0, 0x0b][..], &[3; 32]].concat();
-        let blob = make_credential(&ek, &name, &[9; 32]).unwrap();
-
-        // What the TPM does: TPM2_ActivateCredential.
-        let key = OaepPrivateDecryptingKey::new(private).unwrap();
+    /// What TPM2_ActivateCredential does, for an RSA EK.
+    pub(crate) fn activate(
+        private: &PrivateDecryptingKey,
+        ek: &TpmPublic,
+        ak_name: &[u8],
+        blob: &CredentialBlob,
+    ) -> Option<Vec<u8>> {
+        let key = OaepPrivateDecryptingKey::new(private.clone()).unwrap();
         let mut out = vec![0; key.min_output_size()];
-        let seed = key
-            .decrypt(&OAEP_SHA256_MGF1SHA256, &blob.encrypted_secret, &mut out, Some(b"IDENTITY\0"))
-            .unwrap();
-        assert_eq!(blob.id_object, protect(&ek, &name, seed, &[9; 32]).unwrap());
-        assert_ne!(
-            blob.id_object,
-            protect(&ek, &[&[0, 0x0b][..], &[4; 32]].concat(), seed, &[9; 32]).unwrap()
-        );
+        let label = Some(&b"IDENTITY\0"[..]);
+        let seed = key.decrypt(&OAEP_SHA256_MGF1SHA256, &blob.encrypted_secret, &mut out, label).ok()?;
+        let (mac, identity) = blob.id_object.split_at(34);
+        let key = kdfa(HashAlg::Sha256, seed, b"INTEGRITY", &[], &[], 256);
+        let signed = [identity, ak_name].concat();
+        hmac::verify(&hmac::Key::new(hmac::HMAC_SHA256, &key), &signed, &mac[2..]).ok()?;
+        let bits = u32::from(ek.aes_bits().unwrap());
+        let key = kdfa(HashAlg::Sha256, seed, b"STORAGE", ak_name, &[], bits);
+        let key = DecryptingKey::cfb128(UnboundCipherKey::new(&AES_128, &key).unwrap()).unwrap();
+        let mut identity = identity.to_vec();
+        let zero = DecryptionContext::Iv128(FixedLength::from([0u8; 16]));
+        let plain = key.decrypt(&mut identity, zero).unwrap();
+        Some(plain[2..].to_vec())
+    }
+
+    #[test]
+    fn the_holder_of_both_keys_recovers_the_secret_and_nobody_else() {
+        let (private, ek) = new_rsa_ek();
+        let name = [&[0, 0x0b][..], &[3; 32]].concat();
+        let other = [&[0, 0x0b][..], &[4; 32]].concat();
+        let blob = make_credential(&ek, &name, &[9; 32]).unwrap();
+        assert_eq!(activate(&private, &ek, &name, &blob), Some(vec![9; 32]));
+        assert_eq!(activate(&private, &ek, &other, &blob), None, "another AK");
+        assert_eq!(activate(&new_rsa_ek().0, &ek, &name, &blob), None, "another EK");
     }
 
     #[test]

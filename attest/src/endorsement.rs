@@ -36,6 +36,8 @@ pub const INTERMEDIATES_MAX: usize = 256;
 pub const ROOTS_MAX: usize = 1024;
 /// Most CA certificates between an EK and a root. Vendors use one to three.
 const CHAIN_MAX: usize = 6;
+/// Most signatures verified in search of one chain.
+const VERIFICATIONS_MAX: usize = 256;
 
 /// TCG EK Credential Profile 2.4, "Extended Key Usage": tcg-kp-EKCertificate.
 const EKU_EK_CERTIFICATE: Oid<'static> = oid!(2.23.133.8.1);
@@ -196,28 +198,73 @@ pub fn verify_ek(
 
     check_common(&leaf, 0, policy)?;
     check_leaf(&leaf)?;
-    let mut subject = &leaf;
-    for position in 1..=CHAIN_MAX {
-        if subject.signature_algorithm.algorithm == OID_PKCS1_SHA1WITHRSA && !policy.danger_allow_sha1 {
+    Climb { pool, anchors, policy: *policy, verifications: 0 }.above(&leaf, 1)?;
+    genuine(&leaf)
+}
+
+/// The search for a path. Two certificates may share name and key (a cross-signed CA, or one that somebody made up), so a
+/// path that leads nowhere must not hide one that does; the number of signatures looked at is bounded instead.
+struct Climb<'a> {
+    pool: Vec<X509Certificate<'a>>,
+    anchors: Vec<X509Certificate<'a>>,
+    policy: EkPolicy,
+    verifications: usize,
+}
+
+impl Climb<'_> {
+    /// Finds a path from `subject` to an anchor; the issuer stands at `position`.
+    fn above(&mut self, subject: &X509Certificate<'_>, position: usize) -> Result<(), EkError> {
+        if position > CHAIN_MAX {
+            return Err(EkError::ChainTooLong);
+        }
+        if subject.signature_algorithm.algorithm == OID_PKCS1_SHA1WITHRSA && !self.policy.danger_allow_sha1 {
             return Err(EkError::Sha1 { position: position - 1 });
         }
-        // RFC 5280 §6.1.3 (a)(1) and (a)(4): the name, byte for byte, and the signature
-        let issued = |issuer: &&X509Certificate<'_>| {
-            issuer.subject().as_raw() == subject.issuer().as_raw()
-                && subject.signature_algorithm == subject.tbs_certificate.signature
-                && subject.verify_signature(Some(issuer.public_key())).is_ok()
-        };
-        if let Some(anchor) = anchors.iter().find(issued) {
-            check_common(anchor, position, policy)?;
-            check_issuer(anchor, position)?;
-            return genuine(&leaf);
+        let mut outcome = EkError::NoIssuer { position: position - 1 };
+        for anchor in self.anchors.clone() {
+            match self.accept(subject, &anchor, position) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(e) => outcome = e,
+            }
         }
-        let issuer = pool.iter().find(issued).ok_or(EkError::NoIssuer { position: position - 1 })?;
-        check_common(issuer, position, policy)?;
-        check_issuer(issuer, position)?;
-        subject = issuer;
+        for issuer in self.pool.clone() {
+            match self.accept(subject, &issuer, position).and_then(|issued| {
+                if issued { self.above(&issuer, position + 1).map(|()| true) } else { Ok(false) }
+            }) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(e) => outcome = e,
+            }
+        }
+        Err(outcome)
     }
-    Err(EkError::ChainTooLong)
+
+    /// Whether `issuer` issued `subject`, and an error where it did but may not have.
+    fn accept(
+        &mut self,
+        subject: &X509Certificate<'_>,
+        issuer: &X509Certificate<'_>,
+        position: usize,
+    ) -> Result<bool, EkError> {
+        // RFC 5280 §6.1.3 (a)(4): the name, byte for byte
+        if issuer.subject().as_raw() != subject.issuer().as_raw()
+            || subject.signature_algorithm != subject.tbs_certificate.signature
+        {
+            return Ok(false);
+        }
+        self.verifications += 1;
+        if self.verifications > VERIFICATIONS_MAX {
+            return Err(EkError::TooLarge);
+        }
+        // (a)(1)
+        if subject.verify_signature(Some(issuer.public_key())).is_err() {
+            return Ok(false);
+        }
+        check_common(issuer, position, &self.policy)?;
+        check_issuer(issuer, position)?;
+        Ok(true)
+    }
 }
 
 fn parse(der: &[u8], position: usize) -> Result<X509Certificate<'_>, EkError> {

@@ -298,3 +298,122 @@ pub fn append_event(log: &mut Vec<u8>, pcr: u8, event_type: u32, sha256_digest: 
     log.extend(u32::try_from(data.len()).unwrap_or_default().to_le_bytes());
     log.extend(data);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn locality(log: &mut Vec<u8>, pcr: u8, locality: &[u8]) {
+        append_event(log, pcr, EV_NO_ACTION, &[0; 32], &[STARTUP_LOCALITY, locality].concat());
+    }
+
+    #[test]
+    fn what_is_appended_is_replayed() {
+        let mut log = new_log();
+        append_event(&mut log, 4, EV_IPL, &[1; 32], b"one");
+        append_event(&mut log, 4, EV_IPL, &[2; 32], b"two");
+        append_event(&mut log, 17, EV_IPL, &[3; 32], b"");
+        append_event(&mut log, 5, EV_NO_ACTION, &[4; 32], b"not extended");
+        let replay = replay(&log).unwrap();
+        assert_eq!(replay.value(4), extend(&extend(&[0; 32], &[1; 32]), &[2; 32]));
+        assert_eq!(replay.value(17), extend(&[0xff; 32], &[3; 32]), "a dynamic PCR starts from ones");
+        assert_eq!((replay.value(5), replay.value(18)), ([0; 32], [0xff; 32]));
+        let parsed = events(&log).unwrap();
+        assert_eq!(parsed[1].data, b"two");
+        assert!(parsed[0].is_extended() && !parsed[3].is_extended());
+    }
+
+    #[test]
+    fn pcr_0_starts_from_the_startup_locality() {
+        let mut log = new_log();
+        locality(&mut log, 0, &[3]);
+        append_event(&mut log, 0, EV_IPL, &[1; 32], b"");
+        let mut start = [0; 32];
+        start[31] = 3;
+        assert_eq!(replay(&log).unwrap().value(0), extend(&start, &[1; 32]));
+    }
+
+    #[test]
+    fn each_refusal() {
+        let twin = || {
+            let mut log = new_log();
+            append_event(&mut log, 0, EV_IPL, &[1; 32], b"data");
+            log
+        };
+        replay(&twin()).expect("the twin passes");
+        let at = new_log().len();
+        let rows: Vec<(&str, fn(&mut Vec<u8>, usize), EventLogError)> = vec![
+            ("no Spec ID header", |l, _| l[32] = b's', EventLogError::NotCryptoAgile),
+            ("a header of another type", |l, _| l[4] = 8, EventLogError::NotCryptoAgile),
+            ("a header that ends early", |l, _| l.truncate(30), EventLogError::Short { event: 0 }),
+            ("two algorithms where one is", |l, _| l[56] = 2, EventLogError::Header),
+            ("a hundred algorithms", |l, _| l[56] = 100, EventLogError::Header),
+            ("SHA-1 only", |l, _| l[60] = 4, EventLogError::NoSha256),
+            ("SHA-256 of 20 bytes", |l, _| l[62] = 20, EventLogError::NoSha256),
+            ("vendor data that is not there", |l, _| l[64] = 1, EventLogError::Header),
+            ("PCR 24", |l, at| l[at] = 24, EventLogError::NoSuchPcr { event: 1, pcr: 24 }),
+            (
+                "two digests where one is announced",
+                |l, at| l[at + 8] = 2,
+                EventLogError::Digests { event: 1 },
+            ),
+            ("a digest not announced", |l, at| l[at + 12] = 4, EventLogError::Digests { event: 1 }),
+            (
+                "no digest",
+                |l, at| {
+                    l[at + 8] = 0;
+                    l.drain(at + 12..at + 46);
+                },
+                EventLogError::EventWithoutSha256 { event: 1 },
+            ),
+            ("cut in the data", |l, _| l.truncate(l.len() - 1), EventLogError::Short { event: 1 }),
+            ("a byte too many", |l, _| l.push(0), EventLogError::Short { event: 2 }),
+            ("data of 4 GiB", |l, at| l[at + 46..at + 50].fill(0xff), EventLogError::TooLong),
+            ("a huge log", |l, _| l.resize(EVENT_LOG_BYTES_MAX + 1, 0), EventLogError::TooLong),
+            (
+                "a startup locality after PCR 0 was extended",
+                |l, _| locality(l, 0, &[3]),
+                EventLogError::StartupLocality { event: 2 },
+            ),
+            (
+                "locality 1 starts no TPM",
+                |l, at| {
+                    l.truncate(at);
+                    locality(l, 0, &[1]);
+                },
+                EventLogError::StartupLocality { event: 1 },
+            ),
+            (
+                "a startup locality of PCR 1",
+                |l, at| {
+                    l.truncate(at);
+                    locality(l, 1, &[3]);
+                },
+                EventLogError::StartupLocality { event: 1 },
+            ),
+            (
+                "two startup localities",
+                |l, at| {
+                    l.truncate(at);
+                    locality(l, 0, &[0]);
+                    locality(l, 0, &[0]);
+                },
+                EventLogError::StartupLocality { event: 2 },
+            ),
+            (
+                "too many events",
+                |l, _| {
+                    for _ in 0..EVENTS_MAX {
+                        append_event(l, 1, EV_IPL, &[0; 32], b"");
+                    }
+                },
+                EventLogError::TooManyEvents,
+            ),
+        ];
+        for (name, mutate, expected) in rows {
+            let mut log = twin();
+            mutate(&mut log, at);
+            assert_eq!(replay(&log).expect_err(name), expected, "{name}");
+        }
+    }
+}

@@ -26,4 +26,6 @@ mod read;
 pub mod reference_values;
 #[cfg(any(test, feature = "danger-testing"))]
 pub mod testing;
+#[cfg(test)]
+mod tests;
 pub mod tpm;
