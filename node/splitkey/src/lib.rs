@@ -1,1 +1,30 @@
-//! placeholder
+//! Split-key TLS without IO: how a client and a provider speak TLS 1.3 through a relay that reads nothing, while a
+//! keyer checks the request's head.
+//!
+//! ```text
+//!  client                        relay                                   provider
+//!    | TLS handshake (rustls)      | watch::HandshakeWatch                   |
+//!    |---------------------------->|---------------------------------------->|
+//!    | client::ClientConnection    | framing::HeadRecords: held              |
+//!    |--- head records ----------->|------> keyer::KeyerConnection           |
+//!    |                             |<------ head::CheckedHead                |
+//!    |--- body records ----------->|--- head, then framing::BodyMeter ------>|
+//!    |<----------- record::RecordOpener <-- untouched -----------------------|
+//! ```
+//!
+//! Each module's documentation is its specification: wire positions, byte counts, and for each rule the attack it
+//! stops. Everything here is a function of its inputs; no clock, no randomness, no sockets, so that all of it can be
+//! fuzzed and tested with nothing but bytes.
+//!
+//! A head is one record at sequence 0. With a credential it is two, at 0 and 2, around the *hole* at 1. Types, record
+//! layer and keyer know that shape ([`framing::HeadShape`]); filling the hole is not part of this crate yet.
+
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod framing;
+pub mod head;
+pub mod host;
+pub mod keyer;
+pub mod record;
+pub mod watch;
