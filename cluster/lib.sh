@@ -98,7 +98,12 @@ need_cargo() {
   if ! has cargo && [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
     PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
   fi
-  has cargo || fail "cargo is not here" "install Rust 1.90 or newer (https://rustup.rs), then run this again"
+  local rust="install Rust 1.90 or newer (https://rustup.rs), then run this again" version
+  has cargo || fail "cargo is not here" "$rust"
+  version=$(cd "$QUORATE_ROOT" && cargo --version | cut -d' ' -f2)
+  if [ "$(printf '%s\n' 1.90.0 "$version" | sort -V | head -n 1)" != 1.90.0 ]; then
+    fail "cargo $version is too old" "$rust"
+  fi
 }
 
 # build [--release] [CARGO ARGUMENTS...]: builds every binary, with one line before and one after. Sets
@@ -115,14 +120,38 @@ build() {
   begun=$(date +%s)
   target=$(target_dir)
   step "building ($profile; the first build takes some minutes)"
-  # On a terminal cargo shows its own progress bar; in a file only warnings and errors are worth keeping.
-  local quiet=()
-  [ -t 2 ] || quiet=(--quiet)
-  (cd "$QUORATE_ROOT" && cargo build --workspace --bins --locked "${quiet[@]}" "${arguments[@]}") ||
-    fail "the build failed"
+  if [ -t 2 ]; then
+    # On a terminal cargo shows its own progress bar.
+    (cd "$QUORATE_ROOT" && cargo build --workspace --bins --locked "${arguments[@]}") || fail "the build failed"
+  else
+    build_quietly "$begun" "${arguments[@]}"
+  fi
   QUORATE_BIN=$target/$profile
   export QUORATE_BIN
   say "built in $(elapsed "$begun"): $QUORATE_BIN"
+}
+
+# build_quietly BEGUN [CARGO ARGUMENTS...]: for logs: a line twice a minute rather than one for each crate.
+build_quietly() {
+  local begun=$1 log cargo_pid
+  shift
+  log=$(mktemp)
+  (cd "$QUORATE_ROOT" && exec cargo build --workspace --bins --locked "$@") >"$log" 2>&1 &
+  cargo_pid=$!
+  local next=$((SECONDS + 30))
+  while kill -0 "$cargo_pid" 2>/dev/null; do
+    if [ "$SECONDS" -ge "$next" ]; then
+      say "building: $(grep -c '^ *Compiling' "$log" || true) crates after $(elapsed "$begun")"
+      next=$((SECONDS + 30))
+    fi
+    sleep 0.2
+  done
+  if ! wait "$cargo_pid"; then
+    grep -vE '^ *(Compiling|Downloaded|Downloading|Locking|Updating) ' "$log" | tail -n 60 >&2
+    rm -f "$log"
+    fail "the build failed"
+  fi
+  rm -f "$log"
 }
 
 # target_dir: where cargo builds to.
