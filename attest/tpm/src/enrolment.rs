@@ -88,7 +88,8 @@ impl fmt::Display for EkKind {
 pub struct EnrolmentRequest {
     /// Which endorsement key `ek_public` is.
     pub ek: EkKind,
-    /// EK certificates in the TPM's NV (DER), the one for `ek` first.
+    /// Certificate of that key in the TPM's NV (DER); none where the manufacturer stored none, and an admin must have
+    /// inventoried the key.
     pub ek_certs: Vec<Vec<u8>>,
     /// `TPMT_PUBLIC` of the EK.
     pub ek_public: Vec<u8>,
@@ -118,15 +119,21 @@ impl Tpm {
     pub fn enrol(&mut self, ek: EkKind) -> Result<EnrolmentRequest, TpmError> {
         let ak_handle = self.ak_handle();
         self.repeatable(|open| {
-            let mut ek_certs = vec![open.ek_certificate(ek)?.ok_or(TpmError::EkCertificateAbsent(ek))?];
-            for other in EkKind::ALL.into_iter().filter(|&other| other != ek) {
-                ek_certs.extend(open.ek_certificate(other)?);
-            }
+            let ek_certs = open.ek_certificate(ek)?.into_iter().collect();
             let key = open.create_ek(ek)?;
             let ek_public = open.with_transient(key.into(), |open| open.public(key))?;
             let ak_public = open.provision_ak(ak_handle)?;
             let (manufacturer, firmware) = open.identity()?;
             Ok(EnrolmentRequest { ek, ek_certs, ek_public, ak_public, manufacturer, firmware })
+        })
+    }
+
+    /// `TPMT_PUBLIC` of the AK that the TPM holds.
+    pub fn ak_public(&mut self) -> Result<Vec<u8>, TpmError> {
+        let ak_handle = self.ak_handle();
+        self.repeatable(|open| {
+            let ak = open.ak(ak_handle)?;
+            open.public(ak)
         })
     }
 

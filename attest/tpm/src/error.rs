@@ -36,9 +36,6 @@ pub enum TpmError {
         /// What is wrong with the answer.
         what: &'static str,
     },
-    /// No EK certificate of this kind is in the TPM's NV storage.
-    #[error("the TPM holds no EK certificate for {0}")]
-    EkCertificateAbsent(crate::EkKind),
     /// The AK's persistent handle is empty: the TPM is not enrolled, or was cleared.
     #[error("no AK at handle {handle:#010x}: the TPM is not enrolled, or was cleared")]
     AkAbsent {

@@ -68,6 +68,11 @@ impl TpmHandle {
         self.run(self.timeout, Tpm::ek_kinds).await
     }
 
+    /// See [`Tpm::ak_public`].
+    pub async fn ak_public(&self) -> Result<Vec<u8>, TpmError> {
+        self.run(self.timeout, Tpm::ak_public).await
+    }
+
     /// See [`Tpm::enrol`].
     pub async fn enrol(&self, ek: EkKind) -> Result<EnrolmentRequest, TpmError> {
         self.run(self.enrolment_timeout(), move |tpm| tpm.enrol(ek)).await

@@ -2,7 +2,7 @@
 //!
 //! tpm2-tss falls back to a default address on options it does not know (`swtpm:path=…` silently becomes
 //! localhost:2321), and a node would then attest with somebody else's TPM. So only these are accepted:
-//! `device:/dev/…` and `swtpm:host=IP,port=N`.
+//! `device:/dev/…` and `swtpm:host=IP,port=N`, the latter on this machine alone: nothing protects that connection.
 use crate::TpmError;
 use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr};
 use tss_esapi::tcti_ldr::TctiNameConf;
@@ -64,6 +64,9 @@ impl FromStr for Tcti {
             }
         }
         match (host, port) {
+            (Some(host), _) if !IpAddr::is_loopback(&host) => {
+                Err(refuse("host must be a loopback address: the connection is not protected"))
+            }
             (Some(host), Some(port)) if port != 0 && port != u16::MAX => Ok(Self::Swtpm { host, port }),
             (Some(_), Some(_)) => Err(refuse("the control channel is at port + 1: 1 to 65534")),
             _ => Err(refuse("swtpm needs both host and port")),
@@ -77,8 +80,12 @@ mod tests {
 
     #[test]
     fn the_two_supported_forms_are_read_and_written_alike() {
-        for good in ["device:/dev/tpmrm0", "swtpm:host=127.0.0.1,port=2421"] {
-            assert_eq!(good.parse::<Tcti>().unwrap().to_string(), good);
+        for good in ["device:/dev/tpmrm0", "swtpm:host=127.0.0.1,port=2421", "swtpm:host=::1,port=2421"] {
+            let tcti: Tcti = good.parse().unwrap();
+            assert_eq!(tcti.to_string(), good);
+            // What tpm2-tss is given is the same, too.
+            let given = std::ffi::CString::try_from(tcti.name_conf().unwrap()).unwrap();
+            assert_eq!(given.to_str().unwrap(), good);
         }
     }
 
@@ -98,6 +105,8 @@ mod tests {
             "swtpm:host=127.0.0.1,port=65535",
             "swtpm:host=127.0.0.1,port=65536",
             "swtpm:host=localhost,port=2321",
+            "swtpm:host=192.0.2.1,port=2321",
+            "swtpm:host=0.0.0.0,port=2321",
             "swtpm:host=127.0.0.1,port=2321,port=2322",
             "swtpm:host=127.0.0.1,port=2321,path=/x",
             "mssim:host=127.0.0.1,port=2321",

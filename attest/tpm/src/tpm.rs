@@ -156,7 +156,6 @@ impl TpmError {
             | Self::Nonsense { .. }
             | Self::AkAbsent { .. } => false,
             Self::TctiUnsupported { .. }
-            | Self::EkCertificateAbsent(_)
             | Self::AkHandleOccupied { .. }
             | Self::AkHandleInvalid { .. }
             | Self::SelectionInvalid(_)
