@@ -377,7 +377,10 @@ impl LogStore {
     async fn enqueue(&self, entries: Vec<Entry>, done: Done) -> Result<(), StorageError> {
         let permit = self.permit().await.map_err(|e| e.into_storage(ErrorSubject::Logs, ErrorVerb::Write))?;
         let mut state = self.reader.shared.state();
-        state.append(&entries)?;
+        state.append(&entries).map_err(|Gap { prev, next }| {
+            let violation = Violation::LogsNonConsecutive { prev, next };
+            DefensiveError::new(ErrorSubject::Log(next), violation)
+        })?;
         permit.send(Job { change: Change::Append(entries), truncations: state.truncations, done });
         Ok(())
     }
@@ -610,6 +613,12 @@ struct State {
     committed_unsaved: bool,
 }
 
+/// An entry that does not follow its predecessor.
+struct Gap {
+    prev: Option<LogId>,
+    next: LogId,
+}
+
 /// Where a range is found.
 struct View {
     disk: std::ops::Range<u64>,
@@ -692,14 +701,13 @@ impl State {
         View { disk: start..end.min(tail_first), tail, truncations: self.truncations }
     }
 
-    fn append(&mut self, entries: &[Entry]) -> Result<(), StorageError> {
+    fn append(&mut self, entries: &[Entry]) -> Result<(), Gap> {
         // all or nothing: check before touching. An empty log may begin anywhere.
         let mut prev = self.last;
         for entry in entries {
             let next = entry.log_id;
             if prev.is_some_and(|prev| prev.index + 1 != next.index) {
-                let violation = Violation::LogsNonConsecutive { prev, next };
-                return Err(DefensiveError::new(ErrorSubject::Log(next), violation).into());
+                return Err(Gap { prev, next });
             }
             prev = Some(next);
         }

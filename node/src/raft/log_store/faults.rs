@@ -95,10 +95,10 @@ impl Disk {
         self.inner().dead
     }
 
-    /// Makes syncs wait until released.
-    pub(super) fn hold_syncs(&self, hold: bool) {
-        self.inner().syncs_held = hold;
-        self.0.1.notify_all();
+    /// Makes syncs wait until the guard is dropped. Declare it after the store: a store's drop waits for syncs.
+    pub(super) fn hold_syncs(&self) -> HeldSyncs {
+        self.inner().syncs_held = true;
+        HeldSyncs(self.clone())
     }
 
     /// What is there after a crash at this moment.
@@ -162,6 +162,16 @@ impl Disk {
                 Err(io::Error::from_raw_os_error(28))
             }
         }
+    }
+}
+
+/// Syncs wait while this lives.
+pub(super) struct HeldSyncs(Disk);
+
+impl Drop for HeldSyncs {
+    fn drop(&mut self) {
+        self.0.inner().syncs_held = false;
+        self.0.0.1.notify_all();
     }
 }
 

@@ -337,7 +337,7 @@ async fn every_acknowledged_change_survives_a_crash_at_any_operation() {
 #[tokio::test]
 async fn the_callback_fires_only_after_the_sync() {
     let (disk, store) = on_new_disk().await;
-    disk.hold_syncs(true);
+    let held = disk.hold_syncs();
     let mut outcome = queue(&store, entries(1, 0..3, 100)).await;
 
     // readable at once, by readers too
@@ -348,7 +348,7 @@ async fn the_callback_fires_only_after_the_sync() {
     assert!(contents(&mut start(&crashed).unwrap()).await.entries.is_empty());
     assert!(outcome.try_recv().is_err(), "answered before the sync");
 
-    disk.hold_syncs(false);
+    drop(held);
     assert_eq!(outcome.await.unwrap(), Ok(()));
     let crashed = Disk::holding(disk.image(Survives::OnlySynced));
     assert_eq!(contents(&mut start(&crashed).unwrap()).await.entries.len(), 3);
@@ -357,13 +357,13 @@ async fn the_callback_fires_only_after_the_sync() {
 #[tokio::test]
 async fn queued_appends_share_a_commit() {
     let (disk, store) = on_new_disk().await;
-    disk.hold_syncs(true);
+    let held = disk.hold_syncs();
     let first = queue(&store, entries(1, 0..1, 100)).await;
     let mut rest = Vec::new();
     for index in 1..21 {
         rest.push(queue(&store, entries(1, index..index + 1, 100)).await);
     }
-    disk.hold_syncs(false);
+    drop(held);
     first.await.unwrap().unwrap();
     for outcome in rest {
         outcome.await.unwrap().unwrap();
@@ -437,13 +437,13 @@ async fn one_failure_ends_writing_until_a_restart() {
 #[tokio::test]
 async fn everything_queued_behind_a_failure_is_told() {
     let (disk, store) = on_new_disk().await;
-    disk.hold_syncs(true);
+    let held = disk.hold_syncs();
     disk.fail_once(true, Effect::Lost);
     let mut outcomes = Vec::new();
     for index in 0..100 {
         outcomes.push(queue(&store, entries(1, index..index + 1, 10)).await);
     }
-    disk.hold_syncs(false);
+    drop(held);
     for outcome in outcomes {
         assert!(outcome.await.unwrap().unwrap_err().contains("os error 28"));
     }
