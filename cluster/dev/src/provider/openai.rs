@@ -64,13 +64,28 @@ const CHAT_OPTIONS: &[&str] = &[
 const EMBED_OPTIONS: &[&str] = &["model", "input", "encoding_format", "dimensions", "user"];
 const ROLES: &[&str] = &["system", "developer", "user", "assistant", "tool"];
 
-const WORDS: &[&str] = &[
-    "a", "quorum", "of", "nodes", "agrees", "before", "the", "route", "opens", "and", "each", "leaf", "is",
-    "signed", "by", "several", "machines", "that", "proved", "what", "they", "booted", "while", "no",
-    "single", "one", "holds", "both", "halves", "every", "answer", "travels", "sealed", "from", "end", "to",
-    "so", "an", "auditor", "can", "check", "it", "later", "without", "trusting", "anyone", "then", "mesh",
-    "waits", "refuses", "or", "forwards", "with", "reason", "in", "order", "on", "time", "at", "rest",
-    "between", "two", "parties", "here",
+/// Sentences are made of one of each. They are about nothing, so that nobody takes them for a model's opinion.
+const SUBJECTS: [&str; 8] = [
+    "A heron",
+    "The old bridge",
+    "Every lantern",
+    "The ferry",
+    "A quiet orchard",
+    "The north wind",
+    "One small boat",
+    "The clockmaker",
+];
+const VERBS: [&str; 8] =
+    ["watches", "waits for", "remembers", "passes", "follows", "leans toward", "outlasts", "is older than"];
+const OBJECTS: [&str; 8] = [
+    "the river.",
+    "a slow morning.",
+    "the far shore.",
+    "the harbour at noon.",
+    "its own shadow.",
+    "the first snow.",
+    "a field of barley.",
+    "the evening train.",
 ];
 
 /// A fault, asked for by the model's name in a chat or embeddings request.
@@ -470,7 +485,7 @@ fn message_text(index: usize, message: &Value) -> Result<String, ApiError> {
     }
 }
 
-/// An answer of exactly `wanted` words: some of the question's, then words picked by the digest.
+/// An answer of exactly `wanted` words: some of the question's, then sentences picked by the digest.
 fn answer_words(question: &str, seed: &[u8], wanted: usize) -> Vec<String> {
     let mut words: Vec<String> = vec!["You".to_owned(), " asked:".to_owned()];
     words.extend(question.split_whitespace().take(ECHO_WORDS).map(|word| {
@@ -487,13 +502,12 @@ fn answer_words(question: &str, seed: &[u8], wanted: usize) -> Vec<String> {
         context.update(seed);
         context.update(&block.to_be_bytes());
         let picks = context.finish();
-        words.extend(
-            picks
-                .as_ref()
-                .iter()
-                .filter_map(|pick| WORDS.get(usize::from(*pick) % WORDS.len()))
-                .map(|w| format!(" {w}")),
-        );
+        for pick in picks.as_ref().chunks_exact(3) {
+            for (byte, parts) in pick.iter().zip([&SUBJECTS, &VERBS, &OBJECTS]) {
+                let part = parts.get(usize::from(*byte) % parts.len()).copied().unwrap_or_default();
+                words.extend(part.split(' ').map(|word| format!(" {word}")));
+            }
+        }
         block += 1;
     }
     words.truncate(wanted);
