@@ -342,7 +342,8 @@ mod tests {
         };
         replay(&twin()).expect("the twin passes");
         let at = new_log().len();
-        let rows: Vec<(&str, fn(&mut Vec<u8>, usize), EventLogError)> = vec![
+        type Row = (&'static str, fn(&mut Vec<u8>, usize), EventLogError);
+        let rows: Vec<Row> = vec![
             ("no Spec ID header", |l, _| l[32] = b's', EventLogError::NotCryptoAgile),
             ("a header of another type", |l, _| l[4] = 8, EventLogError::NotCryptoAgile),
             ("a header that ends early", |l, _| l.truncate(30), EventLogError::Short { event: 0 }),

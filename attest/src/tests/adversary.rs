@@ -10,7 +10,7 @@ use crate::ima::ImaError;
 use crate::qualifying;
 use crate::reference_values::ReferenceValues;
 use crate::testing::{QuoteFields, TestTpm, policy};
-use crate::tpm::TpmError;
+use crate::tpm::{HashAlg, TpmError};
 
 const CLUSTER: [u8; 32] = [0xc1; 32];
 const ROOT: [u8; 32] = [0x70; 32];
@@ -588,4 +588,33 @@ fn a_software_tpm_is_labelled() {
     case.ak = case.tpm.enrolled(true);
     case.policy.allow_software_tpm = true;
     assert!(case.appraise().unwrap().software_tpm());
+}
+
+/// A P-384 AK hashes with SHA-384 throughout, the digest over the PCR values included.
+#[test]
+fn an_ak_on_p384() {
+    use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+    let sized = |bytes: &[u8]| [&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat();
+    let key = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).unwrap();
+    let point = &key.public_key().as_ref()[1..];
+    let mut public = vec![0, 0x23, 0, 0x0c];
+    public.extend((1u32 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 18).to_be_bytes());
+    public.extend([0, 0, 0, 0x10, 0, 0x18, 0, 0x0c, 0, 4, 0, 0x10]);
+    public.extend(sized(&point[..48]));
+    public.extend(sized(&point[48..]));
+
+    let mut case = Case::honest();
+    case.ak = EnrolledAk::from_policy(&public, false).unwrap();
+    let values: Vec<u8> = case.policy.selection.iter().flat_map(|pcr| case.tpm.pcr(*pcr)).collect();
+    for (digest, verdict) in [
+        (HashAlg::Sha384.digest(&values).as_ref().to_vec(), None),
+        (sha256(&values).to_vec(), Some(Rejection::PcrDigest)),
+    ] {
+        case.requote(|q| q.pcr_digest = digest);
+        let rng = aws_lc_rs::rand::SystemRandom::new();
+        let signature = key.sign(&rng, &case.evidence.attest).unwrap();
+        let (r, s) = signature.as_ref().split_at(48);
+        case.evidence.signature = [&[0, 0x18, 0, 0x0c][..], &sized(r), &sized(s)].concat();
+        assert_eq!(case.appraise().err(), verdict);
+    }
 }

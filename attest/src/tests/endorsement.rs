@@ -90,12 +90,16 @@ fn no_vendor_ca_passes_for_an_ek() {
     }
 }
 
+type Row = (&'static str, fn(&mut Vendor), EkError);
+
 /// A vendor of our own: root, intermediate, EK certificate. A mutation changes the parameters of one of them before signing.
 struct Vendor {
     root: CertificateParams,
     issuer: CertificateParams,
     ek: CertificateParams,
     policy: EkPolicy,
+    /// Whose certificate somebody without the issuer's key signed in its name: 0 the EK's, 1 the intermediate.
+    forged: Option<usize>,
 }
 
 fn ca(name: &str) -> CertificateParams {
@@ -128,7 +132,7 @@ fn vendor() -> Vendor {
     ek.custom_extensions = vec![san("id:53544D20")];
     ek.not_before = date_time_ymd(2020, 1, 1);
     ek.not_after = date_time_ymd(2040, 1, 1);
-    Vendor { root: ca("root"), issuer: ca("issuer"), ek, policy: STRICT }
+    Vendor { root: ca("root"), issuer: ca("issuer"), ek, policy: STRICT, forged: None }
 }
 
 impl Vendor {
@@ -136,9 +140,18 @@ impl Vendor {
         let [root_key, issuer_key, ek_key] = [(); 3].map(|()| KeyPair::generate().unwrap());
         let root = self.root.self_signed(&root_key).unwrap();
         let by_root = Issuer::new(self.root, root_key);
-        let issuer = self.issuer.signed_by(&issuer_key, &by_root).unwrap();
+        let forge = |params: &CertificateParams, key: &KeyPair, in_the_name_of: CertificateParams| {
+            params.signed_by(key, &Issuer::new(in_the_name_of, KeyPair::generate().unwrap())).unwrap()
+        };
+        let issuer = match self.forged {
+            Some(1) => forge(&self.issuer, &issuer_key, ca("root")),
+            _ => self.issuer.signed_by(&issuer_key, &by_root).unwrap(),
+        };
         let by_issuer = Issuer::new(self.issuer, issuer_key);
-        let ek = self.ek.signed_by(&ek_key, &by_issuer).unwrap();
+        let ek = match self.forged {
+            Some(0) => forge(&self.ek, &ek_key, ca("issuer")),
+            _ => self.ek.signed_by(&ek_key, &by_issuer).unwrap(),
+        };
         verify_ek(ek.der(), &[issuer.der()], &[root.der()], &self.policy)
     }
 }
@@ -148,7 +161,9 @@ fn one_thing_wrong_with_a_chain() {
     let genuine = vendor().verify().expect("the twin passes");
     assert!(!genuine.software_tpm());
 
-    let rows: Vec<(&str, fn(&mut Vendor), EkError)> = vec![
+    let rows: Vec<Row> = vec![
+        ("an EK somebody else signed", |v| v.forged = Some(0), EkError::NoIssuer { position: 0 }),
+        ("an issuer somebody else signed", |v| v.forged = Some(1), EkError::NoIssuer { position: 1 }),
         ("no EKU", |v| v.ek.extended_key_usages.clear(), EkError::NotAnEkCertificate),
         (
             "a web server's certificate",

@@ -75,6 +75,10 @@ fn a_trustee_quote_verifies_under_its_ak() {
     public.extend(&spki[33..33 + 256]);
     let ak = TpmPublic::parse(&public).unwrap();
     ak.verify(&message, &signature).unwrap();
+    // the same key bound to RSAPSS cannot have made it
+    public[13] = 0x16;
+    let pss = TpmPublic::parse(&public).unwrap();
+    assert_eq!(pss.verify(&message, &signature), Err(SignatureError::SchemeDoesNotFitKey));
     let mut other = message;
     other[50] ^= 1;
     assert_eq!(ak.verify(&other, &signature), Err(SignatureError::DoesNotVerify));
