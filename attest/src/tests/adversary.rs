@@ -618,3 +618,25 @@ fn an_ak_on_p384() {
         assert_eq!(case.appraise().err(), verdict);
     }
 }
+
+/// IMA's first entry is a digest over PCR 0 to 9: it need not be listed where the quote covers them, and only then.
+#[test]
+fn boot_aggregate_is_known_from_the_quote() {
+    for (pcrs, verdict) in [
+        ((0..=10).collect(), None),
+        ((1..=10).collect(), Some(Rejection::Ima(ImaError::FileNotAllowed { entry: 0 }))),
+    ] {
+        let mut tpm = TestTpm::new(7);
+        let values: Vec<u8> = (0..10).flat_map(|pcr| tpm.pcr(pcr)).collect();
+        let mut list = Vec::new();
+        for (file, path) in [(sha256(&values), "boot_aggregate"), (ALLOWED_FILE, "/usr/bin/quorated")] {
+            let (entry, template) = ima_entry(&file, path);
+            tpm.extend_unlogged(10, &template);
+            list.extend(entry);
+        }
+        let mut case = Case::of(tpm, pcrs);
+        case.rv.ima = Some(BTreeSet::from([ALLOWED_FILE]));
+        case.set_ima(list);
+        assert_eq!(case.appraise().err(), verdict);
+    }
+}
