@@ -2,12 +2,13 @@
 //! them can delay but not forge. A [`Batch`] is one Raft log entry.
 use crate::crypto::{Hash, PublicKey, Signature, encode, sha256, sign_statement, statement_bytes};
 use crate::ids::{ClientId, ConnectionId, NodeId, PolicyVersion, PoolId, RequestId, RouteId, Timestamp};
-use crate::policy::SignedPolicy;
-use crate::sshsig::SshSignature;
+use crate::policy::{ADMINS_MAX, MEMBERS_MAX, SignedPolicy};
+use crate::sshsig::{SIGNATURE_BYTES_MAX as SSH_SIGNATURE_BYTES_MAX, SshSignature};
 use crate::tlog::{ConsistencyProof, Cosignature, TreeSize};
 use aws_lc_rs::signature::Ed25519KeyPair;
 use borsh::{BorshDeserialize, BorshSerialize};
 use quorate_attest::evidence::{BootKeys, Evidence};
+use quorate_attest::tpm;
 
 /// Most commands in a batch: an entry stays below a few MiB.
 pub const COMMANDS_MAX: usize = 1024;
@@ -52,6 +53,28 @@ impl Command {
         match self {
             Self::Evidence(_) | Self::Recover(_) | Self::Policy(_) => true,
             Self::Client(_) | Self::Node(_) => false,
+        }
+    }
+    /// Whether every list and text is within its bound. The bounds keep a leaf, which holds the whole command, within what
+    /// C2SP tlog-tiles can carry (65,535 bytes), whoever wrote the command and whatever becomes of it.
+    pub fn within_bounds(&self) -> bool {
+        let quote = |e: &Evidence| {
+            e.attest.len() <= tpm::ATTEST_BYTES_MAX
+                && e.signature.len() <= tpm::SIGNATURE_BYTES_MAX
+                && e.pcrs.len() <= usize::from(quorate_attest::eventlog::PCRS)
+        };
+        match self {
+            Self::Client(_) => true,
+            Self::Node(NodeSigned { body: NodeCommand::Settle(settlements), .. }) => settlements.len() <= SETTLEMENTS_MAX,
+            Self::Node(_) => true,
+            Self::Evidence(c) => c.certificate.len() <= COSIGNATURES_MAX && quote(&c.evidence),
+            Self::Recover(c) => {
+                let lengths = [c.contributions.len(), c.evidence.len(), c.proofs.len()];
+                lengths.iter().all(|l| *l <= MEMBERS_MAX) && c.evidence.iter().all(|(_, e)| quote(e))
+            }
+            Self::Policy(c) => {
+                c.signatures.len() <= ADMINS_MAX && c.signatures.iter().all(|s| s.0.len() <= SSH_SIGNATURE_BYTES_MAX)
+            }
         }
     }
     /// Blobs that must be durable before the entry that holds this command is appended.

@@ -4,7 +4,7 @@
 //!
 //! Parsing decides everything once: a [`Policy`] cannot contradict itself. It reports *all* mistakes, not the first.
 use crate::crypto::{Hash, PublicKey, sha256};
-use crate::ids::{ClientId, Custodian, ModelId, NodeId, PolicyVersion, RouteId, Timestamp};
+use crate::ids::{ClientId, Custodian, ModelId, NAME_BYTES_MAX, NodeId, PolicyVersion, RouteId, Timestamp};
 use crate::sshsig::{AdminKey, SshSignature};
 use crate::tlog::Origin;
 use base64::Engine as _;
@@ -434,6 +434,9 @@ impl Checker {
     fn admins(&mut self, d: &PolicyDocument) -> BTreeMap<AdminKey, String> {
         let mut admins = BTreeMap::new();
         for a in &d.admin {
+            if a.name.is_empty() || a.name.len() > NAME_BYTES_MAX {
+                self.wrong(format!("admin: a name has 1 to {NAME_BYTES_MAX} bytes"));
+            }
             if let Some(key) = self.keep(&format!("admin {:?}", a.name), AdminKey::from_openssh(&a.key))
                 && admins.insert(key, a.name.clone()).is_some()
             {

@@ -11,7 +11,7 @@ use std::fmt;
 /// The namespace of every admin signature.
 pub const NAMESPACE: &str = "quorate";
 /// Longest binary signature accepted; Ed25519 ones take some 160 bytes.
-const SIGNATURE_BYTES_MAX: usize = 1024;
+pub(crate) const SIGNATURE_BYTES_MAX: usize = 1024;
 
 /// An admin's public key: what identifies an admin.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, BorshSerialize, BorshDeserialize)]

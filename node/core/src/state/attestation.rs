@@ -158,9 +158,6 @@ impl Run<'_> {
         let state = &*self.state;
         let (time, cluster) = (state.data.time, state.data.genesis);
         let record = state.data.nodes.get(&c.node).ok_or(Refusal::UnknownNode)?;
-        if c.certificate.len() > crate::command::COSIGNATURES_MAX {
-            return Err(Refusal::Oversized);
-        }
         if !c.possesses_key(cluster) {
             return Err(Refusal::BadSignature);
         }

@@ -363,7 +363,13 @@ impl<'a> Run<'a> {
         let unproven = matches!(
             outcome,
             Outcome::Refused(
-                Refusal::BadSignature | Refusal::UnknownClient | Refusal::UnknownNode | Refusal::BadContribution | Refusal::Oversized
+                Refusal::BadSignature
+                    | Refusal::UnknownClient
+                    | Refusal::UnknownNode
+                    | Refusal::NodeNotAttested
+                    | Refusal::BadContribution
+                    | Refusal::UnknownSigner
+                    | Refusal::Oversized
             )
         );
         let position = (!unproven).then(|| {
@@ -375,6 +381,10 @@ impl<'a> Run<'a> {
     }
 
     fn decide(&mut self, command: &Command, blobs: &dyn Blobs) -> Result<Outcome, Refusal> {
+        // First of all: a refusal may become a leaf, and a leaf holds the whole command.
+        if !command.within_bounds() {
+            return Err(Refusal::Oversized);
+        }
         match command {
             Command::Client(c) => self.client_command(c),
             Command::Node(c) => {

@@ -1,7 +1,7 @@
 //! Pools, authorisations, settlements: nonces, rates and budgets hold exactly, cluster-wide, because they are decided here.
 use super::Run;
 use crate::command::{
-    Alarm, Authorise, ClientCommand, ClientSigned, Ended, OpenPool, Report, SETTLEMENTS_MAX, SIZE_BUCKET, Settlement,
+    Alarm, Authorise, ClientCommand, ClientSigned, Ended, OpenPool, Report, SIZE_BUCKET, Settlement,
 };
 use crate::ids::{ClientId, ConnectionId, NodeId, RequestId, RouteId, Timestamp};
 use crate::leaf::{AnomalyRule, LeafBody, Outcome};
@@ -251,9 +251,6 @@ impl Run<'_> {
     }
 
     pub(super) fn settle(&mut self, node: NodeId, settlements: &[Settlement]) -> Result<Outcome, Refusal> {
-        if settlements.len() > SETTLEMENTS_MAX {
-            return Err(Refusal::Oversized);
-        }
         let mut refused = Vec::new();
         for (position, s) in settlements.iter().enumerate() {
             if let Err(refusal) = self.settle_one(node, s) {
