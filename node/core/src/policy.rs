@@ -503,6 +503,9 @@ impl Checker {
             self.wrong("attestation.pcrs: one or more of 0 to 22 without 16 (16 and 23 can be reset and prove nothing)");
         }
         for (name, values) in rv {
+            if values.ima.is_some() && !a.pcrs.contains(&10) {
+                self.wrong(format!("reference_values.{name}: an IMA list needs PCR 10 among attestation.pcrs"));
+            }
             for pcr in &a.pcrs {
                 if values.pcrs.get(pcr).is_none_or(Vec::is_empty) && !(*pcr == 10 && values.ima.is_some()) {
                     self.wrong(format!("reference_values.{name}: nothing is expected of PCR {pcr}"));

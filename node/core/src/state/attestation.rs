@@ -24,8 +24,12 @@ pub struct NodeRecord {
     pub floor: Option<Counters>,
     /// Set by a machine reset: evidence counts again once its nonce is a certified tree of at least this size.
     pub awaiting: Option<TreeSize>,
+    /// Size of the newest nonce that a quote of this node's AK was seen over: anything older is a replay.
+    pub newest_nonce: Option<TreeSize>,
     /// PCR values of the newest accepted evidence, for a change of reference values.
     pub pcrs: Vec<(u8, [u8; 32])>,
+    /// Firmware version of the newest accepted evidence, likewise.
+    pub firmware: u64,
 }
 
 /// Whether a node counts as attested.
@@ -169,22 +173,41 @@ impl Run<'_> {
             .certifiers
             .certify(checkpoint_of(&state.data.origin, c.nonce), &c.certificate)
             .map_err(|_| Refusal::UncertifiedNonce)?;
+        // What a lying leader held back or plays again must neither prolong an attestation nor cost a node its place.
+        let newest = record.newest_nonce;
+        if newest.is_some_and(|newest| c.nonce.size < newest) {
+            return Err(Refusal::StaleNonce);
+        }
+        let same_nonce = newest == Some(c.nonce.size);
+        let floor = record.floor;
         let expected = evidence_nonce(cluster, c);
         let verdict = appraise_member(&state.policy, c.node, &c.evidence, &expected, record.floor.as_ref(), blobs)?;
         let leaf = LeafIndex(state.data.tree.size().0);
-        self.anchor = true;
         let Some(record) = self.state.data.nodes.get_mut(&c.node) else { return Err(Refusal::UnknownNode) };
         let appraised = match verdict {
+            // The very quote that stands there already.
+            Ok(appraised) if same_nonce && floor == Some(appraised.counters()) => return Err(Refusal::StaleNonce),
             Ok(appraised) => appraised,
             Err(check) => {
                 // A quote under the enrolled AK that fails says something about the machine; one that does not even
                 // verify could be anybody's and must not cost an attested node its place.
-                if !FORGEABLE_CHECKS.contains(&check.as_str()) || record.attested().is_none() {
+                let forgeable = FORGEABLE_CHECKS.contains(&check.as_str());
+                if !forgeable && same_nonce {
+                    return Err(Refusal::StaleNonce);
+                }
+                if !forgeable {
+                    record.newest_nonce = Some(c.nonce.size);
+                }
+                if !forgeable || record.attested().is_none() {
+                    self.anchor |= record.attested().is_some();
                     record.status = NodeStatus::NotAttested(NotAttested::Refused(check.clone()));
                 }
                 return Ok(Outcome::AppraisalRefused { check });
             }
         };
+        self.anchor = true;
+        record.newest_nonce = Some(c.nonce.size);
+        record.firmware = appraised.firmware_version();
         if appraised.machine_reset() && record.awaiting.is_none() {
             // The certificate must hold this leaf: a tree larger than the one it is appended to.
             record.awaiting = Some(TreeSize(leaf.0.saturating_add(1)));
@@ -204,5 +227,18 @@ impl Run<'_> {
 
 /// Rejections that anyone can provoke with bytes of their own. From the qualifying data on, a quote is the member's TPM's
 /// and bound to the boot key that signed the command.
-const FORGEABLE_CHECKS: &[&str] =
-    &["ak_malformed", "signature-malformed", "signature-scheme", "signature", "magic", "not-a-quote", "quote-malformed", "qualifying-data"];
+const FORGEABLE_CHECKS: &[&str] = &[
+    "no_reference_values",
+    "ak_malformed",
+    "empty-selection",
+    "no-such-pcr",
+    "resettable-pcr",
+    "ima-without-pcr10",
+    "signature-malformed",
+    "signature-scheme",
+    "signature",
+    "magic",
+    "not-a-quote",
+    "quote-malformed",
+    "qualifying-data",
+];
