@@ -281,7 +281,7 @@ impl State {
     /// When the next lapse or deadline is due, by entry time.
     pub fn next_due(&self) -> Option<Timestamp> {
         let lapse = self.policy.attestation.lapse_ms;
-        let lapses = self.data.nodes.values().filter_map(|r| r.attested_at()).map(|t| t.plus_ms(lapse));
+        let lapses = self.data.nodes.values().filter_map(|r| r.attested_at()).map(|t| t.plus_ms(lapse).plus_ms(1));
         lapses.chain(self.data.request_deadlines.first().map(|(t, _)| *t)).min()
     }
 
@@ -292,6 +292,7 @@ impl State {
             Ok(batch) if batch.commands.len() <= crate::command::COMMANDS_MAX => run.batch(batch, blobs),
             _ => {
                 let time = run.state.data.time;
+                run.digest_leaf(time);
                 run.leaf(time, LeafBody::Undecodable { entry: sha256(entry) });
                 run.finish(NodeId(0))
             }
@@ -340,11 +341,7 @@ impl<'a> Run<'a> {
     fn batch(mut self, batch: Batch, blobs: &dyn Blobs) -> Applied {
         // The leader's clock may jump back; the state's time never does.
         let time = batch.time.max(self.state.data.time);
-        if self.state.data.digest_due {
-            let (size, digest) = (self.state.data.tree.size(), self.state.digest());
-            self.state.data.digest_due = false;
-            self.leaf(time, LeafBody::StateDigest { size, digest });
-        }
+        self.digest_leaf(time);
         self.state.data.time = time;
         self.lapse();
         self.deadlines();
@@ -354,6 +351,15 @@ impl<'a> Run<'a> {
             self.record(digest, command, decided);
         }
         self.finish(batch.proposer)
+    }
+
+    /// What the previous batch promised comes first, whatever this entry is.
+    fn digest_leaf(&mut self, time: Timestamp) {
+        if self.state.data.digest_due {
+            let (size, digest) = (self.state.data.tree.size(), self.state.digest());
+            self.state.data.digest_due = false;
+            self.leaf(time, LeafBody::StateDigest { size, digest });
+        }
     }
 
     /// A leaf where the author is proven, none for bytes that anybody could have made up.
