@@ -303,6 +303,8 @@ impl State {
 /// One application of an entry.
 struct Run<'a> {
     state: &'a mut State,
+    /// The tree that this entry extends.
+    start: CheckpointRef,
     leaves: Vec<AppliedLeaf>,
     leaf_bytes: Vec<Vec<u8>>,
     outcomes: Vec<(Hash, Outcome, Option<usize>)>,
@@ -317,6 +319,7 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(state: &'a mut State) -> Self {
         Self {
+            start: state.checkpoint(),
             state,
             leaves: Vec::new(),
             leaf_bytes: Vec::new(),

@@ -24,7 +24,7 @@ impl Run<'_> {
         if c.contributions.iter().map(|x| x.certified).max() != Some(c.base) {
             return Err(Refusal::WrongBase);
         }
-        let own = state.checkpoint();
+        let own = self.start;
         if c.tree != own.size {
             return Err(Refusal::LockConflict);
         }
@@ -53,6 +53,8 @@ impl Run<'_> {
             record.status = NodeStatus::NotAttested(NotAttested::Recovered);
             self.recovered.insert(node, key);
         }
+        // Only a certificate of this checkpoint, or of one after it, ends the darkness.
+        self.state.data.anchors.clear();
         self.anchor = true;
         Ok(Outcome::Recovered)
     }
