@@ -3,6 +3,7 @@ use super::Run;
 use crate::command::{
     Alarm, Authorise, ClientCommand, ClientSigned, Ended, OpenPool, Report, SIZE_BUCKET, Settlement,
 };
+use crate::crypto::PublicKey;
 use crate::ids::{ClientId, ConnectionId, NodeId, RequestId, RouteId, Timestamp};
 use crate::leaf::{AnomalyRule, LeafBody, Outcome};
 use crate::policy::{Grant, IN_FLIGHT_MAX, REQUEST_LIFETIME_MS_MAX};
@@ -11,7 +12,7 @@ use crate::rendezvous;
 use crate::tlog::LeafIndex;
 use borsh::{BorshDeserialize, BorshSerialize};
 use quorate_attest::evidence::BootKeys;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Pools one client may hold open at a time.
 const POOLS_PER_CLIENT_MAX: u32 = 256;
@@ -353,7 +354,13 @@ impl Run<'_> {
     }
 
     pub(super) fn alarm(&mut self, alarm: &Alarm) -> Result<Outcome, Refusal> {
-        if let Alarm::Equivocation { key, size, one, other, .. } = alarm {
+        if let Alarm::Equivocation { accused, key, size, one, other } = alarm {
+            // Otherwise anybody could make a key of its own sign two roots and accuse another with it.
+            let known = |keys: &BTreeMap<NodeId, PublicKey>| keys.get(accused) == Some(key);
+            let attested = self.state.attested(*accused).is_some_and(|boot| boot.cosign == key.0);
+            if !attested && !self.state.data.anchors.iter().any(|a| known(&a.certifiers.keys)) {
+                return Err(Refusal::BadSignature);
+            }
             let origin = &self.state.data.origin;
             let signed = |(root, cosignature): &(crate::crypto::Hash, crate::tlog::Cosignature)| {
                 let reference = crate::command::CheckpointRef { size: *size, root: *root };
