@@ -6,9 +6,9 @@
 //! A receipt has one byte form: whatever byte is changed, it no longer verifies. Left to the caller: whether the
 //! checkpoint's time is recent enough.
 use crate::certificate::{CertifiedAuthorisation, CertifiedCheckpoint, CertifiedLeaf, Certifiers, NotCertified};
-use crate::command::{CheckpointRef, Command, EvidenceCommand};
+use crate::command::{Alarm, CheckpointRef, ClientCommand, Command, EvidenceCommand, NodeCommand};
 use crate::crypto::{Hash, PublicKey, encode, sha256};
-use crate::ids::{NodeId, PolicyVersion, Timestamp};
+use crate::ids::{NodeId, PolicyVersion, RequestId, Timestamp};
 use crate::leaf::{BatchEnd, Leaf, LeafBody, Outcome};
 use crate::policy::{Policy, SignedPolicy};
 use crate::state::{Blobs, appraise_member, checkpoint_of, evidence_nonce, rule_of};
@@ -137,7 +137,7 @@ pub enum ProofError {
     #[error("the checkpoint is not certified")]
     NotCertified(#[from] NotCertified),
     /// Something in it proves nothing.
-    #[error("the proof holds a blob that nothing names")]
+    #[error("the proof holds a blob or leaf that has no place in it")]
     Surplus,
     /// Not a receipt.
     #[error("the proof holds no authorisation")]
@@ -298,8 +298,38 @@ impl Receipt {
     /// Verifies it: the first leaf is the authorisation, the others (settlements) name the same request.
     pub fn verify(&self, genesis: Hash) -> Result<(Verified, CertifiedAuthorisation), ProofError> {
         let verified = self.0.verify(genesis)?;
-        let authorisation =
-            verified.leaves.first().and_then(CertifiedLeaf::authorisation).ok_or(ProofError::NoAuthorisation)?;
+        let (first, rest) = verified.leaves.split_first().ok_or(ProofError::NoAuthorisation)?;
+        let authorisation = first.authorisation().ok_or(ProofError::NoAuthorisation)?;
+        let request = authorisation.request().request;
+        let mut last = first.index();
+        for leaf in rest {
+            if !speaks_of(leaf.leaf(), request) || leaf.index() <= last {
+                return Err(ProofError::Surplus);
+            }
+            last = leaf.index();
+        }
         Ok((verified, authorisation))
+    }
+}
+
+/// Whether a leaf says how this request ended.
+fn speaks_of(leaf: &Leaf, request: RequestId) -> bool {
+    let Leaf::V1 { body, .. } = leaf;
+    match body {
+        LeafBody::Decided { command: Command::Node(c), outcome: Outcome::Settled(refused) } => match &c.body {
+            NodeCommand::Settle(settlements) => settlements
+                .iter()
+                .enumerate()
+                .any(|(at, s)| s.request == request && !refused.iter().any(|(position, _)| usize::from(*position) == at)),
+            NodeCommand::Alarm(_) | NodeCommand::Snapshot => false,
+        },
+        LeafBody::Decided { command: Command::Node(c), outcome: Outcome::AlarmRaised } => {
+            matches!(&c.body, NodeCommand::Alarm(Alarm::HeadRefused { request: r, .. }) if *r == request)
+        }
+        LeafBody::Decided { command: Command::Client(c), outcome: Outcome::Reported } => {
+            matches!(&c.body, ClientCommand::Report(r) if r.request == request)
+        }
+        LeafBody::Unsettled { request: r, .. } | LeafBody::Anomaly { request: r, .. } => *r == request,
+        _ => false,
     }
 }
