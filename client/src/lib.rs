@@ -1,1 +1,43 @@
-//! placeholder
+//! The quorate client: applications speak to LLM providers through the mesh, and believe nothing that is not proven.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), quorate_client::Error> {
+//! use quorate_client::{Chat, Client, TrustFile};
+//! let trust = TrustFile::load("trust.toml".as_ref())?;
+//! let client = Client::connect(trust).await?;
+//! let answer = client.chat(&Chat::new("demo-chat", "hello")).await?;
+//! println!("{}", answer.text);
+//! let receipt = client.receipt(answer.provenance.request).await?;
+//! # drop(receipt); Ok(()) }
+//! ```
+//!
+//! **Decides**: which nodes to believe (those proven attested by the log, against the genesis digest of the
+//! [`TrustFile`]), which of them carry a request, and whether the provider is the route's: this crate makes the TLS
+//! connection to the provider itself and verifies its certificate. **Refuses**: a directory that is stale, rolled back or
+//! forked; a provider without TLS 1.3 and TLS_CHACHA20_POLY1305_SHA256; answers that are cut off. **Leaves to the
+//! caller**: what to ask, and whether a request may be repeated ([`Request::idempotent`]).
+#![forbid(unsafe_code)]
+
+pub mod cli;
+mod client;
+mod directory;
+mod error;
+pub mod http1;
+mod openai;
+mod pool;
+mod request;
+mod response;
+mod route;
+mod trust;
+mod usage;
+mod wire;
+
+pub use client::{Client, DangerDirect, settlements, status_of_any};
+pub use directory::Directory;
+pub use error::{Darkness, Error, Fault, MeshRefusal, NodeFailure, Retry, chain};
+pub use openai::{Chat, ChatAnswer, ChatStream, Message};
+pub use pool::PoolOptions;
+pub use request::{Method, Request, Target};
+pub use response::{Authorised, Provenance, Response, ResponseBody, Timings};
+pub use route::head_template;
+pub use trust::{ClientKey, FRESHNESS_MS, TrustError, TrustFile, generate_client_key};

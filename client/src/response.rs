@@ -1,0 +1,314 @@
+//! A response as it arrives: records opened, HTTP read, nothing altered. Dropping it cancels the request.
+use crate::client::Inner;
+use crate::error::Error;
+use crate::http1::{Event, ResponseHead, ResponseParser};
+use crate::pool::Lane;
+use crate::usage::UsageTail;
+use crate::wire::{Down, DownHalf, Up, plain};
+use bytes::Bytes;
+use futures::Stream;
+use http::{HeaderMap, StatusCode};
+use quorate_core::command::{Ended, Report};
+use quorate_core::ids::{NodeId, RequestId};
+use quorate_splitkey::record::{Ending, Event as RecordEvent, RecordOpener};
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::{Instant, Sleep};
+
+/// Where the time of a request went, microseconds since the relay had it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// Its leaf was applied.
+    pub applied_us: u32,
+    /// A quorum's cosignatures met.
+    pub certified_us: u32,
+    /// The keyer approved the head.
+    pub keyer_us: u32,
+    /// The head left for the provider.
+    pub released_us: u32,
+}
+
+/// How a request was authorised, by the relay's word; the receipt proves it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Authorised {
+    /// Position of its leaf.
+    pub leaf_index: u64,
+    /// Size of the certified checkpoint.
+    pub tree_size: u64,
+    /// Where the time went.
+    pub timings: Timings,
+}
+
+/// What identifies a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Provenance {
+    /// Its id; what to ask a receipt for.
+    pub request: RequestId,
+    /// Who carried it; 0 in direct mode.
+    pub relay: NodeId,
+    /// Who checked its head; 0 in direct mode.
+    pub keyer: NodeId,
+    /// The authorisation; all zero in direct mode.
+    pub authorised: Authorised,
+    /// With it and the body, anyone can recompute the body digest in the leaf: SHA-256(salt ‖ body).
+    pub body_salt: [u8; 32],
+}
+
+/// An answer whose head has arrived.
+pub struct Response {
+    /// Status.
+    pub status: StatusCode,
+    /// Headers, as the provider sent them.
+    pub headers: HeaderMap,
+    /// How it came.
+    pub provenance: Provenance,
+    /// The rest, as it arrives.
+    pub body: ResponseBody,
+}
+
+impl std::fmt::Debug for Response {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Response").field("status", &self.status).field("provenance", &self.provenance).finish_non_exhaustive()
+    }
+}
+
+/// A body as it arrives. An error is the last item; without one before it, `None` means that the body is whole.
+pub struct ResponseBody {
+    exchange: Exchange,
+}
+
+impl ResponseBody {
+    pub(crate) fn new(exchange: Exchange) -> Self {
+        Self { exchange }
+    }
+
+    /// Reads all of it, up to `bytes_max`.
+    pub async fn bytes(mut self, bytes_max: usize) -> Result<Bytes, Error> {
+        let mut first: Option<Bytes> = None;
+        let mut all = Vec::new();
+        while let Some(piece) = std::future::poll_fn(|cx| Pin::new(&mut self).poll_next(cx)).await {
+            let piece = piece?;
+            if all.len() + first.as_ref().map_or(0, Bytes::len) + piece.len() > bytes_max {
+                return Err(Error::CeilingReached { bound: bytes_max as u64 });
+            }
+            // Most answers are one piece: then nothing is copied.
+            match first.take() {
+                None if all.is_empty() => first = Some(piece),
+                None => all.extend_from_slice(&piece),
+                Some(before) => {
+                    all.extend_from_slice(&before);
+                    all.extend_from_slice(&piece);
+                }
+            }
+        }
+        Ok(first.unwrap_or_else(|| all.into()))
+    }
+}
+
+impl Stream for ResponseBody {
+    type Item = Result<Bytes, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.exchange.ended.is_some() {
+            return Poll::Ready(None);
+        }
+        Poll::Ready(match std::task::ready!(self.exchange.poll_event(cx)) {
+            Ok(Event::Body(bytes)) => {
+                self.exchange.usage.observe(&bytes);
+                Some(Ok(bytes))
+            }
+            Ok(Event::End) => None,
+            Ok(Event::Head(_)) => Some(Err(Error::ProviderAnswer("a second head".into()))),
+            Err(error) => Some(Err(error)),
+        })
+    }
+}
+
+/// Both directions of a request under way.
+pub(crate) struct Exchange {
+    pub(crate) up: Option<Up>,
+    pub(crate) down: Option<DownHalf>,
+    pub(crate) opener: RecordOpener,
+    pub(crate) pending: VecDeque<Bytes>,
+    pub(crate) parser: ResponseParser,
+    pub(crate) deadline: Pin<Box<Sleep>>,
+    pub(crate) allowed: Duration,
+    pub(crate) left: u64,
+    pub(crate) bound: u64,
+    pub(crate) status: u16,
+    pub(crate) usage: UsageTail,
+    pub(crate) ended: Option<Ended>,
+    pub(crate) report: Option<Reporter>,
+    pub(crate) authorised: Option<Authorised>,
+    pub(crate) feeder: Option<tokio::task::AbortHandle>,
+    pub(crate) orderly: bool,
+}
+
+/// Who to tell how it ended.
+pub(crate) struct Reporter {
+    pub(crate) inner: Weak<Inner>,
+    pub(crate) lane: Arc<Lane>,
+    pub(crate) request: RequestId,
+}
+
+/// What arrived first.
+pub(crate) enum First {
+    Authorised,
+    Refused(Error),
+}
+
+impl Exchange {
+    /// Waits for the relay's word. What the provider says meanwhile (tickets) is kept.
+    pub(crate) async fn wait_authorised(&mut self) -> Result<First, Error> {
+        let Some(down) = self.down.as_mut() else { return Err(Error::Closed) };
+        loop {
+            match down.next().await? {
+                Down::Data(bytes) => self.pending.push_back(bytes),
+                Down::Authorised(a) => {
+                    let t = a.timings.unwrap_or_default();
+                    self.authorised = Some(Authorised {
+                        leaf_index: a.leaf_index,
+                        tree_size: a.tree_size,
+                        timings: Timings {
+                            applied_us: t.applied_us,
+                            certified_us: t.certified_us,
+                            keyer_us: t.keyer_us,
+                            released_us: t.released_us,
+                        },
+                    });
+                    return Ok(First::Authorised);
+                }
+                Down::Refused(refusal) => return Ok(First::Refused(Error::Refused(refusal))),
+                // The connection died in the pool and the relay says so: nothing was forwarded.
+                Down::Closed(reason) => {
+                    let relay = down.relay().unwrap_or_default();
+                    let reason = format!("the connection had ended ({})", plain(&reason));
+                    return Ok(First::Refused(Error::NodeLost { node: relay, reason }));
+                }
+            }
+        }
+    }
+
+    /// Waits for the answer's head.
+    pub(crate) async fn head(&mut self) -> Result<ResponseHead, Error> {
+        match std::future::poll_fn(|cx| self.poll_event(cx)).await? {
+            Event::Head(head) => {
+                self.status = head.status.as_u16();
+                Ok(head)
+            }
+            Event::Body(_) | Event::End => Err(Error::ProviderAnswer("a body without a head".into())),
+        }
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, Error>> {
+        let event = std::task::ready!(self.poll_inner(cx));
+        match &event {
+            Ok(Event::End) => self.ended = Some(Ended::Complete),
+            Ok(_) => {}
+            Err(error) => {
+                self.ended = Some(match error {
+                    Error::TimedOut { .. } => Ended::TimedOut,
+                    Error::CeilingReached { .. } => Ended::CeilingReached,
+                    Error::NodeLost { .. } | Error::NodeMisbehaved { .. } | Error::Refused(_) => Ended::MeshFailure,
+                    Error::ProviderUnreachable { .. } => Ended::Unreachable,
+                    _ => Ended::Truncated,
+                });
+            }
+        }
+        Poll::Ready(event)
+    }
+
+    fn poll_inner(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, Error>> {
+        loop {
+            if let Some(event) = self.parser.next()? {
+                return Poll::Ready(Ok(event));
+            }
+            if let Some(bytes) = self.pending.front_mut() {
+                let mut rest: &[u8] = bytes;
+                let event = self.opener.read(&mut rest)?;
+                let left = rest.len();
+                if left == 0 {
+                    self.pending.pop_front();
+                } else {
+                    let _ = bytes.split_to(bytes.len() - left);
+                }
+                match event {
+                    Some(RecordEvent::AppData(data)) => {
+                        self.left = self
+                            .left
+                            .checked_sub(data.len() as u64)
+                            .ok_or(Error::CeilingReached { bound: self.bound })?;
+                        self.parser.feed(data);
+                    }
+                    Some(RecordEvent::CloseNotify) => {
+                        self.parser.close(true).map_err(|_| truncated("the provider closed"))?;
+                    }
+                    Some(RecordEvent::Alert(code)) => return Poll::Ready(Err(Error::ProviderAlert { code })),
+                    Some(RecordEvent::KeyUpdated { .. }) | None => {}
+                }
+                continue;
+            }
+            if self.deadline.as_mut().poll(cx).is_ready() {
+                let allowed_ms = u64::try_from(self.allowed.as_millis()).unwrap_or(u64::MAX);
+                return Poll::Ready(Err(Error::TimedOut { what: "the request", allowed_ms }));
+            }
+            let Some(down) = self.down.as_mut() else { return Poll::Ready(Err(truncated("the tunnel is gone"))) };
+            match std::task::ready!(down.poll(cx))? {
+                Down::Data(bytes) => self.pending.push_back(bytes),
+                Down::Closed(reason) => {
+                    self.orderly = true;
+                    let close_notify = self.opener.ending() == Ending::CloseNotify;
+                    if self.parser.close(close_notify).is_err() {
+                        return Poll::Ready(Err(match reason.as_str() {
+                            "unreachable" => Error::ProviderUnreachable { host: "the provider".into(), reason },
+                            "ceiling_reached" => Error::CeilingReached { bound: self.bound },
+                            "timed_out" => {
+                                let allowed_ms = u64::try_from(self.allowed.as_millis()).unwrap_or(u64::MAX);
+                                Error::TimedOut { what: "the request", allowed_ms }
+                            }
+                            other => truncated(other),
+                        }));
+                    }
+                }
+                Down::Refused(refusal) => return Poll::Ready(Err(Error::Refused(refusal))),
+                Down::Authorised(_) => {}
+            }
+        }
+    }
+}
+
+fn truncated(reason: &str) -> Error {
+    Error::Truncated { reason: plain(reason) }
+}
+
+/// How long the relay may take to say that the provider closed too, before we hang up.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if let Some(feeder) = self.feeder.take() {
+            feeder.abort();
+        }
+        let Some(Reporter { inner, lane, request }) = self.report.take() else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let ended = self.ended.unwrap_or(Ended::Cancelled);
+        let (tokens_in, tokens_out) = self.usage.tokens();
+        let report = Report { request, status: self.status, ended, tokens_in, tokens_out };
+        let (up, mut down) = (self.up.take(), self.down.take());
+        let wait = ended == Ended::Complete && !self.orderly;
+        runtime.spawn(async move {
+            // A complete answer is followed by the provider's own close; hanging up before it would look like a cancel.
+            if wait && let Some(down) = down.as_mut() {
+                let closed = async { while !matches!(down.next().await, Ok(Down::Closed(_)) | Err(_)) {} };
+                let _ = tokio::time::timeout_at(Instant::now() + GOODBYE, closed).await;
+            }
+            drop((up, down));
+            if let Some(inner) = inner.upgrade() {
+                inner.report(&lane, report).await;
+            }
+        });
+    }
+}

@@ -1,0 +1,149 @@
+//! What a policy's route means for a connection: the head's template, the TLS configuration.
+use crate::error::Error;
+use quorate_core::policy::RouteDocument;
+use quorate_splitkey::head::{HeadTemplate, HeadTemplateSpec, Method, PathRule};
+use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::sign::CertifiedKey;
+use rustls::version::TLS13;
+use rustls::{CipherSuite, ClientConfig, KeyLog, RootCertStore, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use zeroize::Zeroizing;
+
+/// Headers every route allows, besides its own: what each OpenAI-like API needs.
+const HEADERS_ALWAYS: [&str; 2] = ["content-type", "accept"];
+
+/// The head template of a route without a credential.
+pub fn head_template(route: &RouteDocument) -> Result<HeadTemplate, Error> {
+    let rule = |method, path: &str| match path.strip_suffix('*') {
+        Some(prefix) => PathRule { method, path: prefix.to_owned(), prefix: true },
+        None => PathRule { method, path: path.to_owned(), prefix: false },
+    };
+    let mut paths: Vec<PathRule> = route.paths.iter().map(|p| rule(Method::Post, p)).collect();
+    paths.extend(route.paths.iter().filter(|p| p.contains("/models")).map(|p| rule(Method::Get, p)));
+    let mut headers: Vec<String> = HEADERS_ALWAYS.iter().map(|h| (*h).to_owned()).collect();
+    headers.extend(route.headers.iter().filter(|h| !HEADERS_ALWAYS.contains(&h.as_str())).cloned());
+    let spec = HeadTemplateSpec {
+        host: route.host.clone(),
+        port: route.port,
+        base_path: route.base_path.clone(),
+        paths,
+        headers,
+        credential: None,
+    };
+    HeadTemplate::try_from(spec)
+        .map_err(|e| Error::BadRoute { route: route.name.clone(), reason: crate::error::chain(&e) })
+}
+
+/// TLS to one route's provider. Each connection gets a key log of its own.
+pub(crate) struct RouteTls {
+    config: ClientConfig,
+    name: ServerName<'static>,
+    pub(crate) host: String,
+}
+
+impl RouteTls {
+    pub(crate) fn new(route: &RouteDocument) -> Result<Self, Error> {
+        let bad = |reason: String| Error::BadRoute { route: route.name.clone(), reason };
+        let name = ServerName::try_from(route.host.clone()).map_err(|e| bad(format!("host: {e}")))?;
+        let roots = if route.ca_pem.is_empty() { system_roots().map_err(bad)? } else { pinned_roots(&route.ca_pem).map_err(bad)? };
+        let default = rustls::crypto::aws_lc_rs::default_provider();
+        let suites = default.cipher_suites.iter().copied();
+        let provider = CryptoProvider {
+            cipher_suites: suites.filter(|s| s.suite() == CipherSuite::TLS13_CHACHA20_POLY1305_SHA256).collect(),
+            ..default
+        };
+        let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|e| bad(e.to_string()))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.resumption = Resumption::disabled();
+        config.enable_early_data = false;
+        Ok(Self { config, name, host: route.host.clone() })
+    }
+
+    pub(crate) fn connection(&self) -> Result<(rustls::ClientConnection, Arc<Watcher>), Error> {
+        let watcher = Arc::new(Watcher::default());
+        let mut config = self.config.clone();
+        config.key_log = watcher.clone();
+        config.client_auth_cert_resolver = watcher.clone();
+        let connection = rustls::ClientConnection::new(Arc::new(config), self.name.clone())
+            .map_err(|e| Error::ProviderTls { host: self.host.clone(), reason: e.to_string() })?;
+        Ok((connection, watcher))
+    }
+}
+
+fn pinned_roots(pem: &str) -> Result<Arc<RootCertStore>, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        let certificate = certificate.map_err(|e| format!("ca_pem: {e}"))?;
+        roots.add(certificate).map_err(|e| format!("ca_pem: {e}"))?;
+    }
+    if roots.is_empty() { Err("ca_pem holds no certificate".into()) } else { Ok(Arc::new(roots)) }
+}
+
+/// Read once in a process's life: the files hold hundreds of certificates.
+fn system_roots() -> Result<Arc<RootCertStore>, String> {
+    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
+    let roots = ROOTS.get_or_init(|| {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        Arc::new(roots)
+    });
+    if roots.is_empty() {
+        return Err("this system has no root certificates, and the route names no ca_pem".into());
+    }
+    Ok(roots.clone())
+}
+
+/// Takes the secrets of one connection, and notices when the provider asks for a certificate. `Debug` shows neither.
+#[derive(Default)]
+pub(crate) struct Watcher {
+    client: Mutex<Option<Zeroizing<Vec<u8>>>>,
+    server: Mutex<Option<Zeroizing<Vec<u8>>>>,
+    asked: AtomicBool,
+}
+
+impl std::fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watcher")
+    }
+}
+
+impl Watcher {
+    pub(crate) fn asked_for_certificate(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn take(&self) -> Option<(Zeroizing<Vec<u8>>, Zeroizing<Vec<u8>>)> {
+        let take = |m: &Mutex<Option<_>>| m.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Some((take(&self.client)?, take(&self.server)?))
+    }
+}
+
+impl KeyLog for Watcher {
+    fn log(&self, label: &str, _client_random: &[u8], secret: &[u8]) {
+        let slot = match label {
+            quorate_splitkey::client::KEY_LOG_CLIENT => &self.client,
+            quorate_splitkey::client::KEY_LOG_SERVER => &self.server,
+            _ => return,
+        };
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(Zeroizing::new(secret.to_vec()));
+    }
+}
+
+impl ResolvesClientCert for Watcher {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.asked.store(true, Ordering::Relaxed);
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
