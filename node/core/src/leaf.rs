@@ -91,6 +91,8 @@ pub struct BatchEnd {
     pub attested: Vec<(NodeId, LeafIndex)>,
     /// Whether fewer than a quorum are attested.
     pub dark: bool,
+    /// While members change: the policy version whose members must certify as well.
+    pub changing: Option<PolicyVersion>,
     /// Who proposed the entry.
     pub proposer: NodeId,
 }

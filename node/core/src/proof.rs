@@ -5,13 +5,13 @@
 //!
 //! A receipt has one byte form: whatever byte is changed, it no longer verifies. Left to the caller: whether the
 //! checkpoint's time is recent enough.
-use crate::certificate::{CertifiedAuthorisation, CertifiedCheckpoint, CertifiedLeaf, Certifiers, NotCertified};
+use crate::certificate::{CertifiedAuthorisation, CertifiedCheckpoint, CertifiedLeaf, Certifiers, NotCertified, QuorumRule};
 use crate::command::{Alarm, CheckpointRef, ClientCommand, Command, EvidenceCommand, NodeCommand};
 use crate::crypto::{Hash, PublicKey, encode, sha256};
 use crate::ids::{NodeId, PolicyVersion, RequestId, Timestamp};
 use crate::leaf::{BatchEnd, Leaf, LeafBody, Outcome};
 use crate::policy::{Policy, SignedPolicy};
-use crate::state::{Blobs, appraise_member, checkpoint_of, evidence_nonce, rule_of};
+use crate::state::{Blobs, appraise_member, checkpoint_of, evidence_nonce, outgoing_rule, rule_of};
 use crate::tlog::{ConsistencyProof, Cosignature, InclusionProof, LeafIndex, leaf_hash, verify_consistency, verify_inclusion};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -166,7 +166,7 @@ pub fn verify_chain(chain: &[SignedPolicy], genesis: Hash) -> Result<Policy, Pro
         let version = PolicyVersion(policy.version.0 + 1);
         policy.check_signers(signed).map_err(|e| ProofError::Chain(version, e))?;
         let next = parse(&signed.document, version.0)?;
-        if next.version != version || next.previous != Some(policy.digest) {
+        if next.version != version || next.previous != Some(policy.digest) || next.cluster != policy.cluster {
             return Err(ProofError::Chain(version, crate::refusal::Refusal::WrongPredecessor));
         }
         policy = next;
@@ -199,10 +199,12 @@ impl Proof {
             return Err(ProofError::End);
         }
         let nodes = self.verify_evidence(&policy, genesis, &end, time, included)?;
-        let certifiers = Certifiers {
-            keys: nodes.iter().map(|(n, v)| (*n, PublicKey(v.boot.cosign))).collect(),
-            rules: vec![rule_of(&policy)],
-        };
+        let mut rules = vec![rule_of(&policy)];
+        if let Some(from) = end.changing {
+            rules.push(self.outgoing_rule(from)?);
+        }
+        let keys = nodes.iter().map(|(n, v)| (*n, PublicKey(v.boot.cosign))).collect();
+        let certifiers = Certifiers { keys, rules };
         let origin = Policy::origin(&policy.cluster, &genesis);
         let certified = certifiers.certify(checkpoint_of(&origin, self.checkpoint), &self.cosignatures)?;
         let leaves = self
@@ -211,6 +213,15 @@ impl Proof {
             .map(|l| certified.leaf(&l.bytes, l.index, &l.inclusion).map_err(ProofError::from))
             .collect::<Result<_, _>>()?;
         Ok(Verified { policy: Arc::new(policy), cluster: genesis, certified, time, nodes, leaves })
+    }
+
+    /// What the members of this version demand while the next one replaces them.
+    fn outgoing_rule(&self, from: PolicyVersion) -> Result<QuorumRule, ProofError> {
+        let version = |v: u64| {
+            let signed = usize::try_from(v).ok().and_then(|v| self.chain.get(v.checked_sub(1)?)).ok_or(ProofError::End)?;
+            Policy::parse(&signed.document).map_err(|e| ProofError::Policy(PolicyVersion(v), e))
+        };
+        outgoing_rule(&version(from.0)?, &version(from.0.saturating_add(1))?).ok_or(ProofError::End)
     }
 
     fn verify_evidence(

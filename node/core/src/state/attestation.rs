@@ -206,6 +206,10 @@ impl Run<'_> {
             }
         };
         self.anchor = true;
+        if self.state.data.changing.as_ref().is_some_and(|changing| c.nonce.size >= changing.since) {
+            self.state.data.changing = None;
+        }
+        let Some(record) = self.state.data.nodes.get_mut(&c.node) else { return Err(Refusal::UnknownNode) };
         record.newest_nonce = Some(c.nonce.size);
         record.firmware = appraised.firmware_version();
         if appraised.machine_reset() && record.awaiting.is_none() {

@@ -16,13 +16,13 @@ mod tests;
 pub use attestation::{
     NodeRecord, NodeStatus, NotAttested, appraise_member, evidence_nonce, recovery_nonce,
 };
-pub use policy_change::changed_members;
+pub use policy_change::{changed_members, outgoing_rule};
 pub use requests::{Pool, RequestRecord, Usage};
 
 use crate::certificate::{Certifiers, QuorumRule};
 use crate::command::{Batch, CheckpointRef, Command, NodeCommand};
 use crate::crypto::{Hash, PublicKey, encode, sha256};
-use crate::ids::{ClientId, NodeId, PoolId, RequestId, Timestamp};
+use crate::ids::{ClientId, NodeId, PolicyVersion, PoolId, RequestId, Timestamp};
 use crate::leaf::{BatchEnd, Leaf, LeafBody, Outcome};
 use crate::policy::{Policy, PolicyMistakes, SignedPolicy};
 use crate::refusal::Refusal;
@@ -74,8 +74,23 @@ struct Data {
     requests: BTreeMap<RequestId, RequestRecord>,
     request_deadlines: BTreeSet<(Timestamp, RequestId)>,
     usage: BTreeMap<ClientId, Usage>,
+    changing: Option<Changing>,
     batches_since_snapshot: u64,
     digest_due: bool,
+}
+
+/// Members changed, and nothing yet shows that a checkpoint with the change is certified by the old set as well: until then
+/// every checkpoint needs both, or a leader could step over the one that does.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+struct Changing {
+    /// The version before the change.
+    from: PolicyVersion,
+    /// What the old set demands.
+    rule: QuorumRule,
+    /// A removed member's key and the time of its last evidence; it may agree to its removal until that lapses.
+    removed: Option<(NodeId, PublicKey, Timestamp)>,
+    /// Size from which on a tree holds the change.
+    since: TreeSize,
 }
 
 /// The state after some entry.
@@ -183,6 +198,7 @@ impl State {
             requests: BTreeMap::new(),
             request_deadlines: BTreeSet::new(),
             usage: BTreeMap::new(),
+            changing: None,
             batches_since_snapshot: 0,
             digest_due: false,
         };
@@ -310,8 +326,6 @@ struct Run<'a> {
     outcomes: Vec<(Hash, Outcome, Option<usize>)>,
     /// Keys that may certify only the checkpoint that ends with this batch.
     recovered: BTreeMap<NodeId, PublicKey>,
-    /// While members change: the old set's rule, and a removed member's key.
-    old_rule: Option<(QuorumRule, BTreeMap<NodeId, PublicKey>)>,
     anchor: bool,
     snapshot_point: bool,
 }
@@ -325,7 +339,6 @@ impl<'a> Run<'a> {
             leaf_bytes: Vec::new(),
             outcomes: Vec::new(),
             recovered: BTreeMap::new(),
-            old_rule: None,
             anchor: false,
             snapshot_point: false,
         }
@@ -433,9 +446,10 @@ impl<'a> Run<'a> {
             state.data.nodes.iter().filter_map(|(n, r)| Some((*n, PublicKey(r.attested()?.cosign)))).collect();
         keys.extend(self.recovered.iter().map(|(n, k)| (*n, *k)));
         let mut rules = vec![rule_of(&state.policy)];
-        if let Some((old, removed)) = &self.old_rule {
-            rules.push(old.clone());
-            keys.extend(removed.iter().map(|(n, k)| (*n, *k)));
+        if let Some(changing) = &state.data.changing {
+            rules.push(changing.rule.clone());
+            let fresh = |at: Timestamp| state.data.time.since_ms(at) <= state.policy.attestation.lapse_ms;
+            keys.extend(changing.removed.filter(|(_, _, at)| fresh(*at)).map(|(n, k, _)| (n, k)));
         }
         Certifiers { keys, rules }
     }
@@ -451,6 +465,7 @@ impl<'a> Run<'a> {
             policy_digest: self.state.policy.digest,
             attested,
             dark: self.state.is_dark(),
+            changing: self.state.data.changing.as_ref().map(|c| c.from),
             proposer,
         };
         self.leaf(time, LeafBody::BatchEnd(end));

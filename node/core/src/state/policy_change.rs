@@ -1,12 +1,14 @@
 //! A change of policy: m of n admins of the *current* version signed the new document, which names the current one's digest.
 use super::attestation::{NodeStatus, NotAttested};
-use super::{Blobs, NodeRecord, Run, rule_of};
+use super::{Blobs, Changing, NodeRecord, Run, rule_of};
+use crate::certificate::QuorumRule;
 use crate::command::PolicyCommand;
 use crate::crypto::{PublicKey, sha256};
 use crate::ids::NodeId;
 use crate::leaf::Outcome;
 use crate::policy::Policy;
 use crate::refusal::Refusal;
+use crate::tlog::TreeSize;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -31,14 +33,18 @@ impl Run<'_> {
         }
         let old_set: BTreeSet<NodeId> = old.members.keys().copied().collect();
         let new_set: BTreeSet<NodeId> = new.members.keys().copied().collect();
-        if old_set != new_set && self.old_rule.is_some() {
-            // One change of members to a checkpoint: it is certified by the old and the new set.
-            return Err(Refusal::TooManyMemberChanges);
-        }
-        if old_set != new_set || old.quorum() != new.quorum() {
-            let removed = old_set.difference(&new_set);
-            let keys = removed.filter_map(|n| Some((*n, PublicKey(self.state.attested(*n)?.cosign)))).collect();
-            self.old_rule = Some((rule_of(&old), keys));
+        if let Some(rule) = outgoing_rule(&old, &new) {
+            if self.state.data.changing.is_some() {
+                // One at a time: the old and the new set certify a change before the next begins.
+                return Err(Refusal::TooManyMemberChanges);
+            }
+            let key = |n: &NodeId| {
+                let record = self.state.data.nodes.get(n)?;
+                Some((*n, PublicKey(record.attested()?.cosign), record.attested_at()?))
+            };
+            let removed = old_set.difference(&new_set).find_map(key);
+            let since = TreeSize(self.state.data.tree.size().0.saturating_add(1));
+            self.state.data.changing = Some(Changing { from: old.version, rule, removed, since });
         }
         self.state.data.nodes.retain(|n, _| new_set.contains(n));
         for node in &new_set {
@@ -48,7 +54,7 @@ impl Run<'_> {
             let same_ak = old.members.get(node).map(|m| &m.ak) == new.members.get(node).map(|m| &m.ak);
             if !same_ak {
                 *record = NodeRecord::default();
-            } else if record.attested().is_some() && !still_accepted(&new, *node, record) {
+            } else if record.attested().is_some() && !still_accepted(&old, &new, *node, record) {
                 record.status = NodeStatus::NotAttested(NotAttested::PolicyChanged);
             }
         }
@@ -60,6 +66,18 @@ impl Run<'_> {
     }
 }
 
+/// What the old set demands of the checkpoints that hold a change, where it changes who certifies. A member with another AK
+/// is another machine, so it cannot speak for the old one.
+pub fn outgoing_rule(old: &Policy, new: &Policy) -> Option<QuorumRule> {
+    let mut rule = rule_of(old);
+    let replaced = changed_members(old, new);
+    if replaced.is_empty() && old.quorum() == new.quorum() {
+        return None;
+    }
+    rule.members.retain(|n| !(replaced.contains(n) && new.members.contains_key(n)));
+    Some(rule)
+}
+
 /// Members that were added, removed or given another AK.
 pub fn changed_members(old: &Policy, new: &Policy) -> BTreeSet<NodeId> {
     let ids: BTreeSet<NodeId> = old.members.keys().chain(new.members.keys()).copied().collect();
@@ -67,14 +85,22 @@ pub fn changed_members(old: &Policy, new: &Policy) -> BTreeSet<NodeId> {
     ids.into_iter().filter(|n| ak(old, n) != ak(new, n)).collect()
 }
 
-/// Whether evidence accepted before would be accepted under the new policy, as far as its PCR values tell.
-fn still_accepted(policy: &Policy, node: NodeId, record: &NodeRecord) -> bool {
-    let Some(member) = policy.members.get(&node) else { return false };
-    let Some(values) = policy.reference_values.get(&member.reference_values) else { return false };
-    let selection: BTreeSet<u8> = record.pcrs.iter().map(|(i, _)| *i).collect();
-    let software_fits = !member.software_tpm || policy.attestation.allow_software_tpm;
+/// Whether the evidence that a node rests on would be accepted under the new policy too: what a client will find when it
+/// appraises that evidence again.
+fn still_accepted(old: &Policy, new: &Policy, node: NodeId, record: &NodeRecord) -> bool {
+    let Some(member) = new.members.get(&node) else { return false };
+    let Some(values) = new.reference_values.get(&member.reference_values) else { return false };
+    let before = old.members.get(&node).and_then(|m| old.reference_values.get(&m.reference_values).map(|v| (m, v)));
+    let Some((member_before, values_before)) = before else { return false };
+    let same_selection = old.attestation.pcrs == new.attestation.pcrs;
+    let software_fits = member.software_tpm == member_before.software_tpm
+        && (!member.software_tpm || new.attestation.allow_software_tpm);
     let known = |(i, value): &(u8, [u8; 32])| values.pcrs.get(i).is_some_and(|v| v.contains(value));
     // Where a measurement list explains a PCR, only a new appraisal can tell.
-    software_fits && values.ima.is_none() && selection == policy.attestation.pcrs && record.pcrs.iter().all(known)
+    let fits = values.ima.is_none()
+        && values_before.ima.is_none()
+        && record.pcrs.iter().all(known)
+        && values.firmware_versions.as_ref().is_none_or(|good| good.contains(&record.firmware));
+    software_fits && same_selection && (values == values_before || fits)
 }
 
