@@ -3,7 +3,7 @@
 //! One task, Raft's state machine worker, applies entries ([`Applier`]); everybody else holds a [`Ledger`], reads, and
 //! waits. Nothing is forwarded on the strength of "applied": [`Ledger::decide`] and [`Ledger::authorisation`] return only
 //! what is certified, by a quorum, over a root that equals this node's own.
-use crate::tilestore::{StoreError, TileReader, TileStore};
+use crate::tilestore::{StoreError, StoreTail, TileReader, TileStore};
 use arc_swap::ArcSwap;
 use quorate_attest::evidence::BootKeys;
 use quorate_core::certificate::{CertifiedAuthorisation, CertifiedCheckpoint, CertifiedLeaf, Certifiers};
@@ -15,7 +15,8 @@ use quorate_core::policy::Policy;
 use quorate_core::refusal::Refusal;
 use quorate_core::state::{AppliedLeaf, Blobs, NodeRecord, State};
 use quorate_core::tlog::{Origin, TreeSize};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -41,6 +42,8 @@ pub struct View {
     pub dark: bool,
     /// When the next lapse or deadline is due.
     pub next_due: Option<Timestamp>,
+    /// Whether the next batch owes a snapshot point's digest.
+    pub digest_due: bool,
     /// Raft index of the last entry.
     pub log_index: u64,
 }
@@ -54,6 +57,7 @@ impl View {
             checkpoint: state.checkpoint(),
             dark: state.is_dark(),
             next_due: state.next_due(),
+            digest_due: state.digest_due(),
             log_index,
         }
     }
@@ -83,6 +87,8 @@ pub struct AppliedCheckpoint {
     pub certifiers: Certifiers,
     /// Whether evidence may name it as nonce.
     pub anchor: bool,
+    /// Entry time.
+    pub time: Timestamp,
 }
 
 /// A certified checkpoint that equals this node's own.
@@ -138,6 +144,28 @@ struct Authorisations {
     order: VecDeque<RequestId>,
 }
 
+/// Digests of the last commands decided: a courier stops carrying those.
+#[derive(Default)]
+struct DecidedLately {
+    seen: HashSet<Hash>,
+    order: VecDeque<Hash>,
+}
+
+impl DecidedLately {
+    fn push(&mut self, digests: impl Iterator<Item = Hash>) {
+        for digest in digests {
+            if self.seen.insert(digest) {
+                self.order.push_back(digest);
+            }
+            if self.order.len() > AUTHORISATIONS_MAX
+                && let Some(old) = self.order.pop_front()
+            {
+                self.seen.remove(&old);
+            }
+        }
+    }
+}
+
 /// What leaves this node for the leader.
 #[derive(Debug)]
 pub enum Outgoing {
@@ -158,9 +186,10 @@ struct Inner {
     state: RwLock<State>,
     view: ArcSwap<View>,
     view_changed: watch::Sender<u64>,
-    tiles: TileReader,
+    tiles: ArcSwap<TileReader>,
     waiters: Mutex<HashMap<Hash, Vec<oneshot::Sender<AppliedOutcome>>>>,
     authorisations: Mutex<Authorisations>,
+    decided: Mutex<DecidedLately>,
     certified: watch::Sender<Option<Arc<Certified>>>,
     outgoing: mpsc::Sender<Outgoing>,
 }
@@ -175,8 +204,31 @@ pub struct Ledger {
 pub struct Applier<B> {
     ledger: Ledger,
     tiles: TileStore,
+    tiles_dir: PathBuf,
     blobs: B,
     applied: mpsc::UnboundedSender<AppliedCheckpoint>,
+    on_leaf: LeafHook,
+}
+
+/// Called with every applied leaf, in order; must not block.
+pub type LeafHook = Box<dyn Fn(&AppliedLeaf) + Send + Sync>;
+
+/// What a ledger starts from.
+pub struct Start<B> {
+    /// This node.
+    pub me: NodeId,
+    /// From a snapshot or genesis.
+    pub state: State,
+    /// Raft index of the last entry in it.
+    pub log_index: u64,
+    /// Open at the state's tree size.
+    pub tiles: TileStore,
+    /// Its folder.
+    pub tiles_dir: PathBuf,
+    /// What entries name.
+    pub blobs: B,
+    /// Sees every leaf.
+    pub on_leaf: LeafHook,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -186,14 +238,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Ledger {
     /// Builds the pair. `applied` receives every batch's checkpoint in order; `outgoing` is read by the proposer.
     pub fn new<B: Blobs>(
-        me: NodeId,
-        state: State,
-        log_index: u64,
-        tiles: TileStore,
-        blobs: B,
+        start: Start<B>,
         applied: mpsc::UnboundedSender<AppliedCheckpoint>,
         outgoing: mpsc::Sender<Outgoing>,
     ) -> (Self, Applier<B>) {
+        let Start { me, state, log_index, tiles, tiles_dir, blobs, on_leaf } = start;
         let inner = Inner {
             me,
             cluster: state.cluster(),
@@ -201,14 +250,15 @@ impl Ledger {
             view: ArcSwap::from_pointee(View::of(&state, log_index)),
             view_changed: watch::Sender::new(log_index),
             state: RwLock::new(state),
-            tiles: tiles.reader(),
+            tiles: ArcSwap::from_pointee(tiles.reader()),
             waiters: Mutex::default(),
             authorisations: Mutex::default(),
+            decided: Mutex::default(),
             certified: watch::Sender::new(None),
             outgoing,
         };
         let ledger = Self { inner: Arc::new(inner) };
-        (ledger.clone(), Applier { ledger, tiles, blobs, applied })
+        (ledger.clone(), Applier { ledger, tiles, tiles_dir, blobs, applied, on_leaf })
     }
 
     /// This node.
@@ -236,8 +286,8 @@ impl Ledger {
         self.inner.certified.subscribe()
     }
     /// The tiles.
-    pub fn tiles(&self) -> &TileReader {
-        &self.inner.tiles
+    pub fn tiles(&self) -> Arc<TileReader> {
+        self.inner.tiles.load_full()
     }
     /// A short look at the whole state; do nothing slow in it.
     pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
@@ -262,6 +312,36 @@ impl Ledger {
 
     /// Proposes a command and waits until its outcome is under a certified checkpoint.
     pub async fn decide(&self, command: Command, blobs: Vec<Vec<u8>>, within: Duration) -> Result<Decided, DecideError> {
+        let deadline = Instant::now() + within;
+        let applied = self.propose(command, blobs, deadline).await?;
+        let certified = self.certified_at(applied.size, deadline).await?;
+        let leaf = match &applied.leaf {
+            Some(leaf) => {
+                Some(certified.certified.applied_leaf(leaf, certified.own).map_err(|_| DecideError::NoQuorum)?)
+            }
+            None => None,
+        };
+        match applied.outcome {
+            Outcome::Refused(refusal) => Err(refusal.into()),
+            outcome => Ok(Decided { outcome, leaf, applied_at: applied.at }),
+        }
+    }
+
+    /// Proposes a command and waits until it is applied here. Only for evidence and recovery, which nothing is forwarded
+    /// on, and which must go on while nothing can be certified.
+    pub async fn decide_applied(
+        &self,
+        command: Command,
+        blobs: Vec<Vec<u8>>,
+        within: Duration,
+    ) -> Result<Outcome, DecideError> {
+        match self.propose(command, blobs, Instant::now() + within).await?.outcome {
+            Outcome::Refused(refusal) => Err(refusal.into()),
+            outcome => Ok(outcome),
+        }
+    }
+
+    async fn propose(&self, command: Command, blobs: Vec<Vec<u8>>, deadline: Instant) -> Result<AppliedOutcome, DecideError> {
         let digest = command.digest();
         let (tx, rx) = oneshot::channel();
         {
@@ -281,28 +361,18 @@ impl Ledger {
             lock(&self.inner.waiters).remove(&digest);
             return Err(DecideError::Overloaded);
         }
-        let deadline = Instant::now() + within;
-        let Ok(applied) = tokio::time::timeout_at(deadline, rx).await else {
-            let mut waiters = lock(&self.inner.waiters);
-            if let Some(w) = waiters.get_mut(&digest) {
-                w.retain(|s| !s.is_closed());
-                if w.is_empty() {
-                    waiters.remove(&digest);
+        match tokio::time::timeout_at(deadline, rx).await {
+            Ok(applied) => applied.map_err(|_| DecideError::ShuttingDown),
+            Err(_) => {
+                let mut waiters = lock(&self.inner.waiters);
+                if let Some(w) = waiters.get_mut(&digest) {
+                    w.retain(|s| !s.is_closed());
+                    if w.is_empty() {
+                        waiters.remove(&digest);
+                    }
                 }
+                Err(DecideError::NoQuorum)
             }
-            return Err(DecideError::NoQuorum);
-        };
-        let applied = applied.map_err(|_| DecideError::ShuttingDown)?;
-        let certified = self.certified_at(applied.size, deadline).await?;
-        let leaf = match &applied.leaf {
-            Some(leaf) => {
-                Some(certified.certified.applied_leaf(leaf, certified.own).map_err(|_| DecideError::NoQuorum)?)
-            }
-            None => None,
-        };
-        match applied.outcome {
-            Outcome::Refused(refusal) => Err(refusal.into()),
-            outcome => Ok(Decided { outcome, leaf, applied_at: applied.at }),
         }
     }
 
@@ -355,8 +425,14 @@ impl Ledger {
         });
     }
 
+    /// Whether the outcome of a command was applied here lately.
+    pub fn was_decided(&self, digest: &Hash) -> bool {
+        lock(&self.inner.decided).seen.contains(digest)
+    }
+
     fn resolve(&self, outcomes: Vec<(Hash, Outcome, Option<usize>)>, leaves: &[AppliedLeaf], size: TreeSize) {
         let at = Instant::now();
+        lock(&self.inner.decided).push(outcomes.iter().map(|(digest, ..)| *digest));
         let mut waiters = lock(&self.inner.waiters);
         for (digest, outcome, position) in outcomes {
             let Some(waiting) = waiters.remove(&digest) else { continue };
@@ -399,10 +475,11 @@ fn authorised_for(leaf: &AppliedLeaf, keyer: NodeId) -> Option<RequestId> {
 }
 
 impl<B: Blobs> Applier<B> {
-    /// Applies one Raft entry's batch.
-    pub fn apply(&mut self, entry: &[u8], log_index: u64) -> Result<TreeSize, StoreError> {
+    /// Applies one Raft entry's batch: the tree's size after it, and whether it is a snapshot point.
+    pub fn apply(&mut self, entry: &[u8], log_index: u64) -> Result<(TreeSize, bool), StoreError> {
+        let inner = &self.ledger.inner;
         let (applied, view) = {
-            let mut state = self.ledger.inner.state.write().unwrap_or_else(PoisonError::into_inner);
+            let mut state = inner.state.write().unwrap_or_else(PoisonError::into_inner);
             let applied = state.apply(entry, &self.blobs);
             let view = View::of(&state, log_index);
             (applied, view)
@@ -410,25 +487,40 @@ impl<B: Blobs> Applier<B> {
         let (size, root) = self.tiles.append(&applied.leaf_bytes)?;
         // The tiles and the state grow from the same leaves; if they ever differ, nothing here can be trusted.
         assert_eq!((size, root), (applied.checkpoint.size, applied.checkpoint.root), "tiles and state disagree");
-        self.ledger.inner.view.store(Arc::new(view));
+        let time = view.time;
+        inner.view.store(Arc::new(view));
         let _stopping = self.applied.send(AppliedCheckpoint {
             log_index,
             checkpoint: applied.checkpoint,
             certifiers: applied.certifiers,
             anchor: applied.anchor,
+            time,
         });
         self.ledger.resolve(applied.outcomes, &applied.leaves, size);
         self.ledger.remember(&applied.leaves, size);
-        self.ledger.inner.view_changed.send_replace(log_index);
-        Ok(size)
+        for leaf in &applied.leaves {
+            (self.on_leaf)(leaf);
+        }
+        inner.view_changed.send_replace(log_index);
+        Ok((size, applied.snapshot_point))
     }
 
-    /// The ledger this applies to.
-    pub fn ledger(&self) -> &Ledger {
-        &self.ledger
+    /// The state's bytes and the tree's tail, for a snapshot; what the tail stands on is made durable first, since Raft
+    /// will forget the entries.
+    pub fn content(&mut self) -> Result<(Vec<u8>, StoreTail), StoreError> {
+        self.tiles.sync()?;
+        Ok((self.ledger.read(State::to_bytes), self.tiles.tail()))
     }
-    /// The tile store, for snapshots.
-    pub fn tiles(&mut self) -> &mut TileStore {
-        &mut self.tiles
+
+    /// Replaces everything by an installed snapshot.
+    pub fn reset(&mut self, state: State, tail: &StoreTail, log_index: u64) -> Result<(), StoreError> {
+        let view = View::of(&state, log_index);
+        self.tiles = TileStore::open(&self.tiles_dir, tail)?;
+        let inner = &self.ledger.inner;
+        inner.tiles.store(Arc::new(self.tiles.reader()));
+        *inner.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+        inner.view.store(Arc::new(view));
+        inner.view_changed.send_replace(log_index);
+        Ok(())
     }
 }

@@ -327,7 +327,8 @@ impl LogStore {
         let state = State::load(&db)?;
         let (failed, _) = watch::channel(None);
         let counters = Arc::new(Counters::default());
-        let shared = Arc::new(Shared { db, state: Mutex::new(state), failed, counters });
+        let durable = watch::Sender::new(state.last.map_or(0, |last| last.index));
+        let shared = Arc::new(Shared { db, state: Mutex::new(state), failed, durable, counters });
         let (queue, jobs) = mpsc::channel(QUEUE_MAX);
         let for_writer = Arc::clone(&shared);
         let writer = std::thread::Builder::new()
@@ -341,6 +342,11 @@ impl LogStore {
     pub fn monitor(&self) -> LogMonitor {
         let shared = &self.reader.shared;
         LogMonitor { failed: shared.failed.subscribe(), counters: Arc::clone(&shared.counters) }
+    }
+
+    /// The highest index that is durable here: a node cosigns nothing above it.
+    pub fn durable(&self) -> watch::Receiver<u64> {
+        self.reader.shared.durable.subscribe()
     }
 
     /// Why the store stopped writing, if it did.
@@ -558,6 +564,8 @@ struct Shared {
     /// Held for memory work only, never across a disk access or an await.
     state: Mutex<State>,
     failed: watch::Sender<Option<String>>,
+    /// Highest index that a sync has made durable; falls with a truncation.
+    durable: watch::Sender<u64>,
     counters: Arc<Counters>,
 }
 

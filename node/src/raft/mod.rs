@@ -9,7 +9,9 @@
 //! only: an index at or below the certified floor is never truncated.
 
 pub mod log_store;
+pub mod network;
 pub mod snapshot_store;
+pub mod state_machine;
 pub mod types;
 
 pub use log_store::{

@@ -134,6 +134,16 @@ fn settle(shared: &Shared, jobs: Vec<Job>) {
                 state.made_durable(last.log_id.index, job.truncations);
             }
         }
+        for job in &jobs {
+            let index = match &job.change {
+                Change::Append(entries) => entries.last().map(|last| last.log_id.index),
+                Change::Truncate(from) => Some(from.saturating_sub(1)),
+                Change::Vote(_) | Change::Purge { .. } => None,
+            };
+            if let Some(index) = index {
+                shared.durable.send_replace(index);
+            }
+        }
     }
     for job in jobs {
         (job.done)(Ok(()));

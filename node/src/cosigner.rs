@@ -1,0 +1,432 @@
+//! After applying an entry this node signs the checkpoint at that size, and collects its peers' cosignatures until a quorum
+//! meets: that is the certificate, there is no other vote.
+//!
+//! **Sign lock**: never two roots at one size, nor a smaller size, and only entries that are fsynced in this node's own log.
+//! The lock is written before the signature leaves, without waiting for the disk: that survives the process. A machine reset
+//! shows in the quote's counters, and the state machine then does not count this node until it is safe again.
+//!
+//! What a lying leader can do here: make nodes sign different tails. What it cannot: have two of them certified.
+use crate::boot::Boot;
+use crate::clock;
+use crate::ledger::{AppliedCheckpoint, Certified, Ledger};
+use crate::raft::CertifiedFloor;
+use aws_lc_rs::signature::Ed25519KeyPair;
+use borsh::{BorshDeserialize, BorshSerialize};
+use quorate_core::certificate::Certifiers;
+use quorate_core::command::{Alarm, CheckpointRef};
+use quorate_core::crypto::{PublicKey, encode, sign};
+use quorate_core::ids::{NodeId, Timestamp};
+use quorate_core::state::checkpoint_of;
+use quorate_core::tlog::{Checkpoint, Cosignature, TreeSize, cosigned_bytes};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{broadcast, mpsc};
+
+/// Sizes above the newest certified one for which cosignatures are kept: a hostile peer cannot fill memory with more.
+const PENDING_MAX: usize = 8192;
+/// Anchors whose certificates are kept for evidence.
+const ANCHORS_KEPT: usize = 256;
+
+/// A cosignature on its way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signed {
+    /// Who signed.
+    pub node: NodeId,
+    /// What.
+    pub checkpoint: CheckpointRef,
+    /// The cosignature.
+    pub cosignature: Cosignature,
+    /// Raft index the signer had applied: a hint, from an authenticated peer.
+    pub log_index: u64,
+}
+
+/// What stands in the lock file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Lock {
+    /// Highest checkpoint signed.
+    pub checkpoint: CheckpointRef,
+}
+
+/// A certificate that evidence can name as its nonce.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct AnchorCertificate {
+    /// The checkpoint.
+    pub checkpoint: CheckpointRef,
+    /// Its certificate.
+    pub cosignatures: Vec<(NodeId, Cosignature)>,
+    /// Raft index of its entry.
+    pub log_index: u64,
+    /// When this node saw it certified.
+    pub seen: Timestamp,
+}
+
+/// What other tasks ask the cosigner.
+#[derive(Debug, Default)]
+struct Shared {
+    lock: Option<CheckpointRef>,
+    certified: Option<(CheckpointRef, u64)>,
+    anchors: BTreeMap<TreeSize, AnchorCertificate>,
+    /// Highest cosignature seen of each peer, and the log index it claimed.
+    highest: HashMap<NodeId, (CheckpointRef, u64)>,
+    /// Set once a quorum answered what it holds of ours: below this we never sign.
+    floor: Option<TreeSize>,
+}
+
+/// Handle to the cosigner; cheap to clone.
+#[derive(Clone)]
+pub struct CosignerHandle {
+    shared: Arc<Mutex<Shared>>,
+    incoming: mpsc::Sender<Signed>,
+    outgoing: broadcast::Sender<Signed>,
+}
+
+impl CosignerHandle {
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// A peer's cosignature.
+    pub async fn received(&self, signed: Signed) {
+        let _stopping = self.incoming.send(signed).await;
+    }
+    /// This node's cosignatures as they are made.
+    pub fn subscribe(&self) -> broadcast::Receiver<Signed> {
+        self.outgoing.subscribe()
+    }
+    /// The newest anchor with its certificate.
+    pub fn newest_anchor(&self) -> Option<AnchorCertificate> {
+        self.shared().anchors.last_key_value().map(|(_, a)| a.clone())
+    }
+    /// Highest checkpoint this node signed.
+    pub fn lock(&self) -> Option<CheckpointRef> {
+        self.shared().lock
+    }
+    /// Highest checkpoint this node saw certified.
+    pub fn certified(&self) -> Option<CheckpointRef> {
+        self.shared().certified.map(|(c, _)| c)
+    }
+    /// Highest cosignature of a node that this one holds.
+    pub fn highest_of(&self, node: NodeId) -> Option<CheckpointRef> {
+        self.shared().highest.get(&node).map(|(c, _)| *c)
+    }
+    /// The highest log index that at least `nodes` peers claim to have applied: with f + 1, an honest one has.
+    pub fn applied_by(&self, nodes: usize) -> u64 {
+        let mut indexes: Vec<u64> = self.shared().highest.values().map(|(_, i)| *i).collect();
+        indexes.sort_unstable_by(|a, b| b.cmp(a));
+        nodes.checked_sub(1).and_then(|n| indexes.get(n)).copied().unwrap_or(0)
+    }
+    /// A quorum answered: this node never signs below `size`.
+    pub fn may_sign_from(&self, size: TreeSize) {
+        let mut shared = self.shared();
+        shared.floor = Some(shared.floor.unwrap_or(size).max(size));
+    }
+}
+
+/// Collected for one size.
+#[derive(Default)]
+struct Pending {
+    applied: Option<AppliedCheckpoint>,
+    unverified: BTreeMap<NodeId, Signed>,
+    verified: BTreeMap<NodeId, Cosignature>,
+}
+
+/// The task.
+pub struct Cosigner {
+    ledger: Ledger,
+    boot: Boot,
+    handle: CosignerHandle,
+    incoming: mpsc::Receiver<Signed>,
+    applied: mpsc::UnboundedReceiver<AppliedCheckpoint>,
+    /// Log index durable in this node's own log.
+    durable: tokio::sync::watch::Receiver<u64>,
+    raft_floor: CertifiedFloor,
+    lock_file: File,
+    certificate_file: PathBuf,
+    pending: BTreeMap<TreeSize, Pending>,
+    /// Applied and not yet durable here, or not yet allowed: signed when that changes.
+    unsigned: BTreeMap<TreeSize, AppliedCheckpoint>,
+    accused: BTreeSet<(NodeId, TreeSize)>,
+}
+
+/// Why the cosigner cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum CosignerError {
+    /// The lock.
+    #[error("cannot use the sign lock {0}")]
+    Lock(PathBuf, #[source] std::io::Error),
+    /// The lock's content.
+    #[error("the sign lock {0} is damaged: this node must not sign; replace the member, or admins decide")]
+    Damaged(PathBuf),
+}
+
+/// What the cosigner is built from.
+pub struct CosignerParts {
+    /// View.
+    pub ledger: Ledger,
+    /// Keys.
+    pub boot: Boot,
+    /// Every applied batch.
+    pub applied: mpsc::UnboundedReceiver<AppliedCheckpoint>,
+    /// Durable log index.
+    pub durable: tokio::sync::watch::Receiver<u64>,
+    /// Raised as entries are certified.
+    pub raft_floor: CertifiedFloor,
+}
+
+impl Cosigner {
+    /// Opens the lock in `data_dir`. `create` only at `init`: a lock that is missing later is an error.
+    pub fn open(data_dir: &Path, parts: CosignerParts) -> Result<(Self, CosignerHandle), CosignerError> {
+        let path = data_dir.join("sign.lock");
+        let fail = |e| CosignerError::Lock(path.clone(), e);
+        let lock_file = OpenOptions::new().read(true).write(true).open(&path).map_err(fail)?;
+        let bytes = std::fs::read(&path).map_err(fail)?;
+        let lock = match bytes.is_empty() {
+            true => None,
+            false => Some(borsh::from_slice::<Lock>(&bytes).map_err(|_| CosignerError::Damaged(path.clone()))?.checkpoint),
+        };
+        let certificate_file = data_dir.join("certificate");
+        let mut shared = Shared { lock, ..Shared::default() };
+        // Only a hint that saves a restart the way through recovery; evidence over it is checked by everyone.
+        if let Some(a) = std::fs::read(&certificate_file).ok().and_then(|b| borsh::from_slice::<AnchorCertificate>(&b).ok()) {
+            shared.certified = Some((a.checkpoint, a.log_index));
+            parts.raft_floor.raise(a.log_index);
+            shared.anchors.insert(a.checkpoint.size, a);
+        }
+        let (incoming_tx, incoming) = mpsc::channel(4096);
+        let (outgoing, _) = broadcast::channel(4096);
+        let handle = CosignerHandle { shared: Arc::new(Mutex::new(shared)), incoming: incoming_tx, outgoing };
+        let CosignerParts { ledger, boot, applied, durable, raft_floor } = parts;
+        let cosigner = Self {
+            ledger,
+            boot,
+            handle: handle.clone(),
+            incoming,
+            applied,
+            durable,
+            raft_floor,
+            lock_file,
+            certificate_file,
+            pending: BTreeMap::new(),
+            unsigned: BTreeMap::new(),
+            accused: BTreeSet::new(),
+        };
+        Ok((cosigner, handle))
+    }
+
+    /// Makes the empty lock of a new node.
+    pub fn init(data_dir: &Path) -> std::io::Result<()> {
+        let path = data_dir.join("sign.lock");
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.sync_all()
+    }
+
+    /// Runs until the node stops.
+    pub async fn run(mut self) {
+        let mut retry = tokio::time::interval(std::time::Duration::from_millis(50));
+        retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        loop {
+            tokio::select! {
+                biased;
+                applied = self.applied.recv() => match applied {
+                    Some(applied) => self.on_applied(applied),
+                    None => return,
+                },
+                signed = self.incoming.recv() => match signed {
+                    Some(signed) => self.on_signed(signed),
+                    None => return,
+                },
+                changed = self.durable.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.sign_due();
+                }
+                _ = retry.tick(), if !self.unsigned.is_empty() => self.sign_due(),
+            }
+        }
+    }
+
+    fn on_applied(&mut self, applied: AppliedCheckpoint) {
+        let size = applied.checkpoint.size;
+        if applied.certifiers.keys.get(&self.ledger.me()) == Some(&PublicKey(self.boot.keys.cosign)) {
+            self.unsigned.insert(size, applied.clone());
+            while self.unsigned.len() > PENDING_MAX {
+                self.unsigned.pop_first();
+            }
+        }
+        self.pending.entry(size).or_default().applied = Some(applied);
+        self.sign_due();
+        self.meet(size);
+        self.bound();
+    }
+
+    fn bound(&mut self) {
+        while self.pending.len() > PENDING_MAX {
+            self.pending.pop_first();
+        }
+    }
+
+    /// Signs what has become durable and is allowed.
+    fn sign_due(&mut self) {
+        let durable = *self.durable.borrow_and_update();
+        let (skew, now) = (self.ledger.view().policy.attestation.clock_skew_ms, clock::now());
+        while let Some((size, applied)) = self.unsigned.pop_first() {
+            let (lock, floor) = {
+                let shared = self.handle.shared();
+                (shared.lock, shared.floor)
+            };
+            let newest = self.unsigned.is_empty();
+            if applied.log_index > durable || floor.is_none() {
+                self.unsigned.insert(size, applied);
+                return;
+            }
+            let below = lock.is_some_and(|l| size < l.size || (size == l.size && applied.checkpoint != l));
+            if below || floor.is_some_and(|f| size < f) {
+                if lock.is_some_and(|l| l.size == size && l != applied.checkpoint) {
+                    tracing::error!(size = size.0, "this node signed another root at this size before: it will not sign again");
+                }
+                continue;
+            }
+            // An old entry (replayed at start, or backdated by a lying leader) is never signed for its own sake: a
+            // later checkpoint covers it.
+            let stale = now.since_ms(applied.time) > skew && !newest;
+            let far = now.since_ms(applied.time) > skew || applied.time.since_ms(now) > skew;
+            if stale || far {
+                continue;
+            }
+            self.sign(&applied);
+        }
+    }
+
+    fn sign(&mut self, applied: &AppliedCheckpoint) {
+        let lock = Lock { checkpoint: applied.checkpoint };
+        if let Err(e) = self.lock_file.write_all_at(&encode(&lock), 0) {
+            tracing::error!(error = %e, "cannot write the sign lock: not signing");
+            return;
+        }
+        let checkpoint = self.checkpoint(applied.checkpoint);
+        let cosignature = cosign(&self.boot.cosign, &checkpoint);
+        let me = self.ledger.me();
+        {
+            let mut shared = self.handle.shared();
+            shared.lock = Some(applied.checkpoint);
+        }
+        let signed =
+            Signed { node: me, checkpoint: applied.checkpoint, cosignature, log_index: applied.log_index };
+        let _nobody_connected = self.handle.outgoing.send(signed);
+        let pending = self.pending.entry(applied.checkpoint.size).or_default();
+        pending.verified.insert(me, cosignature);
+        self.meet(applied.checkpoint.size);
+    }
+
+    fn checkpoint(&self, reference: CheckpointRef) -> Checkpoint {
+        checkpoint_of(self.ledger.origin(), reference)
+    }
+
+    fn on_signed(&mut self, signed: Signed) {
+        let size = signed.checkpoint.size;
+        {
+            let mut shared = self.handle.shared();
+            let known = shared.highest.entry(signed.node).or_insert((signed.checkpoint, 0));
+            if known.0.size <= size {
+                *known = (signed.checkpoint, signed.log_index.max(known.1));
+            }
+            if shared.certified.is_some_and(|(c, _)| size <= c.size) {
+                return;
+            }
+        }
+        let pending = self.pending.entry(size).or_default();
+        if let Some(earlier) = pending.unverified.get(&signed.node).filter(|e| e.checkpoint != signed.checkpoint).cloned() {
+            self.accuse(&earlier, &signed);
+            return;
+        }
+        pending.unverified.insert(signed.node, signed);
+        self.meet(size);
+        self.bound();
+    }
+
+    /// Two roots at one size by one node: whoever sees it, shows it.
+    fn accuse(&mut self, one: &Signed, other: &Signed) {
+        let Some(key) = self.ledger.view().attested(one.node).map(|b| PublicKey(b.cosign)) else { return };
+        let proven = |s: &Signed| s.cosignature.verify(&self.checkpoint(s.checkpoint), &key.0).is_ok();
+        if !proven(one) || !proven(other) || !self.accused.insert((one.node, one.checkpoint.size)) {
+            return;
+        }
+        tracing::error!(node = one.node.0, size = one.checkpoint.size.0, "a node signed two roots at one size");
+        self.ledger.alarm(Alarm::Equivocation {
+            accused: one.node,
+            key,
+            size: one.checkpoint.size,
+            one: (one.checkpoint.root, one.cosignature),
+            other: (other.checkpoint.root, other.cosignature),
+        });
+    }
+
+    /// Verifies what waits at this size, as far as needed, and publishes the certificate once a quorum met.
+    fn meet(&mut self, size: TreeSize) {
+        let Some(pending) = self.pending.get_mut(&size) else { return };
+        let Some(applied) = &pending.applied else { return };
+        let checkpoint = checkpoint_of(self.ledger.origin(), applied.checkpoint);
+        let certifiers: &Certifiers = &applied.certifiers;
+        let satisfied = |v: &BTreeMap<NodeId, Cosignature>| certifiers.satisfied_by(&v.keys().copied().collect()).is_ok();
+        let mut done = satisfied(&pending.verified);
+        while !done {
+            let Some((node, signed)) = pending.unverified.pop_first() else { break };
+            if signed.checkpoint != applied.checkpoint {
+                tracing::error!(node = node.0, size = size.0, "a peer signed another root than this node's own: histories differ");
+                continue;
+            }
+            match certifiers.check(&checkpoint, node, &signed.cosignature) {
+                Ok(()) => drop(pending.verified.insert(node, signed.cosignature)),
+                Err(e) => tracing::warn!(node = node.0, size = size.0, error = %e, "a cosignature does not count"),
+            }
+            done = satisfied(&pending.verified);
+        }
+        if !done {
+            return;
+        }
+        let applied = applied.clone();
+        let cosignatures: Vec<_> = pending.verified.iter().map(|(n, c)| (*n, *c)).collect();
+        self.certified(applied, checkpoint, cosignatures);
+    }
+
+    fn certified(&mut self, applied: AppliedCheckpoint, checkpoint: Checkpoint, cosignatures: Vec<(NodeId, Cosignature)>) {
+        // Every cosignature was verified above; certify() checks them once more in one place, off the hot path's sum by
+        // little, so that the type can only come from it.
+        let certified = match applied.certifiers.certify(checkpoint, &cosignatures) {
+            Ok(certified) => certified,
+            Err(e) => {
+                tracing::error!(error = %e, "a met quorum does not certify: this is a bug");
+                return;
+            }
+        };
+        let (own, log_index) = (applied.checkpoint, applied.log_index);
+        self.raft_floor.raise(log_index);
+        {
+            let mut shared = self.handle.shared();
+            if shared.certified.is_none_or(|(c, _)| c.size < own.size) {
+                shared.certified = Some((own, log_index));
+            }
+            if applied.anchor {
+                let anchor = AnchorCertificate { checkpoint: own, cosignatures, log_index, seen: clock::now() };
+                // Not fsynced: after a power cut the mesh recovers without it.
+                if let Err(e) = std::fs::write(&self.certificate_file, encode(&anchor)) {
+                    tracing::warn!(error = %e, "cannot keep the newest certificate");
+                }
+                shared.anchors.insert(own.size, anchor);
+                while shared.anchors.len() > ANCHORS_KEPT {
+                    shared.anchors.pop_first();
+                }
+            }
+        }
+        self.ledger.publish(Certified { certified, own, log_index });
+        // What lies below is covered.
+        self.pending = self.pending.split_off(&TreeSize(own.size.0.saturating_add(1)));
+    }
+}
+
+fn cosign(key: &Ed25519KeyPair, checkpoint: &Checkpoint) -> Cosignature {
+    let time_s = clock::now().0 / 1000;
+    Cosignature { time_s, signature: sign(key, &cosigned_bytes(checkpoint, time_s)).0 }
+}

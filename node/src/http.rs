@@ -1,0 +1,60 @@
+//! The node's plain HTTP service: the tlog's tiles and checkpoint, `/metrics`, `/healthz`. Public by nature: nothing here is
+//! secret and nobody is asked who they are.
+use crate::ledger::Ledger;
+use crate::metrics::Metrics;
+use crate::services::mesh::NodeFacts;
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// OpenMetrics, as prometheus-client writes it.
+const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Clone)]
+struct Watched {
+    ledger: Ledger,
+    metrics: Arc<Metrics>,
+    facts: Arc<dyn NodeFacts>,
+}
+
+/// Everything the node serves over HTTP. `checkpoint` holds the newest certified checkpoint as a signed note.
+pub fn router(
+    ledger: Ledger,
+    checkpoint: watch::Receiver<Arc<str>>,
+    metrics: Arc<Metrics>,
+    facts: Arc<dyn NodeFacts>,
+) -> Router {
+    let tiles = crate::tilestore::http::router(ledger.tiles().clone(), checkpoint);
+    let own = Router::new()
+        .route("/metrics", get(serve_metrics))
+        .route("/healthz", get(serve_health))
+        .with_state(Watched { ledger, metrics, facts });
+    tiles.merge(own)
+}
+
+async fn serve_metrics(State(watched): State<Watched>) -> Response {
+    match watched.metrics.scrape(&watched.ledger, watched.facts.as_ref()) {
+        Ok(text) => ([(CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+/// 200 while the node could serve a request, 503 and the reason otherwise.
+async fn serve_health(State(watched): State<Watched>) -> Response {
+    if let Some(reason) = watched.facts.failed() {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("failed: {reason}\n")).into_response();
+    }
+    let view = watched.ledger.view();
+    if view.dark {
+        return (StatusCode::SERVICE_UNAVAILABLE, "dark: fewer than a quorum of nodes are attested\n").into_response();
+    }
+    if view.attested(watched.ledger.me()).is_none() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "not attested: this node's evidence does not count\n").into_response();
+    }
+    (StatusCode::OK, "ok\n").into_response()
+}

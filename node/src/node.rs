@@ -1,0 +1,337 @@
+//! Builds a node from its configuration and runs it: one task per state machine, bounded queues between them.
+//!
+//! ```text
+//! clients ─► Mesh ─► Relay ─► Courier ─► leader's Queue ─► Raft ─► Applier ─► Cosigner ─► certified ─► Relay, Keyer
+//! peers  ─► Peer ─────────────────────────────┘                                  ▲
+//!                 cosignatures ──────────────────────────────────────────────────┘
+//! ```
+use crate::attester::Attester;
+use crate::blobs::BlobStore;
+use crate::boot::Boot;
+use crate::config::Config;
+use crate::cosigner::{Cosigner, CosignerHandle, CosignerParts};
+use crate::directory::{Directory, PolicyChain, RequestIndex};
+use crate::evidence::EvidenceTask;
+use crate::init::Layout;
+use crate::ledger::{LeafHook, Ledger, Start};
+use crate::peers::Peers;
+use crate::proposer::{Courier, Queue};
+use crate::raft::network::Network;
+use crate::raft::state_machine::{StateMachine, position};
+use crate::raft::types::Raft;
+use crate::raft::{CertifiedFloor, LogMonitor, LogStore, LogStoreOptions, SnapshotStore};
+use crate::recovery::{Contributor, Recovery, ask_for_own_lock};
+use crate::services::peer::PeerService;
+use crate::snapshots::NodeSnapshots;
+use crate::tilestore::{StoreTail, TileStore};
+use crate::{cosign_stream, membership, proposer, snapshots};
+use anyhow::Context as _;
+use openraft::{EmptyNode, SnapshotPolicy};
+use quorate_core::command::{Command, NodeCommand};
+use quorate_core::ids::NodeId;
+use quorate_core::leaf::{Leaf, LeafBody, Outcome};
+use quorate_core::state::{AppliedLeaf, Blobs, State};
+use quorate_core::tlog::{KeyKind, KeyName, Note, VerifierKey};
+use quorate_proto::PEER_MESSAGE_BYTES_MAX;
+use quorate_proto::v1::peer_server::PeerServer;
+use quorate_transport::{Incoming, Limits};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+/// Commands of this node waiting for the courier.
+const OUTGOING_MAX: usize = 16_384;
+/// Raft keeps this many entries below a snapshot, so that a follower that was briefly away needs no snapshot.
+const ENTRIES_KEPT: u64 = 10_000;
+
+/// A built node: bound, not yet serving.
+pub struct Node {
+    config: Config,
+    ledger: Ledger,
+    raft: Raft,
+    peers: Peers,
+    cosigner: CosignerHandle,
+    monitor: LogMonitor,
+    directory: Directory,
+    grpc: TcpListener,
+    http: TcpListener,
+    boot: Boot,
+    service: PeerService,
+    tasks: JoinSet<()>,
+}
+
+impl Node {
+    /// Opens everything and binds; nothing is served before [`Node::run`].
+    pub async fn build(config: Config) -> anyhow::Result<Self> {
+        let layout = Layout::new(&config.data_dir);
+        let genesis = layout.read_genesis()?;
+        let boot = Boot::new()?;
+        let blobs = BlobStore::open(layout.root()).context("cannot open the blobs")?;
+        let (genesis_state, genesis_leaf) = State::genesis(genesis.clone()).context("the genesis policy is not valid")?;
+        let cluster = genesis_state.cluster();
+        let chain = PolicyChain::open(&layout.policies(), genesis).context("cannot open the policies")?;
+        let grpc = TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
+        let http = TcpListener::bind(config.http_listen)
+            .await
+            .with_context(|| format!("cannot listen on {}", config.http_listen))?;
+
+        let store = SnapshotStore::open(layout.root()).context("cannot open the snapshots")?;
+        let loaded = store.load().context("cannot read the snapshots")?;
+        for damaged in &loaded.rejected {
+            tracing::error!(error = crate::report::chain(damaged), "a snapshot is damaged: passed over");
+        }
+        let (last_applied, members) = position(loaded.newest.as_ref());
+        let (state, tiles) = match &loaded.newest {
+            Some(snapshot) => {
+                let opened = snapshots::open(&snapshot.content, cluster).map_err(anyhow::Error::msg)?;
+                (opened.state, TileStore::open(&layout.tiles(), &opened.tail).context("cannot open the tiles")?)
+            }
+            None => {
+                let mut tiles =
+                    TileStore::open(&layout.tiles(), &StoreTail::default()).context("cannot open the tiles")?;
+                tiles.append(&[genesis_leaf]).context("cannot write the first leaf")?;
+                (genesis_state, tiles)
+            }
+        };
+
+        let index = Arc::new(RequestIndex::default());
+        let on_leaf = leaf_hook(Arc::clone(&index), chain.clone(), blobs.clone());
+        let (applied_tx, applied) = mpsc::unbounded_channel();
+        let (outgoing_tx, outgoing) = mpsc::channel(OUTGOING_MAX);
+        let start = Start {
+            me: config.node,
+            state,
+            log_index: last_applied.map_or(0, |l| l.index),
+            tiles,
+            tiles_dir: layout.tiles(),
+            blobs: blobs.clone(),
+            on_leaf,
+        };
+        let (ledger, applier) = Ledger::new(start, applied_tx, outgoing_tx);
+
+        let floor = CertifiedFloor::new();
+        let log = LogStore::open(&layout.raft_log(), floor.clone(), LogStoreOptions::default())
+            .context("cannot open Raft's log")?;
+        let (monitor, durable) = (log.monitor(), log.durable());
+        let parts =
+            CosignerParts { ledger: ledger.clone(), boot: boot.clone(), applied, durable, raft_floor: floor };
+        let (cosigner_task, cosigner) = Cosigner::open(layout.root(), parts)?;
+
+        let attester = Attester::new(&config, blobs.clone()).context("cannot start the TPM's thread")?;
+        let peers = Peers::new(ledger.clone(), boot.clone(), attester.clone(), blobs.clone());
+        let (captured_tx, captured) = mpsc::unbounded_channel();
+        let keeper = Arc::new(NodeSnapshots::new(store, layout.tiles(), cluster, captured_tx));
+        keeper.set_peers(peers.clone());
+        let machine = StateMachine::new(applier, Arc::clone(&keeper), last_applied, members);
+        let network = Network { peers: peers.clone(), me: config.node };
+        let raft_config = Arc::new(raft_config(&config).validate().context("Raft's timing")?);
+        let raft = Raft::new(config.node.0, raft_config, network, log, machine).await.context("cannot start Raft")?;
+
+        let directory = Directory::new(ledger.clone(), blobs.clone(), chain, index);
+        let queue = Queue::default();
+        let contributor = Contributor::new(ledger.clone(), boot.clone(), attester.clone(), cosigner.clone());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(cosigner_task.run());
+        tasks.spawn(peers.clone().follow_policy());
+        tasks.spawn(proposer::batch(raft.clone(), ledger.clone(), queue.clone()));
+        let courier = Courier {
+            ledger: ledger.clone(),
+            boot: boot.clone(),
+            raft: raft.clone(),
+            peers: peers.clone(),
+            queue: queue.clone(),
+            blobs: blobs.clone(),
+            outgoing,
+        };
+        tasks.spawn(courier.run());
+        let evidence =
+            EvidenceTask { ledger: ledger.clone(), boot: boot.clone(), attester, cosigner: cosigner.clone() };
+        tasks.spawn(evidence.run());
+        let recovery = Recovery {
+            ledger: ledger.clone(),
+            raft: raft.clone(),
+            peers: peers.clone(),
+            contributor: contributor.clone(),
+        };
+        tasks.spawn(recovery.run());
+        tasks.spawn(ask_for_own_lock(ledger.clone(), peers.clone(), cosigner.clone()));
+        tasks.spawn(membership::follow_policy(raft.clone(), ledger.clone()));
+        tasks.spawn(feed_streams(peers.clone(), ledger.clone(), cosigner.clone()));
+        tasks.spawn(snapshot_points(ledger.clone(), raft.clone(), config.raft.snapshot_batches));
+        tasks.spawn(snapshots::keep(keeper, captured, directory.clone(), ledger.clone(), raft.clone()));
+        let service = PeerService {
+            ledger: ledger.clone(),
+            raft: raft.clone(),
+            peers: peers.clone(),
+            queue,
+            cosigner: cosigner.clone(),
+            contributor,
+            keyer: Arc::new(NoKeyer),
+            blobs,
+        };
+        Ok(Self { config, ledger, raft, peers, cosigner, monitor, directory, grpc, http, boot, service, tasks })
+    }
+
+    /// Serves until `stop` completes or storage fails, then drains.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let Self { config, ledger, raft, mut monitor, grpc, boot, service, mut tasks, .. } = self;
+        let (me, policy) = (ledger.me(), Arc::clone(&ledger.view().policy));
+        tracing::info!(
+            node = me.0,
+            cluster = %ledger.cluster(),
+            policy = policy.version.0,
+            grpc = %config.listen,
+            http = %config.http_listen,
+            version = env!("CARGO_PKG_VERSION"),
+            "quorated starts"
+        );
+        let members: BTreeMap<u64, EmptyNode> = policy.members.keys().map(|n| (n.0, EmptyNode {})).collect();
+        if !raft.is_initialized().await.context("Raft")? && policy.version.0 == 1 {
+            // Every member of genesis begins with the same members; which of them is first does not matter.
+            if let Err(error) = raft.initialize(members).await {
+                tracing::debug!(%error, "Raft is initialised already");
+            }
+        }
+        let incoming = Incoming::new(grpc, &boot.identity, Limits::default())?;
+        let (drain_tx, mut drain) = watch::channel(false);
+        let server = quorate_transport::grpc_server()
+            .add_service(
+                PeerServer::new(service)
+                    .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
+                    .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX),
+            )
+            .serve_with_incoming_shutdown(incoming, async move {
+                let _closed = drain.wait_for(|d| *d).await;
+            });
+        let mut server = tokio::spawn(server);
+        tokio::pin!(stop);
+        let mut outcome = Ok(());
+        tokio::select! {
+            () = &mut stop => tracing::info!("stopping: draining"),
+            reason = monitor.wait_failed() => {
+                let reason = reason.unwrap_or_else(|| "Raft's log closed".into());
+                tracing::error!(reason, "storage failed: this node acknowledges nothing more; free space or replace the disk, then restart");
+                // It stays up, so that status and metrics can say so, until it is stopped.
+                stop.await;
+                outcome = Err(anyhow::anyhow!("storage failed: {reason}"));
+            }
+            ended = &mut server => {
+                outcome = ended.context("the gRPC server")?.context("the gRPC server");
+            }
+        }
+        let _gone = drain_tx.send(true);
+        if tokio::time::timeout(Duration::from_millis(config.drain_ms), &mut server).await.is_err() {
+            tracing::warn!("running requests did not end in time: cut");
+        }
+        if let Err(error) = raft.shutdown().await {
+            tracing::debug!(%error, "Raft's shutdown");
+        }
+        tasks.shutdown().await;
+        tracing::info!(node = me.0, "stopped");
+        outcome
+    }
+}
+
+struct NoKeyer;
+
+#[tonic::async_trait]
+impl crate::services::peer::HeadChecker for NoKeyer {
+    async fn check_head(&self, _: NodeId, _: quorate_proto::v1::CheckHeadRequest) -> quorate_proto::v1::CheckHeadReply {
+        Default::default()
+    }
+}
+
+fn raft_config(config: &Config) -> openraft::Config {
+    openraft::Config {
+        cluster_name: "quorate".into(),
+        heartbeat_interval: config.raft.heartbeat_ms,
+        election_timeout_min: config.raft.election_min_ms,
+        election_timeout_max: config.raft.election_max_ms,
+        // Snapshots are made at logged points only: their digest must stand in a certified leaf.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: ENTRIES_KEPT,
+        install_snapshot_timeout: 60_000,
+        max_payload_entries: 64,
+        ..openraft::Config::default()
+    }
+}
+
+/// Sees every applied leaf: keeps the policy chain and where requests' leaves stand.
+fn leaf_hook(index: Arc<RequestIndex>, chain: PolicyChain, blobs: BlobStore) -> LeafHook {
+    Box::new(move |leaf: &AppliedLeaf| {
+        index.on_leaf(leaf);
+        let Leaf::V1 { body, .. } = leaf.leaf();
+        if let LeafBody::Decided { command: Command::Policy(c), outcome: Outcome::PolicyChanged { version, .. } } = body {
+            let kept = match blobs.blob(&c.document) {
+                Some(document) => chain.push(c.with_document(document)).map_err(|e| crate::report::chain(&e)),
+                None => Err("its document is gone".into()),
+            };
+            match kept {
+                Ok(()) => tracing::info!(version = version.0, "a new policy is in force"),
+                Err(error) => tracing::error!(error, version = version.0, "cannot keep a policy: directories cannot be served"),
+            }
+        }
+    })
+}
+
+/// One stream of cosignatures to each member, as the policy has them.
+async fn feed_streams(peers: Peers, ledger: Ledger, cosigner: CosignerHandle) {
+    let mut changed = ledger.view_changed();
+    let mut feeds: BTreeMap<NodeId, tokio::task::AbortHandle> = BTreeMap::new();
+    let mut running = JoinSet::new();
+    loop {
+        let view = ledger.view();
+        feeds.retain(|n, feed| {
+            let stays = view.policy.members.contains_key(n);
+            if !stays {
+                feed.abort();
+            }
+            stays
+        });
+        for node in view.policy.members.keys().filter(|n| **n != ledger.me()) {
+            feeds.entry(*node).or_insert_with(|| running.spawn(cosign_stream::feed(peers.clone(), *node, cosigner.clone())));
+        }
+        let version = view.policy.digest;
+        drop(view);
+        while ledger.view().policy.digest == version {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The leader asks for a snapshot point every so many batches.
+async fn snapshot_points(ledger: Ledger, raft: Raft, every: u64) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if proposer::leads(&raft, ledger.me()) && ledger.read(State::batches_since_snapshot) >= every {
+            ledger.send(crate::ledger::Outgoing::Node(NodeCommand::Snapshot));
+        }
+    }
+}
+
+/// The certified checkpoint as a signed note (C2SP tlog-checkpoint with cosignatures).
+pub fn note(ledger: &Ledger) -> Option<String> {
+    let certified = ledger.certified().borrow().clone()?;
+    let checkpoint = certified.certified.checkpoint();
+    let view = ledger.view();
+    let lines = certified.certified.cosignatures().iter().filter_map(|(node, cosignature)| {
+        let member = view.policy.members.get(node)?;
+        let key = view.attested(*node)?.cosign;
+        let name = KeyName::new(format!("{}/{}", checkpoint.origin, member.name)).ok()?;
+        Some(cosignature.to_note_signature(&name, &key))
+    });
+    Note::new(checkpoint.body(), lines.collect()).ok().map(|n| n.to_string())
+}
+
+/// The vkey of a member's present boot key, for C2SP tools.
+pub fn verifier_key(ledger: &Ledger, node: NodeId) -> Option<VerifierKey> {
+    let view = ledger.view();
+    let member = view.policy.members.get(&node)?;
+    let name = KeyName::new(format!("{}/{}", ledger.origin(), member.name)).ok()?;
+    Some(VerifierKey::new(name, KeyKind::CosignatureV1, view.attested(node)?.cosign))
+}

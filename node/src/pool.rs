@@ -1,0 +1,107 @@
+//! What relay and keyer need to know of a pool, and whether it still stands by this node's own clock.
+//!
+//! The pool comes from this node's own applied state. `apply` judges pools by entry time; a leader that stops the clock
+//! could keep one alive for ever, so both nodes judge again by their own clocks whenever they release something.
+use crate::ledger::{Ledger, View};
+use crate::services::status::Problem;
+use quorate_attest::evidence::BootKeys;
+use quorate_core::ids::{ClientId, NodeId, PoolId, RouteId, Timestamp};
+use quorate_core::policy::Route;
+use quorate_core::refusal::Refusal;
+use quorate_splitkey::head::HeadTemplate;
+use quorate_transport::PublicKey;
+use std::time::Duration;
+
+/// How long to wait for a pool that another node has seen already: this node may be some batches behind.
+const POOL_WAIT: Duration = Duration::from_millis(1500);
+
+/// A pool, without what grows in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolFacts {
+    /// Its id.
+    pub id: PoolId,
+    /// Whose.
+    pub client: ClientId,
+    /// Destination.
+    pub route: RouteId,
+    /// Relay and its boot keys.
+    pub relay: (NodeId, BootKeys),
+    /// Keyer and its boot keys.
+    pub keyer: (NodeId, BootKeys),
+    /// End.
+    pub expires: Timestamp,
+}
+
+/// A pool was found standing. Only [`PoolFacts::check_standing`] makes one; use it at once, time goes on.
+#[derive(Debug)]
+pub struct Standing(());
+
+impl PoolFacts {
+    /// Looks a pool up, waiting a moment for it.
+    pub async fn find(ledger: &Ledger, id: PoolId) -> Result<Self, Problem> {
+        let mut changed = ledger.view_changed();
+        let look = async {
+            loop {
+                changed.mark_unchanged();
+                if let Some(found) = Self::look(ledger, id) {
+                    return Ok(found);
+                }
+                if changed.changed().await.is_err() {
+                    return Err(Problem::ShuttingDown);
+                }
+            }
+        };
+        tokio::time::timeout(POOL_WAIT, look).await.unwrap_or(Err(Problem::Refused(Refusal::UnknownPool)))
+    }
+
+    fn look(ledger: &Ledger, id: PoolId) -> Option<Self> {
+        ledger.read(|state| {
+            state.pool(&id).map(|p| Self {
+                id,
+                client: p.client.clone(),
+                route: p.route.clone(),
+                relay: p.relay.clone(),
+                keyer: p.keyer.clone(),
+                expires: p.expires,
+            })
+        })
+    }
+
+    /// Whether this key is the pool's client's, and its grant still good.
+    pub fn check_client(&self, view: &View, key: &PublicKey, now: Timestamp) -> Result<(), Problem> {
+        let grant = view.policy.clients.get(&self.client).ok_or(Refusal::UnknownClient)?;
+        if grant.key.0 != *key.as_bytes() {
+            return Err(Problem::NotTheClient);
+        }
+        if grant.revoked {
+            return Err(Refusal::ClientRevoked.into());
+        }
+        if grant.expires <= now {
+            return Err(Refusal::ClientExpired.into());
+        }
+        Ok(())
+    }
+
+    /// Whether it is unexpired, and relay and keyer are attested with the very boot keys it names, by this clock.
+    pub fn check_standing(&self, view: &View, now: Timestamp) -> Result<Standing, Problem> {
+        if self.expires <= now {
+            return Err(Refusal::UnknownPool.into());
+        }
+        let attested = |(node, boot): &(NodeId, BootKeys)| view.attested(*node) == Some(boot) && view.attested_at(*node, now);
+        if !attested(&self.relay) {
+            return Err(Refusal::RelayNotAttested.into());
+        }
+        if !attested(&self.keyer) {
+            return Err(Refusal::KeyerNotAttested.into());
+        }
+        Ok(Standing(()))
+    }
+
+    /// The route in force, and the template of its heads.
+    pub fn route<'v>(&self, view: &'v View) -> Result<(&'v Route, HeadTemplate), Problem> {
+        let route = view.policy.routes.get(&self.route).ok_or(Refusal::UnknownRoute)?;
+        let d = &route.document;
+        let template = HeadTemplate::for_route(&d.host, d.port, &d.base_path, &d.paths, &d.dialect, &d.headers);
+        Ok((route, template.map_err(|_| Problem::RouteInvalid)?))
+    }
+}

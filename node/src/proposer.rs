@@ -1,0 +1,292 @@
+//! The way of a command to the leader, and the leader's batches.
+//!
+//! Commands queue while a batch is in flight and go in the next one: no timers on the request's path, and throughput grows
+//! with load. Evidence, recovery and admin commands go first, so that load never starves attestation; settlements and reports
+//! wait for company, since nobody waits for them.
+//!
+//! A lying leader can withhold: whoever's command is not committed within a bound campaigns, rate-limited.
+use crate::blobs::BlobStore;
+use crate::boot::Boot;
+use crate::clock;
+use crate::ledger::{Ledger, Outgoing};
+use crate::peers::Peers;
+use crate::raft::Batch as RaftBatch;
+use crate::raft::types::Raft;
+use bytes::Bytes;
+use quorate_core::command::{Batch, COMMANDS_MAX, Command, NodeCommand, NodeSigned, SETTLEMENTS_MAX, Settlement};
+use quorate_core::command::{ClientCommand, ClientSigned};
+use quorate_core::crypto::{Hash, encode};
+use quorate_core::ids::NodeId;
+use quorate_proto::v1::ProposeRequest;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+
+/// Bytes of commands in a batch: well below the largest entry.
+const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// Commands queued at a leader before callers are turned away.
+const QUEUE_MAX: usize = 16 * COMMANDS_MAX;
+/// How long settlements and reports wait for company.
+const LAZY: Duration = Duration::from_millis(200);
+/// An unanswered command is sent again to whoever leads then.
+const RESEND: Duration = Duration::from_millis(300);
+/// A command that is not committed by now makes its node campaign.
+const WITHHELD: Duration = Duration::from_secs(2);
+/// At most one such campaign in this time.
+const CAMPAIGN_EVERY: Duration = Duration::from_secs(10);
+/// After this nobody waits for the outcome any more.
+const FORGET: Duration = Duration::from_secs(10);
+
+/// The leader's queue; filled by this node and by its peers' Propose calls.
+#[derive(Clone, Default)]
+pub struct Queue {
+    inner: Arc<QueueInner>,
+}
+
+#[derive(Default)]
+struct QueueInner {
+    lanes: Mutex<Lanes>,
+    filled: Notify,
+}
+
+#[derive(Default)]
+struct Lanes {
+    first: VecDeque<Command>,
+    normal: VecDeque<Command>,
+    lazy: VecDeque<Command>,
+    lazy_since: Option<Instant>,
+}
+
+impl Queue {
+    /// Adds a command; false when full.
+    pub fn push(&self, command: Command) -> bool {
+        let mut lanes = self.inner.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        let lane = if command.goes_first() {
+            &mut lanes.first
+        } else if is_lazy(&command) {
+            lanes.lazy_since.get_or_insert_with(Instant::now);
+            &mut lanes.lazy
+        } else {
+            &mut lanes.normal
+        };
+        if lane.len() >= QUEUE_MAX {
+            return false;
+        }
+        lane.push_back(command);
+        drop(lanes);
+        self.inner.filled.notify_one();
+        true
+    }
+
+    fn clear(&self) {
+        *self.inner.lanes.lock().unwrap_or_else(PoisonError::into_inner) = Lanes::default();
+    }
+
+    /// What goes into the next batch; nothing while only lazy commands wait and may wait on.
+    fn take(&self) -> Vec<Command> {
+        let mut lanes = self.inner.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        let lazy_due = lanes.lazy_since.is_some_and(|s| s.elapsed() >= LAZY);
+        if lanes.first.is_empty() && lanes.normal.is_empty() && !lazy_due {
+            return Vec::new();
+        }
+        let Lanes { first, normal, lazy, .. } = &mut *lanes;
+        let (mut commands, mut bytes) = (Vec::new(), 0);
+        for lane in [first, normal, lazy] {
+            while commands.len() < COMMANDS_MAX && bytes < BATCH_BYTES_MAX {
+                let Some(command) = lane.pop_front() else { break };
+                bytes += encode(&command).len();
+                commands.push(command);
+            }
+        }
+        if lanes.lazy.is_empty() {
+            lanes.lazy_since = None;
+        }
+        commands
+    }
+}
+
+fn is_lazy(command: &Command) -> bool {
+    match command {
+        Command::Client(ClientSigned { body: ClientCommand::Report(_), .. }) => true,
+        Command::Node(NodeSigned { body: NodeCommand::Settle(_), .. }) => true,
+        Command::Client(_) | Command::Node(_) | Command::Evidence(_) | Command::Recover(_) | Command::Policy(_) => false,
+    }
+}
+
+/// Whether this node leads, by Raft's own word.
+pub fn leads(raft: &Raft, me: NodeId) -> bool {
+    raft.metrics().borrow().current_leader == Some(me.0)
+}
+
+/// The leader's task: batches while this node leads.
+pub async fn batch(raft: Raft, ledger: Ledger, queue: Queue) {
+    let me = ledger.me();
+    let mut metrics = raft.metrics();
+    loop {
+        if !leads(&raft, me) {
+            queue.clear();
+            let led = metrics.wait_for(|m| m.current_leader == Some(me.0)).await;
+            if led.is_err() {
+                return;
+            }
+            continue;
+        }
+        let commands = queue.take();
+        if commands.is_empty() && !due(&ledger) {
+            let filled = queue.inner.filled.notified();
+            tokio::select! {
+                () = filled => {}
+                () = tokio::time::sleep(LAZY) => {}
+                stopped = metrics.changed() => if stopped.is_err() { return },
+            }
+            continue;
+        }
+        let batch = Batch { time: clock::now(), proposer: me, commands };
+        let Ok(entry) = RaftBatch::new(encode(&batch)) else {
+            tracing::error!("a batch exceeded its bound: dropped");
+            continue;
+        };
+        if let Err(error) = raft.client_write(entry).await {
+            tracing::debug!(%error, "a batch was not committed by this leader");
+            // Its authors send again to whoever leads now.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// Whether something is due by time alone: a lapse, a deadline, or the digest after a snapshot point.
+fn due(ledger: &Ledger) -> bool {
+    let view = ledger.view();
+    view.digest_due || view.next_due.is_some_and(|t| clock::now() > t)
+}
+
+/// A command on its way.
+struct Underway {
+    command: Bytes,
+    parsed: Command,
+    blobs: Vec<Bytes>,
+    first_sent: Instant,
+    last_sent: Instant,
+}
+
+/// Every node's task: signs what is this node's own, and brings commands to the leader until their outcome shows.
+pub struct Courier {
+    /// View.
+    pub ledger: Ledger,
+    /// Keys.
+    pub boot: Boot,
+    /// Raft.
+    pub raft: Raft,
+    /// Links.
+    pub peers: Peers,
+    /// The local queue, for when this node leads.
+    pub queue: Queue,
+    /// Blobs.
+    pub blobs: BlobStore,
+    /// From the ledger.
+    pub outgoing: mpsc::Receiver<Outgoing>,
+}
+
+impl Courier {
+    /// Runs until the node stops.
+    pub async fn run(mut self) {
+        let mut underway: HashMap<Hash, Underway> = HashMap::new();
+        let mut settlements: Vec<Settlement> = Vec::new();
+        let mut settle_at: Option<Instant> = None;
+        let mut campaigned: Option<Instant> = None;
+        let mut tick = tokio::time::interval(Duration::from_millis(100));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut inbox = Vec::with_capacity(256);
+        loop {
+            let mut fresh = Vec::new();
+            tokio::select! {
+                n = self.outgoing.recv_many(&mut inbox, 256) => {
+                    if n == 0 {
+                        return;
+                    }
+                    for item in inbox.drain(..) {
+                        match item {
+                            Outgoing::Command(command, blobs) => fresh.push((command, blobs)),
+                            Outgoing::Settlement(s) => {
+                                settlements.push(s);
+                                settle_at.get_or_insert_with(|| Instant::now() + LAZY);
+                            }
+                            Outgoing::Alarm(alarm) => fresh.push((self.sign(NodeCommand::Alarm(alarm)), Vec::new())),
+                            Outgoing::Node(body) => fresh.push((self.sign(body), Vec::new())),
+                        }
+                    }
+                }
+                _ = tick.tick() => {}
+            }
+            if settlements.len() >= SETTLEMENTS_MAX || settle_at.is_some_and(|t| Instant::now() >= t) {
+                settle_at = None;
+                let mut all = std::mem::take(&mut settlements);
+                while !all.is_empty() {
+                    let rest = all.split_off(all.len().min(SETTLEMENTS_MAX));
+                    fresh.push((self.sign(NodeCommand::Settle(std::mem::replace(&mut all, rest))), Vec::new()));
+                }
+            }
+            let now = Instant::now();
+            // Outcomes that this node applied need no more carrying.
+            underway.retain(|digest, u| !self.ledger.was_decided(digest) && now - u.first_sent < FORGET);
+            let withheld = underway.values().any(|u| now - u.first_sent > WITHHELD);
+            if withheld && campaigned.is_none_or(|c| now - c > CAMPAIGN_EVERY) && !leads(&self.raft, self.ledger.me()) {
+                campaigned = Some(now);
+                tracing::warn!("a command of this node is not committed in time: campaigning");
+                if let Err(error) = self.raft.trigger().elect().await {
+                    tracing::debug!(%error, "cannot campaign");
+                }
+            }
+            let mut due: Vec<Hash> = Vec::new();
+            for (command, blobs) in fresh {
+                let bytes: Bytes = encode(&command).into();
+                let digest = quorate_core::tlog::sha256(&bytes);
+                let blobs = blobs.into_iter().map(Bytes::from).collect();
+                let entry = Underway { command: bytes, parsed: command, blobs, first_sent: now, last_sent: now };
+                underway.insert(digest, entry);
+                due.push(digest);
+            }
+            due.extend(underway.iter().filter(|(_, u)| now - u.last_sent > RESEND).map(|(d, _)| *d));
+            self.carry(&mut underway, &due);
+        }
+    }
+
+    fn sign(&self, body: NodeCommand) -> Command {
+        Command::Node(NodeSigned::sign(self.ledger.cluster(), self.ledger.me(), body, &self.boot.cosign))
+    }
+
+    fn carry(&self, underway: &mut HashMap<Hash, Underway>, due: &[Hash]) {
+        if due.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let Some(leader) = self.raft.metrics().borrow().current_leader.map(NodeId) else { return };
+        if leader == self.ledger.me() {
+            for digest in due {
+                let Some(u) = underway.get_mut(digest) else { continue };
+                u.last_sent = now;
+                let kept = u.blobs.iter().try_for_each(|b| self.blobs.put(b).map(drop));
+                match kept {
+                    Ok(()) => drop(self.queue.push(u.parsed.clone())),
+                    Err(error) => tracing::error!(%error, "cannot keep a blob"),
+                }
+            }
+            return;
+        }
+        let Some(mut client) = self.peers.client(leader) else { return };
+        let mut request = ProposeRequest::default();
+        for digest in due {
+            let Some(u) = underway.get_mut(digest) else { continue };
+            u.last_sent = now;
+            request.commands.push(u.command.clone());
+            request.blobs.extend(u.blobs.iter().cloned());
+        }
+        tokio::spawn(async move {
+            if let Err(status) = client.propose(request).await {
+                tracing::debug!(code = %status.code(), "the leader did not take a proposal");
+            }
+        });
+    }
+}

@@ -1,0 +1,145 @@
+//! Raft's messages over the peer links, bound to the peer's identity by the channel.
+use super::types::{RaftNodeId, TypeConfig};
+use crate::peers::Peers;
+use openraft::error::{InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Timeout, Unreachable};
+use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest, VoteResponse,
+};
+use openraft::{AnyError, EmptyNode, RPCTypes};
+use quorate_core::ids::NodeId;
+use quorate_proto::v1::RaftMessage;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// Makes a client for each peer.
+#[derive(Clone)]
+pub struct Network {
+    /// The links.
+    pub peers: Peers,
+    /// This node.
+    pub me: NodeId,
+}
+
+/// Raft's client to one peer.
+pub struct PeerNetwork {
+    peers: Peers,
+    me: NodeId,
+    target: NodeId,
+}
+
+/// What travels back: Raft's own answer or error.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Answer<T, E> {
+    /// The answer.
+    Ok(T),
+    /// Raft's error.
+    Err(E),
+}
+
+/// Which call.
+#[derive(Debug, Clone, Copy)]
+enum Call {
+    Append,
+    Vote,
+    Snapshot,
+}
+
+/// What does not reach a peer.
+#[derive(Debug, thiserror::Error)]
+enum CallError {
+    #[error("no connection to {0}")]
+    NotConnected(NodeId),
+    #[error("{0}")]
+    Status(tonic::Code),
+    #[error("the answer does not decode")]
+    Undecodable,
+    #[error("timed out")]
+    TimedOut,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = PeerNetwork;
+
+    async fn new_client(&mut self, target: RaftNodeId, _node: &EmptyNode) -> PeerNetwork {
+        PeerNetwork { peers: self.peers.clone(), me: self.me, target: NodeId(target) }
+    }
+}
+
+type RpcError<E> = RPCError<RaftNodeId, EmptyNode, E>;
+
+impl PeerNetwork {
+    async fn call<Q: Serialize, A: DeserializeOwned, E: DeserializeOwned + std::error::Error + Clone + 'static>(
+        &self,
+        call: Call,
+        request: &Q,
+        option: &RPCOption,
+        rpc: RPCTypes,
+    ) -> Result<A, RpcError<E>> {
+        match self.exchange(call, request, option.hard_ttl()).await {
+            Ok(Answer::Ok(answer)) => Ok(answer),
+            Ok(Answer::Err(error)) => Err(RPCError::RemoteError(RemoteError::new(self.target.0, error))),
+            Err(CallError::TimedOut) => Err(RPCError::Timeout(Timeout {
+                action: rpc,
+                id: self.me.0,
+                target: self.target.0,
+                timeout: option.hard_ttl(),
+            })),
+            Err(e @ CallError::NotConnected(_)) => Err(RPCError::Unreachable(Unreachable::new(&AnyError::new(&e)))),
+            Err(e) => Err(RPCError::Network(NetworkError::new(&AnyError::new(&e)))),
+        }
+    }
+
+    async fn exchange<Q: Serialize, A: DeserializeOwned, E: DeserializeOwned>(
+        &self,
+        call: Call,
+        request: &Q,
+        within: Duration,
+    ) -> Result<Answer<A, E>, CallError> {
+        let mut client = self.peers.client(self.target).ok_or(CallError::NotConnected(self.target))?;
+        let message = postcard::to_stdvec(request).map_err(|_| CallError::Undecodable)?.into();
+        let message = RaftMessage { message };
+        let answer = async {
+            match call {
+                Call::Append => client.append_entries(message).await,
+                Call::Vote => client.vote(message).await,
+                Call::Snapshot => client.install_snapshot(message).await,
+            }
+        };
+        let answer = tokio::time::timeout(within, answer).await.map_err(|_| CallError::TimedOut)?;
+        let answer = answer.map_err(|s| CallError::Status(s.code()))?.into_inner();
+        postcard::from_bytes(&answer.message).map_err(|_| CallError::Undecodable)
+    }
+}
+
+impl RaftNetwork<TypeConfig> for PeerNetwork {
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<RaftNodeId>, RpcError<RaftError<RaftNodeId>>> {
+        self.call(Call::Append, &rpc, &option, RPCTypes::AppendEntries).await
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        rpc: InstallSnapshotRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<InstallSnapshotResponse<RaftNodeId>, RpcError<RaftError<RaftNodeId, InstallSnapshotError>>> {
+        self.call(Call::Snapshot, &rpc, &option, RPCTypes::InstallSnapshot).await
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<RaftNodeId>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<RaftNodeId>, RpcError<RaftError<RaftNodeId>>> {
+        self.call(Call::Vote, &rpc, &option, RPCTypes::Vote).await
+    }
+
+    fn backoff(&self) -> Backoff {
+        // A returned peer is tried again well within an election timeout.
+        Backoff::new(std::iter::repeat(Duration::from_millis(100)))
+    }
+}

@@ -1,0 +1,162 @@
+//! Snapshots that cannot be poisoned: one is kept, and sent to others, only with a proof that its state's digest stands in a
+//! certified leaf; one is installed only after that proof was verified from genesis.
+//!
+//! ```text
+//! entry with a snapshot point ─► state captured ─► next entry's first leaf: StateDigest ─► certified ─► tiles fsynced, kept
+//! ```
+use crate::directory::Directory;
+use crate::peers::Peers;
+use crate::raft::state_machine::{Captured, Installed, Snapshots};
+use crate::raft::types::{Raft, SnapshotMeta};
+use crate::raft::{SnapshotStore, StoredSnapshot};
+use crate::tilestore::{StoreTail, install};
+use borsh::{BorshDeserialize, BorshSerialize};
+use quorate_core::crypto::encode;
+use quorate_core::leaf::{Leaf, LeafBody};
+use quorate_core::proof::Proof;
+use quorate_core::state::State;
+use quorate_core::tlog::{Hash, LeafIndex, TreeSize, sha256};
+use quorate_proto::v1::TileRequest;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// What a snapshot file holds.
+#[derive(BorshSerialize, BorshDeserialize)]
+struct Content {
+    version: u8,
+    state: Vec<u8>,
+    tail: Vec<u8>,
+    /// That the leaf after the tail is the state's digest, certified. Empty only in this node's own first files.
+    proof: Vec<u8>,
+}
+
+/// The snapshot side of a node.
+pub struct NodeSnapshots {
+    store: Mutex<SnapshotStore>,
+    tiles_dir: PathBuf,
+    cluster: Hash,
+    captured: mpsc::UnboundedSender<Captured>,
+    peers: OnceLock<Peers>,
+}
+
+/// Reads a stored snapshot: its state and tail.
+pub fn open(content: &[u8], cluster: Hash) -> Result<Installed, String> {
+    let content: Content = borsh::from_slice(content).map_err(|e| format!("the snapshot does not decode: {e}"))?;
+    if content.version != 1 {
+        return Err(format!("snapshot version {} is not known", content.version));
+    }
+    let state = State::from_bytes(&content.state, cluster).map_err(|e| crate::report::chain(&e))?;
+    let tail: StoreTail = borsh::from_slice(&content.tail).map_err(|e| format!("the tail does not decode: {e}"))?;
+    if (tail.size(), tail.root()) != (state.checkpoint().size, state.checkpoint().root) {
+        return Err("state and tail are of different trees".into());
+    }
+    Ok(Installed { state, tail })
+}
+
+/// Verifies that a snapshot's digest stands in a certified leaf right after its tree.
+fn verify(content: &[u8], cluster: Hash) -> Result<Installed, String> {
+    let installed = open(content, cluster)?;
+    let parsed: Content = borsh::from_slice(content).map_err(|e| e.to_string())?;
+    let proof = Proof::from_bytes(&parsed.proof).map_err(|e| crate::report::chain(&e))?;
+    let verified = proof.verify(cluster).map_err(|e| crate::report::chain(&e))?;
+    let size = installed.state.checkpoint().size;
+    let expected = LeafBody::StateDigest { size, digest: sha256(&parsed.state) };
+    let stands = verified.leaves.iter().any(|l| {
+        let Leaf::V1 { body, .. } = l.leaf();
+        l.index() == LeafIndex(size.0) && *body == expected
+    });
+    if stands { Ok(installed) } else { Err("the snapshot's digest is in no certified leaf".into()) }
+}
+
+impl NodeSnapshots {
+    /// Builds it; `captured` is read by [`keep`].
+    pub fn new(store: SnapshotStore, tiles_dir: PathBuf, cluster: Hash, captured: mpsc::UnboundedSender<Captured>) -> Self {
+        Self { store: Mutex::new(store), tiles_dir, cluster, captured, peers: OnceLock::new() }
+    }
+    /// Where missing tiles come from.
+    pub fn set_peers(&self, peers: Peers) {
+        let _twice = self.peers.set(peers);
+    }
+    fn save(&self, meta: &SnapshotMeta, content: &[u8]) -> Result<(), String> {
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        store.save(meta, content).map(drop).map_err(|e| crate::report::chain(&e))
+    }
+}
+
+impl Snapshots for NodeSnapshots {
+    fn newest(&self) -> Result<Option<StoredSnapshot>, String> {
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        store.load().map(|l| l.newest).map_err(|e| crate::report::chain(&e))
+    }
+
+    async fn install(&self, meta: SnapshotMeta, content: Vec<u8>) -> Result<Installed, String> {
+        let installed = verify(&content, self.cluster)?;
+        let peers = self.peers.get().cloned().ok_or("no peers yet")?;
+        let (dir, tail, root) = (self.tiles_dir.clone(), installed.tail.clone(), installed.tail.root());
+        let runtime = tokio::runtime::Handle::current();
+        let fetched = tokio::task::spawn_blocking(move || {
+            install(&dir, &tail, root, |path| Ok(runtime.block_on(fetch(&peers, path.to_string()))?))
+        });
+        fetched.await.map_err(|e| e.to_string())?.map_err(|e| crate::report::chain(&e))?;
+        self.save(&meta, &content)?;
+        tracing::info!(size = installed.tail.size().0, "a certified snapshot was installed");
+        Ok(installed)
+    }
+
+    fn captured(&self, captured: Captured) {
+        let _stopping = self.captured.send(captured);
+    }
+}
+
+async fn fetch(peers: &Peers, path: String) -> std::io::Result<Vec<u8>> {
+    for node in peers.nodes() {
+        let Some(mut client) = peers.client(node) else { continue };
+        let call = client.tile(TileRequest { path: path.clone() });
+        if let Ok(Ok(reply)) = tokio::time::timeout(Duration::from_secs(10), call).await {
+            return Ok(reply.into_inner().data.to_vec());
+        }
+    }
+    Err(std::io::Error::other(format!("no peer gives tile {path}")))
+}
+
+/// Keeps captured snapshots once their digest is certified, then lets Raft purge what they cover.
+pub async fn keep(
+    snapshots: Arc<NodeSnapshots>,
+    mut captured: mpsc::UnboundedReceiver<Captured>,
+    directory: Directory,
+    ledger: crate::ledger::Ledger,
+    raft: Raft,
+) {
+    while let Some(c) = captured.recv().await {
+        let size = c.tail.size();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        if ledger.certified_at(TreeSize(size.0 + 1), deadline).await.is_err() {
+            tracing::warn!(size = size.0, "a snapshot point was not certified in time: passed over");
+            continue;
+        }
+        let proof = match directory.prove(vec![LeafIndex(size.0)]).await {
+            Ok(proof) => encode(&proof),
+            Err(error) => {
+                tracing::warn!(error = crate::report::chain(&error), "no proof for a snapshot: passed over");
+                continue;
+            }
+        };
+        let id = format!("{}-{}", c.log_id.index, size.0);
+        let meta = SnapshotMeta { last_log_id: Some(c.log_id), last_membership: c.membership, snapshot_id: id };
+        let content = encode(&Content { version: 1, state: c.state, tail: encode(&c.tail), proof });
+        let keeper = Arc::clone(&snapshots);
+        let saved = tokio::task::spawn_blocking(move || keeper.save(&meta, &content));
+        match saved.await.map_err(|e| e.to_string()).and_then(|r| r) {
+            Ok(()) => {
+                tracing::info!(size = size.0, index = c.log_id.index, "snapshot kept");
+                if let Err(error) = raft.trigger().snapshot().await {
+                    tracing::debug!(%error, "cannot tell Raft of the snapshot");
+                }
+            }
+            Err(error) => tracing::error!(error, "cannot keep a snapshot"),
+        }
+    }
+}
+
