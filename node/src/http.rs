@@ -4,13 +4,14 @@ use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::services::mesh::NodeFacts;
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use std::sync::Arc;
 use tokio::sync::watch;
+use tower::ServiceExt;
 
 /// OpenMetrics, as prometheus-client writes it.
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -18,6 +19,7 @@ const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 #[derive(Clone)]
 struct Watched {
     ledger: Ledger,
+    checkpoint: watch::Receiver<Arc<str>>,
     metrics: Arc<Metrics>,
     facts: Arc<dyn NodeFacts>,
 }
@@ -29,12 +31,20 @@ pub fn router(
     metrics: Arc<Metrics>,
     facts: Arc<dyn NodeFacts>,
 ) -> Router {
-    let tiles = crate::tilestore::http::router(ledger.tiles().clone(), checkpoint);
-    let own = Router::new()
+    Router::new()
         .route("/metrics", get(serve_metrics))
         .route("/healthz", get(serve_health))
-        .with_state(Watched { ledger, metrics, facts });
-    tiles.merge(own)
+        .fallback(serve_tlog)
+        .with_state(Watched { ledger, checkpoint, metrics, facts })
+}
+
+/// The tile reader is taken anew for each request: an installed snapshot replaces the store.
+async fn serve_tlog(State(watched): State<Watched>, request: Request) -> Response {
+    let tiles = watched.ledger.tiles().as_ref().clone();
+    match crate::tilestore::http::router(tiles, watched.checkpoint).oneshot(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
 }
 
 async fn serve_metrics(State(watched): State<Watched>) -> Response {

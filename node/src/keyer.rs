@@ -119,8 +119,8 @@ impl Keyer {
             }
             Err(refused) => {
                 let (code, retryable) = refused.code();
-                self.inner.metrics.keyer_answer(&code);
-                v1::check_head_reply::Answer::Refused(v1::HeadRefused { code, message: refused.to_string(), retryable })
+                self.inner.metrics.keyer_answer(code);
+                v1::check_head_reply::Answer::Refused(v1::HeadRefused { code: code.to_owned(), message: refused.to_string(), retryable })
             }
         };
         v1::CheckHeadReply { answer: Some(answer) }
@@ -293,17 +293,16 @@ impl Registry {
 
 impl Refused {
     /// Stable code, and whether a new connection may fare better.
-    fn code(&self) -> (String, bool) {
-        let (code, retryable) = match self {
+    fn code(&self) -> (&'static str, bool) {
+        match self {
             Self::Malformed => ("malformed", false),
             Self::UnknownConnection => ("unknown_connection", true),
             Self::NotTheRelay => ("not_the_relay", false),
             Self::Mismatch => ("authorisation_mismatch", false),
             Self::PolicyChanged => ("policy_changed", true),
-            Self::Problem(problem) => return (problem.code().to_owned(), true),
+            Self::Problem(problem) => (problem.category(), true),
             Self::Head(refusal) => (code_of(refusal).1, false),
-        };
-        (code.to_owned(), retryable)
+        }
     }
 }
 

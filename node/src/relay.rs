@@ -124,7 +124,9 @@ impl Relay {
 
     /// Completes when no tunnel is open.
     pub async fn drained(&self) {
-        let _gone = self.inner.open.subscribe().wait_for(|open| *open == 0).await;
+        let mut open = self.inner.open.subscribe();
+        // The sender lives as long as `self`: there is no error to see.
+        let _none_open = open.wait_for(|open| *open == 0).await;
     }
 
     /// Whether this relay is still carrying the request.

@@ -1,0 +1,220 @@
+//! The public service: size checks and identities, then the relay, the keyer, the ledger or the directory.
+//!
+//! The caller's identity is the key its connection proved. For Register and Tunnel it must be the key of the client that owns
+//! the pool, judged per call; commands prove themselves by their signatures, so Submit needs that only for a client's own.
+//! Directory, Receipt and Status tell what the public tlog tells, to anyone.
+use crate::directory::Directory;
+use crate::keyer::{Keyer, id};
+use crate::ledger::Ledger;
+use crate::relay::{Down, Relay};
+use crate::services::status::Problem;
+use quorate_core::command::{ClientCommand, Command};
+use quorate_core::crypto::{Hash, encode, sha256};
+use quorate_core::ids::{NodeId, RequestId};
+use quorate_core::policy::POLICY_BYTES_MAX;
+use quorate_core::refusal::Refusal;
+use quorate_core::state::{NodeStatus, State};
+use quorate_core::tlog::TreeSize;
+use quorate_proto::v1::mesh_server::{Mesh, MeshServer};
+use quorate_proto::{CLIENT_MESSAGE_BYTES_MAX, COMMAND_BYTES_MAX, v1};
+use quorate_transport::{Channel, PublicKey};
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::{Request, Response, Status, Streaming};
+
+/// A command is decided within this or refused.
+const SUBMIT_WAIT: Duration = Duration::from_millis(2_500);
+
+/// What the node knows of itself besides the ledger.
+pub trait NodeFacts: Send + Sync + 'static {
+    /// Raft's leader.
+    fn leader(&self) -> Option<NodeId>;
+    /// Raft's term.
+    fn term(&self) -> u64;
+    /// Why the node stopped acknowledging, if it did.
+    fn failed(&self) -> Option<String>;
+    /// Whether there is a live connection to that peer.
+    fn connected(&self, node: NodeId) -> bool;
+}
+
+/// The service's parts.
+pub struct MeshService {
+    /// This node's view.
+    pub ledger: Ledger,
+    /// Tunnels.
+    pub relay: Relay,
+    /// Registrations.
+    pub keyer: Keyer,
+    /// Proofs.
+    pub directory: Directory,
+    /// Raft and links.
+    pub facts: Arc<dyn NodeFacts>,
+    /// The last state digest computed, for status: one caller computes.
+    pub digest: tokio::sync::Mutex<Option<(TreeSize, Hash)>>,
+}
+
+impl MeshService {
+    /// Puts the parts together.
+    pub fn new(ledger: Ledger, relay: Relay, keyer: Keyer, directory: Directory, facts: Arc<dyn NodeFacts>) -> Self {
+        Self { ledger, relay, keyer, directory, facts, digest: tokio::sync::Mutex::new(None) }
+    }
+
+    /// As a tonic service that refuses larger messages than any call takes.
+    pub fn into_server(self) -> MeshServer<Self> {
+        MeshServer::new(self)
+            .max_decoding_message_size(CLIENT_MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(quorate_core::proof::PROOF_BYTES_MAX + 1024)
+    }
+
+    /// The command, if its author may submit it here.
+    fn check_submission(&self, key: &PublicKey, request: &v1::SubmitRequest) -> Result<Command, Problem> {
+        if request.command.len() > COMMAND_BYTES_MAX {
+            return Err(Problem::TooLarge { what: "command", max: COMMAND_BYTES_MAX });
+        }
+        if request.blobs.iter().any(|b| b.len() > POLICY_BYTES_MAX) {
+            return Err(Problem::TooLarge { what: "blobs", max: POLICY_BYTES_MAX });
+        }
+        let command: Command = borsh::from_slice(&request.command).map_err(|_| Problem::Malformed("command"))?;
+        let view = self.ledger.view();
+        match &command {
+            Command::Client(c) => {
+                let grant = view.policy.clients.get(&c.client).ok_or(Refusal::UnknownClient)?;
+                if grant.key.0 != *key.as_bytes() {
+                    return Err(Problem::NotTheClient);
+                }
+                if !request.blobs.is_empty() {
+                    return Err(Problem::WrongBlobs);
+                }
+                match &c.body {
+                    ClientCommand::OpenPool(_) | ClientCommand::Report(_) => Ok(command),
+                    ClientCommand::Authorise(_) => Err(Problem::WrongCommand),
+                }
+            }
+            Command::Policy(p) => {
+                let [document] = request.blobs.as_slice() else { return Err(Problem::WrongBlobs) };
+                if sha256(document) != p.document {
+                    return Err(Problem::WrongBlobs);
+                }
+                // Nobody but the admins of the policy in force may have a document kept.
+                view.policy.check_signers(&p.with_document(document.to_vec()))?;
+                Ok(command)
+            }
+            Command::Node(_) | Command::Evidence(_) | Command::Recover(_) => Err(Problem::WrongCommand),
+        }
+    }
+
+    /// Digest of the state, with the tree it belongs to.
+    async fn state_digest(&self) -> Result<(TreeSize, Hash, Hash), Problem> {
+        let mut cached = self.digest.lock().await;
+        let now = self.ledger.read(State::checkpoint);
+        if let Some((size, digest)) = *cached
+            && size == now.size
+        {
+            return Ok((size, now.root, digest));
+        }
+        // A copy, so that applying does not wait for the hashing.
+        let state = self.ledger.read(State::clone);
+        let checkpoint = state.checkpoint();
+        let digest = tokio::task::spawn_blocking(move || state.digest()).await.map_err(|_| Problem::ShuttingDown)?;
+        *cached = Some((checkpoint.size, digest));
+        Ok((checkpoint.size, checkpoint.root, digest))
+    }
+
+    fn node_status(&self) -> Vec<v1::NodeStatus> {
+        let (view, now) = (self.ledger.view(), crate::clock::now());
+        let status = |member: &quorate_core::policy::Member| {
+            let record = view.nodes.get(&member.id);
+            let (attested, reason, age, software_tpm) = match record.map(|r| &r.status) {
+                Some(NodeStatus::Attested { at, software_tpm, .. }) => (true, String::new(), now.since_ms(*at), *software_tpm),
+                Some(NodeStatus::NotAttested(reason)) => (false, reason.to_string(), 0, member.software_tpm),
+                None => (false, "no record of it".to_owned(), 0, member.software_tpm),
+            };
+            v1::NodeStatus {
+                node: member.id.0,
+                name: member.name.clone(),
+                custodian: member.custodian.to_string(),
+                address: member.address.clone(),
+                http: member.http.clone(),
+                attested,
+                reason,
+                evidence_age_ms: age,
+                software_tpm,
+                connected: member.id == self.ledger.me() || self.facts.connected(member.id),
+            }
+        };
+        view.policy.members.values().map(status).collect()
+    }
+}
+
+/// The key that the caller's connection proved.
+fn peer_key<T>(request: &Request<T>) -> Result<PublicKey, Status> {
+    let channel = request.extensions().get::<Channel>();
+    channel.map(Channel::peer_key).ok_or_else(|| Problem::Internal("a connection without a key").status())
+}
+
+#[tonic::async_trait]
+impl Mesh for MeshService {
+    type TunnelStream = Down;
+
+    async fn directory(&self, _: Request<v1::DirectoryRequest>) -> Result<Response<v1::DirectoryReply>, Status> {
+        let proof = self.directory.directory().await.map_err(|p| p.status())?;
+        Ok(Response::new(v1::DirectoryReply { proof }))
+    }
+
+    async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitReply>, Status> {
+        let key = peer_key(&request)?;
+        let request = request.into_inner();
+        let command = self.check_submission(&key, &request).map_err(|p| p.status())?;
+        let blobs = request.blobs.iter().map(|b| b.to_vec()).collect();
+        let decided = self.ledger.decide(command, blobs, SUBMIT_WAIT).await.map_err(|e| Problem::from(e).status())?;
+        let leaf_index = decided.leaf.as_ref().map(|leaf| leaf.index().0);
+        Ok(Response::new(v1::SubmitReply { outcome: encode(&decided.outcome).into(), leaf_index }))
+    }
+
+    async fn register(&self, request: Request<v1::RegisterRequest>) -> Result<Response<v1::RegisterReply>, Status> {
+        let key = peer_key(&request)?;
+        self.keyer.register(&key, request.into_inner()).await.map_err(|p| p.status())?;
+        Ok(Response::new(v1::RegisterReply {}))
+    }
+
+    async fn tunnel(&self, request: Request<Streaming<v1::TunnelUp>>) -> Result<Response<Down>, Status> {
+        let key = peer_key(&request)?;
+        let down = self.relay.tunnel(key, request.into_inner()).map_err(|p| p.status())?;
+        Ok(Response::new(down))
+    }
+
+    async fn receipt(&self, request: Request<v1::ReceiptRequest>) -> Result<Response<v1::ReceiptReply>, Status> {
+        let request = id(&request.get_ref().request, "request").map_err(|p| p.status())?;
+        let request = RequestId(request);
+        let ended = !self.relay.is_running(&request);
+        let proof = self.directory.receipt(request, ended).await.map_err(|p| p.status())?;
+        Ok(Response::new(v1::ReceiptReply { proof }))
+    }
+
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
+        let (size, root, digest) = self.state_digest().await.map_err(|p| p.status())?;
+        let view = self.ledger.view();
+        let me = self.ledger.me();
+        let certified = self.ledger.certified().borrow().as_ref().map_or(0, |c| c.own.size.0);
+        Ok(Response::new(v1::StatusReply {
+            node: me.0,
+            name: view.policy.members.get(&me).map(|m| m.name.clone()).unwrap_or_default(),
+            cluster: self.ledger.cluster().to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            leader: self.facts.leader().map_or(0, |n| n.0),
+            term: self.facts.term(),
+            policy_version: view.policy.version.0,
+            tree_size: size.0,
+            root: root.to_string(),
+            certified_size: certified,
+            certified_lag: size.0.saturating_sub(certified),
+            dark: view.dark,
+            time_ms: view.time.0,
+            nodes: self.node_status(),
+            quorum: view.policy.quorum() as u64,
+            failed: self.facts.failed().unwrap_or_default(),
+            routes: view.policy.routes.keys().map(ToString::to_string).collect(),
+            state_digest: digest.to_string(),
+        }))
+    }
+}
