@@ -414,7 +414,52 @@ pub enum HeadRefusal {
     NotCanonical,
 }
 
+/// Headers that every route allows: what the body is, and what is wanted back.
+const HEADERS_ALWAYS: [&str; 2] = ["content-type", "accept"];
+/// Headers that Anthropic's dialect cannot do without.
+const HEADERS_ANTHROPIC: [&str; 1] = ["anthropic-version"];
+
 impl HeadTemplate {
+    /// The template of a route without a credential, from the plain fields of a policy: client and nodes derive it alike.
+    ///
+    /// A path that ends with `/*` stands for everything below it. A path whose last name is `models` is for GET, any
+    /// other for POST: inference is asked for, lists are read, and no other use of a path is let through. The route's
+    /// headers stand after those every route of the dialect allows.
+    pub fn for_route(
+        host: &str,
+        port: u16,
+        base_path: &str,
+        paths: &[String],
+        dialect: &str,
+        headers: &[String],
+    ) -> Result<Self, TemplateError> {
+        let rule = |path: &String| {
+            let (path, prefix) = match path.strip_suffix('*') {
+                Some(folder) if folder.ends_with('/') => (folder, true),
+                _ => (path.as_str(), false),
+            };
+            let lists = path.trim_end_matches('/').rsplit('/').next() == Some("models");
+            let method = if lists { Method::Get } else { Method::Post };
+            PathRule { method, path: path.to_owned(), prefix }
+        };
+        let own: &[&str] = if dialect == "anthropic" { &HEADERS_ANTHROPIC } else { &[] };
+        let always = HEADERS_ALWAYS.iter().chain(own).map(|name| (*name).to_owned());
+        let mut allowed: Vec<String> = always.collect();
+        for name in headers {
+            if !allowed.contains(name) {
+                allowed.push(name.clone());
+            }
+        }
+        Self::try_from(HeadTemplateSpec {
+            host: host.to_owned(),
+            port,
+            base_path: base_path.to_owned(),
+            paths: paths.iter().map(rule).collect(),
+            headers: allowed,
+            credential: None,
+        })
+    }
+
     /// The template as written.
     pub fn spec(&self) -> &HeadTemplateSpec {
         &self.spec
