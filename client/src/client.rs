@@ -10,7 +10,9 @@ use crate::usage::UsageTail;
 use crate::wire::{Conn, mesh_client, random_id};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use quorate_core::command::{Authorise, ClientCommand, ClientSigned, Command, NodeCommand, NodeSigned, Report};
+use quorate_core::command::{
+    Authorise, ClientCommand, ClientSigned, Command, NodeCommand, NodeSigned, Report,
+};
 use quorate_core::crypto::{Hash, encode};
 use quorate_core::ids::{NodeId, RequestId, RouteId};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
@@ -26,6 +28,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
 
 /// First contact, over all nodes at once.
 const CONTACT_TIMEOUT: Duration = Duration::from_millis(2_500);
@@ -35,6 +38,8 @@ const DIAGNOSE_TIMEOUT: Duration = Duration::from_millis(400);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// One unary call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// A receipt: the node itself waits some seconds for the settlement.
+const RECEIPT_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a request's signature is valid: covers queues and differing clocks, far below the policy's bound.
 const REQUEST_LIFETIME_MS: u64 = 45_000;
 /// From sending a request to its authorisation.
@@ -49,6 +54,8 @@ const REFRESH_MS: std::ops::RangeInclusive<u64> = 500..=30_000;
 const REFRESH_SOON: Duration = Duration::from_millis(100);
 /// Reports on their way at once.
 const REPORTS_MAX: usize = 64;
+/// How long a process that ends waits for them.
+const FLUSH: Duration = Duration::from_secs(2);
 /// Body plaintext in one frame: three full records are below the tunnel's 64 KiB.
 const FRAME_PLAINTEXT: usize = 3 * PLAINTEXT_MAX;
 /// How long to wait for a settlement, and how often to ask.
@@ -62,18 +69,23 @@ pub struct Client {
     _stop: Arc<DropGuard>,
 }
 
+/// Held while a connection is being opened, so that one is enough for all who ask.
+type LinkSlot = Arc<tokio::sync::Mutex<Option<Arc<Connected>>>>;
+
 pub(crate) struct Inner {
     pub(crate) trust: TrustFile,
     pub(crate) key: ClientKey,
     pub(crate) options: PoolOptions,
     directory: ArcSwap<Directory>,
     /// One connection per node, pinned to its verified boot key.
-    links: Mutex<HashMap<NodeId, Arc<tokio::sync::Mutex<Option<Arc<Connected>>>>>>,
+    links: Mutex<HashMap<NodeId, LinkSlot>>,
     routes: Mutex<HashMap<RouteId, Arc<RouteLanes>>>,
     pub(crate) cooling: Mutex<HashMap<NodeId, Instant>>,
     refresh: Notify,
     refreshing: tokio::sync::Mutex<Instant>,
     reports: Semaphore,
+    /// Goodbyes and reports of ended requests.
+    pub(crate) tasks: TaskTracker,
 }
 
 impl std::fmt::Debug for Client {
@@ -104,6 +116,7 @@ impl Client {
             refresh: Notify::new(),
             refreshing: tokio::sync::Mutex::new(Instant::now()),
             reports: Semaphore::new(REPORTS_MAX),
+            tasks: TaskTracker::new(),
         });
         let stop = CancellationToken::new();
         tokio::spawn(maintain(Arc::downgrade(&inner), stop.clone()));
@@ -137,7 +150,9 @@ impl Client {
             match outcome {
                 Ok((receipt, true)) => return Ok(receipt),
                 Ok((_, false)) if Instant::now() >= deadline => return Err(Error::NotSettled { request }),
-                Err(error) if Instant::now() >= deadline || matches!(error, Error::Receipt { .. }) => return Err(error),
+                Err(error) if Instant::now() >= deadline || matches!(error, Error::Receipt { .. }) => {
+                    return Err(error);
+                }
                 Ok(_) | Err(_) => tokio::time::sleep(SETTLE_POLL).await,
             }
         }
@@ -155,6 +170,13 @@ impl Client {
         Err(last)
     }
 
+    /// Waits, up to two seconds, until the reports of ended requests have gone out. A process that is about to end calls it.
+    pub async fn flush(&self) {
+        self.inner.tasks.close();
+        let _ = timeout(FLUSH, self.inner.tasks.wait()).await;
+        self.inner.tasks.reopen();
+    }
+
     /// What each node says of itself, by policy order; unproven.
     pub async fn status(&self) -> Vec<(NodeId, Result<v1::StatusReply, Error>)> {
         let directory = self.inner.directory();
@@ -163,7 +185,8 @@ impl Client {
                 let link = self.inner.link(node).await?;
                 let mut client = mesh_client(&link);
                 let reply = timeout(CALL_TIMEOUT, client.status(v1::StatusRequest {})).await;
-                let reply = reply.map_err(|_| Error::NodeLost { node, reason: "no answer in time".into() })?;
+                let reply =
+                    reply.map_err(|_| Error::NodeLost { node, reason: "no answer in time".into() })?;
                 reply.map(tonic::Response::into_inner).map_err(|s| Error::from_status(node, &s))
             };
             (node, status.await)
@@ -173,13 +196,20 @@ impl Client {
 }
 
 /// The status of any reachable node of a trust file, unproven: for `quorate status` while nothing can be verified.
-pub async fn status_of_any(trust: &TrustFile, key: &ClientKey) -> Vec<(Address, Result<v1::StatusReply, String>)> {
+pub async fn status_of_any(
+    trust: &TrustFile,
+    key: &ClientKey,
+) -> Vec<(Address, Result<v1::StatusReply, String>)> {
     futures::future::join_all(trust.nodes.iter().map(|address| async move {
         let status = async {
-            let connected =
-                quorate_transport::connect(address, key.identity(), Expect::danger_any_key(), CONNECT_TIMEOUT)
-                    .await
-                    .map_err(|e| chain(&e))?;
+            let connected = quorate_transport::connect(
+                address,
+                key.identity(),
+                Expect::danger_any_key(),
+                CONNECT_TIMEOUT,
+            )
+            .await
+            .map_err(|e| chain(&e))?;
             let reply = timeout(CONNECT_TIMEOUT, mesh_client(&connected).status(v1::StatusRequest {})).await;
             let reply = reply.map_err(|_| "no answer in time".to_owned())?;
             reply.map(tonic::Response::into_inner).map_err(|s| status_text(&s))
@@ -204,7 +234,9 @@ async fn first_contact(trust: &TrustFile, key: &ClientKey) -> Result<Directory, 
     while let Some((address, answer)) = futures::StreamExt::next(&mut asked).await {
         match answer {
             Ok(directory) => return Ok(directory),
-            Err(Contact::Failed(reason)) => failures.push(NodeFailure { address: address.to_string(), reason }),
+            Err(Contact::Failed(reason)) => {
+                failures.push(NodeFailure { address: address.to_string(), reason })
+            }
             Err(Contact::Judged(error)) => {
                 failures.push(NodeFailure { address: address.to_string(), reason: chain(&error) });
                 verdict = Some(error);
@@ -228,23 +260,27 @@ enum Contact {
 
 async fn ask_directory(address: &Address, trust: &TrustFile, key: &ClientKey) -> Result<Directory, Contact> {
     // Who answers is unknown; all that is taken from it is a proof.
-    let connected = quorate_transport::connect(address, key.identity(), Expect::danger_any_key(), CONTACT_TIMEOUT)
-        .await
-        .map_err(|e| Contact::Failed(chain(&e)))?;
+    let connected =
+        quorate_transport::connect(address, key.identity(), Expect::danger_any_key(), CONTACT_TIMEOUT)
+            .await
+            .map_err(|e| Contact::Failed(chain(&e)))?;
     let reply = mesh_client(&connected).directory(v1::DirectoryRequest {}).await;
     let reply = reply.map_err(|status| match crate::error::refusal_of(&status) {
         Some(refusal) => Contact::Judged(Error::Refused(refusal)),
         None => Contact::Failed(status_text(&status)),
     })?;
     let proof = reply.into_inner().proof;
-    let directory = verify_off_thread(proof, trust.clone(), address.to_string()).await.map_err(Contact::Judged)?;
+    let directory =
+        verify_off_thread(proof, trust.clone(), address.to_string()).await.map_err(Contact::Judged)?;
     directory.check_fresh(now(), trust.freshness_ms).map_err(Contact::Judged)?;
     Ok(directory)
 }
 
 /// Quotes and signatures of a whole mesh take milliseconds: not on a thread that serves requests.
 async fn verify_off_thread(proof: Bytes, trust: TrustFile, node: String) -> Result<Directory, Error> {
-    tokio::task::spawn_blocking(move || Directory::verify(&proof, &trust, &node)).await.unwrap_or(Err(Error::Closed))
+    tokio::task::spawn_blocking(move || Directory::verify(&proof, &trust, &node))
+        .await
+        .unwrap_or(Err(Error::Closed))
 }
 
 async fn darkness(trust: &TrustFile, key: &ClientKey) -> Option<Darkness> {
@@ -381,9 +417,10 @@ impl Inner {
             .address
             .parse()
             .map_err(|e: quorate_transport::AddressError| Error::NodeLost { node, reason: e.to_string() })?;
-        let connected = quorate_transport::connect(&address, self.key.identity(), Expect::Key(key), CONNECT_TIMEOUT)
-            .await
-            .map_err(|e| Error::from_connect(node, &e))?;
+        let connected =
+            quorate_transport::connect(&address, self.key.identity(), Expect::Key(key), CONNECT_TIMEOUT)
+                .await
+                .map_err(|e| Error::from_connect(node, &e))?;
         let connected = Arc::new(connected);
         *slot = Some(connected.clone());
         Ok(connected)
@@ -391,7 +428,9 @@ impl Inner {
 
     async fn any_links(&self) -> Result<Vec<(NodeId, Arc<Connected>)>, Error> {
         let nodes: Vec<NodeId> = self.directory().verified().nodes.keys().copied().collect();
-        let opened = futures::future::join_all(nodes.into_iter().map(|n| async move { (n, self.link(n).await) })).await;
+        let opened =
+            futures::future::join_all(nodes.into_iter().map(|n| async move { (n, self.link(n).await) }))
+                .await;
         let mut links = Vec::new();
         let mut failures = Vec::new();
         for (node, link) in opened {
@@ -404,10 +443,19 @@ impl Inner {
     }
 
     pub(crate) fn sign(&self, body: ClientCommand) -> Command {
-        Command::Client(ClientSigned::sign(self.trust.genesis, self.trust.client.clone(), body, self.key.pair()))
+        Command::Client(ClientSigned::sign(
+            self.trust.genesis,
+            self.trust.client.clone(),
+            body,
+            self.key.pair(),
+        ))
     }
 
-    pub(crate) async fn submit(&self, node: (NodeId, &Connected), command: Command) -> Result<Outcome, Error> {
+    pub(crate) async fn submit(
+        &self,
+        node: (NodeId, &Connected),
+        command: Command,
+    ) -> Result<Outcome, Error> {
         self.submit_with(node, &command, vec![]).await
     }
 
@@ -418,7 +466,8 @@ impl Inner {
         blobs: Vec<Bytes>,
     ) -> Result<Outcome, Error> {
         let request = v1::SubmitRequest { command: encode(command).into(), blobs };
-        let reply = mesh_client(link).submit(request).await.map_err(|s| Error::from_status(node, &s))?.into_inner();
+        let reply =
+            mesh_client(link).submit(request).await.map_err(|s| Error::from_status(node, &s))?.into_inner();
         let wrong = || Error::NodeMisbehaved { node, what: "an outcome that does not decode".into() };
         match borsh::from_slice(&reply.outcome).map_err(|_| wrong())? {
             Outcome::Refused(refusal) => Err(Error::Refused(core_refusal(refusal))),
@@ -436,7 +485,9 @@ impl Inner {
         // Its relay is gone or slow; any other node takes the report too.
         for (other, link) in self.any_links().await.unwrap_or_default() {
             if other != node
-                && timeout(CALL_TIMEOUT, self.submit((other, &link), command.clone())).await.is_ok_and(|o| o.is_ok())
+                && timeout(CALL_TIMEOUT, self.submit((other, &link), command.clone()))
+                    .await
+                    .is_ok_and(|o| o.is_ok())
             {
                 return;
             }
@@ -447,7 +498,7 @@ impl Inner {
         let mut last = Error::NotSettled { request };
         for (node, link) in self.any_links().await? {
             let asked = v1::ReceiptRequest { request: request.0.to_vec().into() };
-            let reply = match timeout(CALL_TIMEOUT, mesh_client(&link).receipt(asked)).await {
+            let reply = match timeout(RECEIPT_TIMEOUT, mesh_client(&link).receipt(asked)).await {
                 Ok(Ok(reply)) => reply.into_inner(),
                 Ok(Err(status)) => {
                     last = Error::from_status(node, &status);
@@ -475,7 +526,10 @@ impl Inner {
     }
 
     fn lanes(&self, route: &RouteId) -> Arc<RouteLanes> {
-        lock(&self.routes).entry(route.clone()).or_insert_with(|| Arc::new(RouteLanes::new(route.clone()))).clone()
+        lock(&self.routes)
+            .entry(route.clone())
+            .or_insert_with(|| Arc::new(RouteLanes::new(route.clone())))
+            .clone()
     }
 
     fn resolve(&self, target: &Target) -> Result<RouteId, Error> {
@@ -507,7 +561,13 @@ impl Inner {
                 Err(failed) => (failed.error, failed.forwarded),
             };
             tracing::debug!(%error, ?forwarded, attempt, "a request failed");
-            let verdict = decide(&error, forwarded, request.idempotent, attempt, deadline.is_some_and(|d| Instant::now() >= d));
+            let verdict = decide(
+                &error,
+                forwarded,
+                request.idempotent,
+                attempt,
+                deadline.is_some_and(|d| Instant::now() >= d),
+            );
             if matches!(error, Error::NodeLost { .. } | Error::NodeMisbehaved { .. }) {
                 lanes.left(self, &lane, &error);
                 avoid.push((lane.relay(), lane.keyer()));
@@ -591,7 +651,12 @@ impl Inner {
         let authorised = exchange.authorised.unwrap_or_default();
         let head = exchange.head().await.map_err(|error| Failed { error, forwarded: Forwarded::Yes })?;
         let provenance = Provenance { request: id, relay, keyer, authorised, body_salt };
-        Ok(Response { status: head.status, headers: head.headers, provenance, body: ResponseBody::new(exchange) })
+        Ok(Response {
+            status: head.status,
+            headers: head.headers,
+            provenance,
+            body: ResponseBody::new(exchange),
+        })
     }
 }
 
@@ -637,9 +702,9 @@ fn decide(error: &Error, forwarded: Forwarded, idempotent: bool, attempt: usize,
 }
 
 #[derive(Clone, Copy)]
-struct Limits {
-    response_bytes_max: u64,
-    allowed: Duration,
+pub(crate) struct Limits {
+    pub(crate) response_bytes_max: u64,
+    pub(crate) allowed: Duration,
 }
 
 /// SHA-256 over a fresh salt and the body.
@@ -655,7 +720,7 @@ fn salted_digest(body: &[u8]) -> Result<([u8; 32], Hash), Error> {
 }
 
 /// Seals head and body and sends them; `sign` makes the signed authorisation of the head's digest.
-async fn start(
+pub(crate) async fn start(
     lane: &Lane,
     conn: Conn,
     request: &Request,
@@ -673,7 +738,8 @@ async fn start(
             .collect(),
         content_length: request.body.len() as u64,
     };
-    let ClientRequest { head, mut body, response } = tls.seal_request(&lane.template, &head).map_err(Error::Head)?;
+    let ClientRequest { head, mut body, response } =
+        tls.seal_request(&lane.template, &head).map_err(Error::Head)?;
     up.request(sign(Hash(head.digest().0)), head.to_bytes()).await?;
     let mut left = request.body.clone();
     let first = left.split_to(left.len().min(FRAME_PLAINTEXT));
@@ -731,9 +797,10 @@ pub fn settlements(
     verified.leaves.iter().filter_map(move |leaf| {
         let Leaf::V1 { body, .. } = leaf.leaf();
         match body {
-            LeafBody::Decided { command: Command::Node(NodeSigned { node, body: NodeCommand::Settle(list), .. }), .. } => {
-                list.iter().find(|s| s.request == request).map(|s| (*node, s))
-            }
+            LeafBody::Decided {
+                command: Command::Node(NodeSigned { node, body: NodeCommand::Settle(list), .. }),
+                ..
+            } => list.iter().find(|s| s.request == request).map(|s| (*node, s)),
             _ => None,
         }
     })
@@ -787,7 +854,12 @@ impl DangerDirect {
             authorised: Default::default(),
             body_salt: [0; 32],
         };
-        Ok(Response { status: head.status, headers: head.headers, provenance, body: ResponseBody::new(exchange) })
+        Ok(Response {
+            status: head.status,
+            headers: head.headers,
+            provenance,
+            body: ResponseBody::new(exchange),
+        })
     }
 }
 
@@ -801,6 +873,11 @@ impl From<TrustError> for Error {
     fn from(error: TrustError) -> Self {
         Self::Trust(Arc::new(error))
     }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    pub(crate) use super::{Limits, start};
 }
 
 #[cfg(test)]
@@ -834,7 +911,11 @@ mod tests {
             (&refused(Retry::Never), F::No, true, 1, V::Fail),
         ];
         for (error, forwarded, idempotent, attempt, expected) in table {
-            assert_eq!(decide(error, forwarded, idempotent, attempt, false), expected, "{error} {forwarded:?} {idempotent} {attempt}");
+            assert_eq!(
+                decide(error, forwarded, idempotent, attempt, false),
+                expected,
+                "{error} {forwarded:?} {idempotent} {attempt}"
+            );
         }
         assert_eq!(decide(&lost, F::No, false, 1, true), V::Fail, "not past the deadline");
     }

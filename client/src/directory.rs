@@ -21,14 +21,22 @@ pub(crate) fn now() -> Timestamp {
 #[derive(Debug, Clone)]
 pub struct Directory {
     verified: Verified,
+    document: Vec<u8>,
 }
 
 impl Directory {
     /// Verifies the bytes of a proof. `node` names who sent them.
     pub fn verify(bytes: &[u8], trust: &TrustFile, node: &str) -> Result<Self, Error> {
         let failed = |source| Error::Directory { node: node.to_owned(), source: Arc::new(source) };
-        let verified = Proof::from_bytes(bytes).and_then(|p| p.verify(trust.genesis)).map_err(failed)?;
-        Ok(Self { verified })
+        let mut proof = Proof::from_bytes(bytes).map_err(failed)?;
+        let verified = proof.verify(trust.genesis).map_err(failed)?;
+        let document = proof.chain.pop().map(|s| s.document).unwrap_or_default();
+        Ok(Self { verified, document })
+    }
+
+    /// The policy document in force, exactly as its admins signed it.
+    pub fn policy_document(&self) -> &[u8] {
+        &self.document
     }
 
     /// The proven facts.
@@ -59,8 +67,12 @@ impl Directory {
     /// Our grant; the policy must list our key.
     pub fn grant(&self, trust: &TrustFile, key: &[u8; 32]) -> Result<&Grant, Error> {
         let name = || trust.client.as_str().to_owned();
-        let grant =
-            self.verified.policy.clients.get(&trust.client).ok_or_else(|| Error::UnknownClient { name: name() })?;
+        let grant = self
+            .verified
+            .policy
+            .clients
+            .get(&trust.client)
+            .ok_or_else(|| Error::UnknownClient { name: name() })?;
         if grant.key.0 == *key { Ok(grant) } else { Err(Error::WrongClientKey { name: name() }) }
     }
 

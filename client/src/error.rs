@@ -61,7 +61,8 @@ impl From<v1::Refused> for MeshRefusal {
     fn from(r: v1::Refused) -> Self {
         let (retry, fault) = (r.retry(), r.fault());
         // The text comes from one node and goes to a terminal: plain and bounded.
-        let plain = |s: &str| s.chars().filter(|c| !c.is_control()).take(REFUSAL_TEXT_MAX).collect::<String>();
+        let plain =
+            |s: &str| s.chars().filter(|c| !c.is_control()).take(REFUSAL_TEXT_MAX).collect::<String>();
         Self {
             code: plain(&r.code),
             message: plain(&r.message),
@@ -124,7 +125,9 @@ pub enum Error {
         source: Arc<ProofError>,
     },
     /// The newest certified state is too old.
-    #[error("the newest certified state is {age_ms} ms away from this machine's clock, more than {bound_ms} ms")]
+    #[error(
+        "the newest certified state is {age_ms} ms away from this machine's clock, more than {bound_ms} ms"
+    )]
     Stale {
         /// Difference in either direction.
         age_ms: u64,
@@ -132,7 +135,9 @@ pub enum Error {
         bound_ms: u64,
     },
     /// Two certified histories. Keep both proofs.
-    #[error("two certified checkpoints of size {size} have different roots: more than the tolerated nodes are hostile")]
+    #[error(
+        "two certified checkpoints of size {size} have different roots: more than the tolerated nodes are hostile"
+    )]
     Fork {
         /// Size of both.
         size: u64,
@@ -170,7 +175,9 @@ pub enum Error {
         reason: String,
     },
     /// Too few nodes with different custodians.
-    #[error("no relay and keyer for route {route:?}: client, relay and keyer need three different custodians, all attested")]
+    #[error(
+        "no relay and keyer for route {route:?}: client, relay and keyer need three different custodians, all attested"
+    )]
     NoRelay {
         /// Name.
         route: String,
@@ -353,7 +360,9 @@ impl Error {
             | Self::CeilingReached { .. }
             | Self::NoRandomness
             | Self::Closed => Fault::Client,
-            Self::UnknownClient { .. } | Self::WrongClientKey { .. } | Self::BadRoute { .. } => Fault::Operator,
+            Self::UnknownClient { .. } | Self::WrongClientKey { .. } | Self::BadRoute { .. } => {
+                Fault::Operator
+            }
             Self::NoNode(_)
             | Self::Dark(_)
             | Self::Directory { .. }
@@ -427,35 +436,61 @@ impl Error {
     pub fn hint(&self) -> &str {
         match self {
             Self::Trust(source) => source.hint(),
-            Self::NoNode(_) => "check the addresses in the trust file, and on each node whether `quorated` runs",
-            Self::Dark(_) => "start the missing nodes; the mesh comes back by itself. `quorate status` names them",
-            Self::Directory { .. } => "compare the trust file's genesis with your admin's; if it is right, report that node",
-            Self::Stale { .. } => "check this machine's clock; if it is right, the mesh makes no progress: see `quorate status`",
+            Self::NoNode(_) => {
+                "check the addresses in the trust file, and on each node whether `quorated` runs"
+            }
+            Self::Dark(_) => {
+                "start the missing nodes; the mesh comes back by itself. `quorate status` names them"
+            }
+            Self::Directory { .. } => {
+                "compare the trust file's genesis with your admin's; if it is right, report that node"
+            }
+            Self::Stale { .. } => {
+                "check this machine's clock; if it is right, the mesh makes no progress: see `quorate status`"
+            }
             Self::Fork { .. } => "stop; keep both proofs and call your security team",
             Self::UnknownClient { .. } => "ask an admin to grant it: `quorate admin client add`",
             Self::WrongClientKey { .. } => "use the granted key file, or ask an admin to grant this key",
-            Self::UnknownModel { .. } | Self::UnknownRoute { .. } => "`quorate status --routes` lists routes and models",
+            Self::UnknownModel { .. } | Self::UnknownRoute { .. } => {
+                "`quorate status --routes` lists routes and models"
+            }
             Self::BadRoute { .. } => "ask an admin to correct the route in the policy",
-            Self::NoRelay { .. } => "wait for more nodes to be attested (`quorate status`), or add nodes under another custodian",
+            Self::NoRelay { .. } => {
+                "wait for more nodes to be attested (`quorate status`), or add nodes under another custodian"
+            }
             Self::Refused(refusal) => &refusal.hint,
             Self::NodeLost { .. } => "nothing to do: the next request goes through another node",
             Self::NodeMisbehaved { .. } => "report that node to its custodian",
             Self::Head(_) => "use a path and headers that the route allows: `quorate status --routes`",
             Self::BodyTooLarge { .. } => "send less, or ask an admin to raise the route's body_bytes_max",
             Self::Body(_) => "report this as a bug",
-            Self::ProviderUnreachable { .. } => "check that the provider is up and that the relays may reach it",
-            Self::ProviderCertificate { .. } => "check the route's host and ca_pem; if both are right, somebody may be intercepting the connection",
-            Self::ProviderSuite { .. } => "the provider must offer TLS_CHACHA20_POLY1305_SHA256 in TLS 1.3: enable it there, or route to another provider",
-            Self::ProviderWantsCertificate { .. } => "turn client certificates off at the provider for this host",
+            Self::ProviderUnreachable { .. } => {
+                "check that the provider is up and that the relays may reach it"
+            }
+            Self::ProviderCertificate { .. } => {
+                "check the route's host and ca_pem; if both are right, somebody may be intercepting the connection"
+            }
+            Self::ProviderSuite { .. } => {
+                "the provider must offer TLS_CHACHA20_POLY1305_SHA256 in TLS 1.3: enable it there, or route to another provider"
+            }
+            Self::ProviderWantsCertificate { .. } => {
+                "turn client certificates off at the provider for this host"
+            }
             Self::ProviderTls { .. } => "check the provider's TLS settings and the route's port",
             Self::ProviderRecords(_) | Self::ProviderAlert { .. } | Self::ProviderHttp(_) => {
                 "the provider or something before it garbles the connection; send again if the request may be repeated"
             }
-            Self::Truncated { .. } => "do not use the partial answer; send again if the request may be repeated",
+            Self::Truncated { .. } => {
+                "do not use the partial answer; send again if the request may be repeated"
+            }
             Self::CeilingReached { .. } => "raise the request's response_bytes_max, up to the route's",
             Self::TimedOut { .. } => "raise the request's duration, or ask for less",
-            Self::OutcomeUnknown(_) => "send again if the request may be repeated; mark it idempotent to have that done for you",
-            Self::Provider { status: 401 | 403, .. } => "the provider refused the route's credential: tell your admins",
+            Self::OutcomeUnknown(_) => {
+                "send again if the request may be repeated; mark it idempotent to have that done for you"
+            }
+            Self::Provider { status: 401 | 403, .. } => {
+                "the provider refused the route's credential: tell your admins"
+            }
             Self::Provider { status: 429, .. } => "wait: the provider limits the rate",
             Self::Provider { .. } => "see the provider's own message",
             Self::ProviderAnswer(_) => "check that the route's dialect is the provider's",
@@ -536,8 +571,16 @@ mod tests {
             (Error::NodeLost { node, reason: reason.clone() }, Fault::Mesh, Retry::Now),
             (Error::NodeMisbehaved { node, what: reason.clone() }, Fault::Mesh, Retry::Now),
             (Error::BodyTooLarge { length: 2, bound: 1 }, Fault::Client, Retry::Never),
-            (Error::ProviderUnreachable { host: host.clone(), reason: reason.clone() }, Fault::Provider, Retry::Later),
-            (Error::ProviderCertificate { host: host.clone(), reason: reason.clone() }, Fault::Provider, Retry::Never),
+            (
+                Error::ProviderUnreachable { host: host.clone(), reason: reason.clone() },
+                Fault::Provider,
+                Retry::Later,
+            ),
+            (
+                Error::ProviderCertificate { host: host.clone(), reason: reason.clone() },
+                Fault::Provider,
+                Retry::Never,
+            ),
             (Error::ProviderSuite { host: host.clone() }, Fault::Provider, Retry::Never),
             (Error::ProviderWantsCertificate { host: host.clone() }, Fault::Provider, Retry::Never),
             (Error::ProviderTls { host, reason: reason.clone() }, Fault::Provider, Retry::Never),

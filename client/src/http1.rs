@@ -212,7 +212,11 @@ impl ResponseParser {
             let found = self.input.get(from..).unwrap_or_default().windows(4).position(|w| w == b"\r\n\r\n");
             let Some(end) = found.map(|at| from + at + 4) else {
                 self.scanned = self.input.len();
-                return if self.input.len() > HEAD_BYTES_MAX { Err(HttpError::HeadTooLong) } else { Ok(None) };
+                return if self.input.len() > HEAD_BYTES_MAX {
+                    Err(HttpError::HeadTooLong)
+                } else {
+                    Ok(None)
+                };
             };
             if end > HEAD_BYTES_MAX {
                 return Err(HttpError::HeadTooLong);
@@ -270,7 +274,8 @@ fn framing(head: &ResponseHead) -> Result<State, HttpError> {
         (_, Some(value)) if value.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(State::ChunkSize),
         (_, Some(_)) => Err(HttpError::TransferEncoding),
         (Some(value), None) => {
-            let digits = value.to_str().ok().filter(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_digit()));
+            let digits =
+                value.to_str().ok().filter(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_digit()));
             digits.and_then(|d| d.parse().ok()).map(State::Fixed).ok_or(HttpError::ContentLength)
         }
         (None, None) => Ok(State::UntilClose),
@@ -365,7 +370,10 @@ mod tests {
             (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n", HttpError::ContentLength),
             (b"HTTP/1.1 200 OK\r\ncontent-length: +5\r\n\r\n", HttpError::ContentLength),
             (b"HTTP/1.1 200 OK\r\ncontent-length: 5, 5\r\n\r\n", HttpError::ContentLength),
-            (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n", HttpError::TransferEncoding),
+            (
+                b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
+                HttpError::TransferEncoding,
+            ),
             (b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n", HttpError::TransferEncoding),
             (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", HttpError::Chunk),
             (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabcd\r\n", HttpError::Chunk),

@@ -28,6 +28,8 @@ mod pool;
 mod request;
 mod response;
 mod route;
+#[cfg(test)]
+mod tests;
 mod trust;
 mod usage;
 mod wire;

@@ -51,7 +51,12 @@ pub struct Chat {
 impl Chat {
     /// One user message.
     pub fn new(model: impl Into<String>, prompt: impl Into<String>) -> Self {
-        Self { model: model.into(), messages: vec![Message::user(prompt)], max_tokens: None, extra: Default::default() }
+        Self {
+            model: model.into(),
+            messages: vec![Message::user(prompt)],
+            max_tokens: None,
+            extra: Default::default(),
+        }
     }
 
     fn request(&self, stream: bool) -> Result<Request, Error> {
@@ -130,7 +135,9 @@ impl Client {
         let response = good(self.request(chat.request(false)?).await?).await?;
         let provenance = response.provenance.clone();
         let body = response.body.bytes(ANSWER_BYTES_MAX).await?;
-        let wrong = |e: serde_json::Error| Error::ProviderAnswer(format!("not a chat completion ({:?})", e.classify()));
+        let wrong = |e: serde_json::Error| {
+            Error::ProviderAnswer(format!("not a chat completion ({:?})", e.classify()))
+        };
         let completion: Completion = serde_json::from_slice(&body).map_err(wrong)?;
         let text = completion.choices.into_iter().next().and_then(|c| c.message.content).unwrap_or_default();
         Ok(ChatAnswer { text, provenance })
@@ -150,7 +157,11 @@ impl Client {
     }
 
     /// One vector for each input.
-    pub async fn embeddings(&self, model: &str, input: &[String]) -> Result<(Vec<Vec<f32>>, Provenance), Error> {
+    pub async fn embeddings(
+        &self,
+        model: &str,
+        input: &[String],
+    ) -> Result<(Vec<Vec<f32>>, Provenance), Error> {
         #[derive(Serialize)]
         struct Wire<'a> {
             model: &'a str,
@@ -171,11 +182,16 @@ impl Client {
         let response = good(self.request(request).await?).await?;
         let provenance = response.provenance.clone();
         let body = response.body.bytes(ANSWER_BYTES_MAX).await?;
-        let wrong = |e: serde_json::Error| Error::ProviderAnswer(format!("not embeddings ({:?})", e.classify()));
+        let wrong =
+            |e: serde_json::Error| Error::ProviderAnswer(format!("not embeddings ({:?})", e.classify()));
         let mut answer: Answer = serde_json::from_slice(&body).map_err(wrong)?;
         answer.data.sort_by_key(|i| i.index);
         if answer.data.len() != input.len() {
-            return Err(Error::ProviderAnswer(format!("{} embeddings for {} inputs", answer.data.len(), input.len())));
+            return Err(Error::ProviderAnswer(format!(
+                "{} embeddings for {} inputs",
+                answer.data.len(),
+                input.len()
+            )));
         }
         Ok((answer.data.into_iter().map(|i| i.embedding).collect(), provenance))
     }

@@ -66,8 +66,16 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 enum Kind {
-    Mesh { pool: PoolId, relay: (NodeId, Arc<Connected>), keyer: (NodeId, Arc<Connected>), expires: Timestamp },
-    DangerDirect { host: String, port: u16 },
+    Mesh {
+        pool: PoolId,
+        relay: (NodeId, Arc<Connected>),
+        keyer: (NodeId, Arc<Connected>),
+        expires: Timestamp,
+    },
+    DangerDirect {
+        host: String,
+        port: u16,
+    },
 }
 
 /// See the module.
@@ -111,6 +119,20 @@ impl Lane {
     pub(crate) fn danger_direct(route: &RouteDocument, options: PoolOptions) -> Result<Arc<Self>, Error> {
         let kind = Kind::DangerDirect { host: route.host.clone(), port: route.port };
         Ok(Self::new(Arc::new(head_template(route)?), Arc::new(RouteTls::new(route)?), kind, options))
+    }
+
+    /// A lane over connections that a test made.
+    #[cfg(test)]
+    pub(crate) fn for_tests(
+        route: &RouteDocument,
+        pool: PoolId,
+        relay: (NodeId, Arc<Connected>),
+        keyer: (NodeId, Arc<Connected>),
+        options: PoolOptions,
+    ) -> Arc<Self> {
+        let template = Arc::new(head_template(route).unwrap());
+        let tls = Arc::new(RouteTls::new(route).unwrap());
+        Self::new(template, tls, Kind::Mesh { pool, relay, keyer, expires: now().plus_ms(60_000) }, options)
     }
 
     pub(crate) fn pool(&self) -> PoolId {
@@ -271,7 +293,11 @@ async fn keep(lane: Arc<Lane>) {
         if Instant::now() >= pause_until {
             let draining = lane.draining.load(Ordering::Relaxed);
             let waiting = lane.waiting.load(Ordering::Relaxed);
-            let ahead = if draining { 0 } else { demand.clamp(lane.options.pool_size, lane.options.pool_size_max.max(1)) };
+            let ahead = if draining {
+                0
+            } else {
+                demand.clamp(lane.options.pool_size, lane.options.pool_size_max.max(1))
+            };
             let wanted = ahead + waiting;
             while lane.idle_count() + opening.len() < wanted && opening.len() < OPENING_MAX {
                 opening.spawn(lane.clone().open());
@@ -383,7 +409,11 @@ impl RouteLanes {
         }
     }
 
-    async fn open_or_wait(self: &Arc<Self>, inner: &Arc<Inner>, avoid: &[(NodeId, NodeId)]) -> Result<Arc<Lane>, Error> {
+    async fn open_or_wait(
+        self: &Arc<Self>,
+        inner: &Arc<Inner>,
+        avoid: &[(NodeId, NodeId)],
+    ) -> Result<Arc<Lane>, Error> {
         let _one = self.opening.lock().await;
         // Somebody may have opened one while we waited.
         if let Some(lane) = self.pick(avoid) {
@@ -396,7 +426,8 @@ impl RouteLanes {
         inner.fresh_directory().await?;
         let mut last = None;
         for _ in 0..LANES_TRIED_MAX {
-            let in_use: Vec<NodeId> = lock(&self.lanes).iter().filter(|l| l.serves()).map(|l| l.relay()).collect();
+            let in_use: Vec<NodeId> =
+                lock(&self.lanes).iter().filter(|l| l.serves()).map(|l| l.relay()).collect();
             let candidates = inner.candidates(&self.route, avoid, &in_use)?;
             let Some(&(relay, keyer)) = candidates.first() else { break };
             match inner.open_pool(&self.route, relay, keyer).await {
@@ -407,7 +438,9 @@ impl RouteLanes {
                 Err(error) => {
                     tracing::debug!(%relay, %keyer, %error, "a pool could not be opened");
                     match &error {
-                        Error::NodeLost { node, .. } | Error::NodeMisbehaved { node, .. } => inner.cool(*node),
+                        Error::NodeLost { node, .. } | Error::NodeMisbehaved { node, .. } => {
+                            inner.cool(*node)
+                        }
                         Error::Refused(r) if r.retry == crate::error::Retry::Now => {
                             // Relay or keyer lapsed or restarted: what we know is old.
                             inner.cool(relay);
@@ -453,7 +486,10 @@ impl RouteLanes {
         let quarter = inner.pool_lifetime_ms() / 4;
         let ending: Vec<_> = lock(&self.lanes)
             .iter()
-            .filter(|l| l.serves() && matches!(&l.kind, Kind::Mesh { expires, .. } if expires.since_ms(now()) < quarter))
+            .filter(|l| {
+                l.serves()
+                    && matches!(&l.kind, Kind::Mesh { expires, .. } if expires.since_ms(now()) < quarter)
+            })
             .cloned()
             .collect();
         for lane in ending {

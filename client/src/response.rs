@@ -71,7 +71,10 @@ pub struct Response {
 
 impl std::fmt::Debug for Response {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Response").field("status", &self.status).field("provenance", &self.provenance).finish_non_exhaustive()
+        f.debug_struct("Response")
+            .field("status", &self.status)
+            .field("provenance", &self.provenance)
+            .finish_non_exhaustive()
     }
 }
 
@@ -212,7 +215,9 @@ impl Exchange {
                 self.ended = Some(match error {
                     Error::TimedOut { .. } => Ended::TimedOut,
                     Error::CeilingReached { .. } => Ended::CeilingReached,
-                    Error::NodeLost { .. } | Error::NodeMisbehaved { .. } | Error::Refused(_) => Ended::MeshFailure,
+                    Error::NodeLost { .. } | Error::NodeMisbehaved { .. } | Error::Refused(_) => {
+                        Ended::MeshFailure
+                    }
                     Error::ProviderUnreachable { .. } => Ended::Unreachable,
                     _ => Ended::Truncated,
                 });
@@ -255,7 +260,9 @@ impl Exchange {
                 let allowed_ms = u64::try_from(self.allowed.as_millis()).unwrap_or(u64::MAX);
                 return Poll::Ready(Err(Error::TimedOut { what: "the request", allowed_ms }));
             }
-            let Some(down) = self.down.as_mut() else { return Poll::Ready(Err(truncated("the tunnel is gone"))) };
+            let Some(down) = self.down.as_mut() else {
+                return Poll::Ready(Err(truncated("the tunnel is gone")));
+            };
             match std::task::ready!(down.poll(cx))? {
                 Down::Data(bytes) => self.pending.push_back(bytes),
                 Down::Closed(reason) => {
@@ -263,7 +270,9 @@ impl Exchange {
                     let close_notify = self.opener.ending() == Ending::CloseNotify;
                     if self.parser.close(close_notify).is_err() {
                         return Poll::Ready(Err(match reason.as_str() {
-                            "unreachable" => Error::ProviderUnreachable { host: "the provider".into(), reason },
+                            "unreachable" => {
+                                Error::ProviderUnreachable { host: "the provider".into(), reason }
+                            }
                             "ceiling_reached" => Error::CeilingReached { bound: self.bound },
                             "timed_out" => {
                                 let allowed_ms = u64::try_from(self.allowed.as_millis()).unwrap_or(u64::MAX);
@@ -299,7 +308,8 @@ impl Drop for Exchange {
         let report = Report { request, status: self.status, ended, tokens_in, tokens_out };
         let (up, mut down) = (self.up.take(), self.down.take());
         let wait = ended == Ended::Complete && !self.orderly;
-        runtime.spawn(async move {
+        let Some(strong) = inner.upgrade() else { return };
+        let reporting = async move {
             // A complete answer is followed by the provider's own close; hanging up before it would look like a cancel.
             if wait && let Some(down) = down.as_mut() {
                 let closed = async { while !matches!(down.next().await, Ok(Down::Closed(_)) | Err(_)) {} };
@@ -309,6 +319,7 @@ impl Drop for Exchange {
             if let Some(inner) = inner.upgrade() {
                 inner.report(&lane, report).await;
             }
-        });
+        };
+        strong.tasks.spawn_on(reporting, &runtime);
     }
 }

@@ -1,7 +1,7 @@
 //! What a policy's route means for a connection: the head's template, the TLS configuration.
 use crate::error::Error;
 use quorate_core::policy::RouteDocument;
-use quorate_splitkey::head::{HeadTemplate, HeadTemplateSpec, Method, PathRule};
+use quorate_splitkey::head::HeadTemplate;
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -13,28 +13,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use zeroize::Zeroizing;
 
-/// Headers every route allows, besides its own: what each OpenAI-like API needs.
-const HEADERS_ALWAYS: [&str; 2] = ["content-type", "accept"];
-
-/// The head template of a route without a credential.
+/// The head template of a route, as every node derives it.
 pub fn head_template(route: &RouteDocument) -> Result<HeadTemplate, Error> {
-    let rule = |method, path: &str| match path.strip_suffix('*') {
-        Some(prefix) => PathRule { method, path: prefix.to_owned(), prefix: true },
-        None => PathRule { method, path: path.to_owned(), prefix: false },
-    };
-    let mut paths: Vec<PathRule> = route.paths.iter().map(|p| rule(Method::Post, p)).collect();
-    paths.extend(route.paths.iter().filter(|p| p.contains("/models")).map(|p| rule(Method::Get, p)));
-    let mut headers: Vec<String> = HEADERS_ALWAYS.iter().map(|h| (*h).to_owned()).collect();
-    headers.extend(route.headers.iter().filter(|h| !HEADERS_ALWAYS.contains(&h.as_str())).cloned());
-    let spec = HeadTemplateSpec {
-        host: route.host.clone(),
-        port: route.port,
-        base_path: route.base_path.clone(),
-        paths,
-        headers,
-        credential: None,
-    };
-    HeadTemplate::try_from(spec)
+    let d = route;
+    HeadTemplate::for_route(&d.host, d.port, &d.base_path, &d.paths, &d.dialect, &d.headers)
         .map_err(|e| Error::BadRoute { route: route.name.clone(), reason: crate::error::chain(&e) })
 }
 
@@ -49,11 +31,17 @@ impl RouteTls {
     pub(crate) fn new(route: &RouteDocument) -> Result<Self, Error> {
         let bad = |reason: String| Error::BadRoute { route: route.name.clone(), reason };
         let name = ServerName::try_from(route.host.clone()).map_err(|e| bad(format!("host: {e}")))?;
-        let roots = if route.ca_pem.is_empty() { system_roots().map_err(bad)? } else { pinned_roots(&route.ca_pem).map_err(bad)? };
+        let roots = if route.ca_pem.is_empty() {
+            system_roots().map_err(bad)?
+        } else {
+            pinned_roots(&route.ca_pem).map_err(bad)?
+        };
         let default = rustls::crypto::aws_lc_rs::default_provider();
         let suites = default.cipher_suites.iter().copied();
         let provider = CryptoProvider {
-            cipher_suites: suites.filter(|s| s.suite() == CipherSuite::TLS13_CHACHA20_POLY1305_SHA256).collect(),
+            cipher_suites: suites
+                .filter(|s| s.suite() == CipherSuite::TLS13_CHACHA20_POLY1305_SHA256)
+                .collect(),
             ..default
         };
         let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
@@ -101,11 +89,13 @@ fn system_roots() -> Result<Arc<RootCertStore>, String> {
     Ok(roots.clone())
 }
 
+type Secret = Zeroizing<Vec<u8>>;
+
 /// Takes the secrets of one connection, and notices when the provider asks for a certificate. `Debug` shows neither.
 #[derive(Default)]
 pub(crate) struct Watcher {
-    client: Mutex<Option<Zeroizing<Vec<u8>>>>,
-    server: Mutex<Option<Zeroizing<Vec<u8>>>>,
+    client: Mutex<Option<Secret>>,
+    server: Mutex<Option<Secret>>,
     asked: AtomicBool,
 }
 
@@ -120,7 +110,7 @@ impl Watcher {
         self.asked.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn take(&self) -> Option<(Zeroizing<Vec<u8>>, Zeroizing<Vec<u8>>)> {
+    pub(crate) fn take(&self) -> Option<(Secret, Secret)> {
         let take = |m: &Mutex<Option<_>>| m.lock().unwrap_or_else(PoisonError::into_inner).take();
         Some((take(&self.client)?, take(&self.server)?))
     }

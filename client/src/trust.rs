@@ -122,7 +122,10 @@ impl TrustFile {
         let failed = |source| TrustError::Read { path: path.to_owned(), source };
         let length = std::fs::metadata(path).map_err(failed)?.len();
         if length > TRUST_BYTES_MAX {
-            return Err(TrustError::Syntax { path: path.to_owned(), message: format!("{length} bytes are too many") });
+            return Err(TrustError::Syntax {
+                path: path.to_owned(),
+                message: format!("{length} bytes are too many"),
+            });
         }
         let text = std::fs::read_to_string(path).map_err(failed)?;
         Self::parse(&text, path)
@@ -141,9 +144,16 @@ impl TrustFile {
             .iter()
             .map(|n| n.parse().map_err(|source| TrustError::Node { address: n.clone(), source }))
             .collect::<Result<_, _>>()?;
-        let client = ClientId::new(document.client.as_str()).map_err(|_| TrustError::Client(document.client))?;
+        let client =
+            ClientId::new(document.client.as_str()).map_err(|_| TrustError::Client(document.client))?;
         let folder = path.parent().unwrap_or(Path::new(""));
-        Ok(Self { genesis, nodes, client, key: folder.join(document.key), freshness_ms: document.freshness_ms })
+        Ok(Self {
+            genesis,
+            nodes,
+            client,
+            key: folder.join(document.key),
+            freshness_ms: document.freshness_ms,
+        })
     }
 
     /// Loads the client's key.
@@ -211,8 +221,11 @@ mod tests {
     #[test]
     fn a_good_file_parses_and_its_key_path_is_relative_to_it() {
         let genesis = "ab".repeat(32);
-        let trust =
-            TrustFile::parse(&text(&genesis, "[\"127.0.0.1:7101\"]", "team-a"), Path::new("/etc/q/trust.toml")).unwrap();
+        let trust = TrustFile::parse(
+            &text(&genesis, "[\"127.0.0.1:7101\"]", "team-a"),
+            Path::new("/etc/q/trust.toml"),
+        )
+        .unwrap();
         assert_eq!(trust.key, Path::new("/etc/q/client.key"));
         assert_eq!((trust.genesis.0, trust.freshness_ms), ([0xab; 32], 90_000));
     }
@@ -237,6 +250,9 @@ mod tests {
         assert_eq!(ClientKey::load(&path).ok().unwrap().public_base64(), public);
         assert!(generate_client_key(&path).is_err(), "never overwrites");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(matches!(ClientKey::load(&path).err().unwrap(), TrustError::Key(IdentityError::Exposed { .. })));
+        assert!(matches!(
+            ClientKey::load(&path).err().unwrap(),
+            TrustError::Key(IdentityError::Exposed { .. })
+        ));
     }
 }

@@ -58,7 +58,9 @@ mod tests {
     #[test]
     fn finds_usage_whatever_the_pieces() {
         let mut body = vec![b' '; 10_000];
-        body.extend(br#"data: {"choices":[],"usage":{"prompt_tokens": 7,"completion_tokens":31,"total_tokens":38}}"#);
+        body.extend(
+            br#"data: {"choices":[],"usage":{"prompt_tokens": 7,"completion_tokens":31,"total_tokens":38}}"#,
+        );
         for piece in [1, 100, 3000, 20_000] {
             assert_eq!(tokens(&body, piece), (7, 31), "{piece}");
         }

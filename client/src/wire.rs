@@ -201,16 +201,17 @@ pub(crate) async fn open_tunnel(
         let first = frames.message().await.map_err(|s| Error::from_status(node, &s))?;
         match first.and_then(|f| f.frame) {
             Some(tunnel_down::Frame::Opened(_)) => Ok(frames),
-            Some(tunnel_down::Frame::Refused(r)) => Err(Error::Refused(r.into())),
+            Some(tunnel_down::Frame::Refused(r)) => Err(refused(r.into(), tls)),
             Some(tunnel_down::Frame::Closed(c)) => {
                 Err(Error::ProviderUnreachable { host: tls.host.clone(), reason: plain(&c.reason) })
             }
             _ => Err(Error::NodeMisbehaved { node, what: "a tunnel that does not begin with Opened".into() }),
         }
     };
-    let frames = timeout(OPEN_TIMEOUT, opening)
-        .await
-        .map_err(|_| Error::ProviderUnreachable { host: tls.host.clone(), reason: "the relay's connect timed out".into() })??;
+    let frames = timeout(OPEN_TIMEOUT, opening).await.map_err(|_| Error::ProviderUnreachable {
+        host: tls.host.clone(),
+        reason: "the relay's connect timed out".into(),
+    })??;
     let mut down = DownHalf::Mesh { frames: Box::new(frames), relay: node };
     let (tls, early) = handshake(&mut up, &mut down, tls).await?;
     Ok(Conn { id, up, down, tls, early_bytes: 0, early })
@@ -218,7 +219,8 @@ pub(crate) async fn open_tunnel(
 
 /// Straight to the provider: no mesh, no log, no policy. For the benchmark's baseline only.
 pub(crate) async fn danger_open_direct(host: &str, port: u16, tls: &RouteTls) -> Result<Conn, Error> {
-    let lost = |e: std::io::Error| Error::ProviderUnreachable { host: host.to_owned(), reason: e.to_string() };
+    let lost =
+        |e: std::io::Error| Error::ProviderUnreachable { host: host.to_owned(), reason: e.to_string() };
     let io = TcpStream::connect((host, port)).await.map_err(lost)?;
     io.set_nodelay(true).map_err(lost)?;
     let (read, write) = io.into_split();
@@ -236,9 +238,10 @@ async fn handshake(
     down: &mut DownHalf,
     tls: &RouteTls,
 ) -> Result<(ClientConnection, VecDeque<Bytes>), Error> {
-    timeout(HANDSHAKE_TIMEOUT, drive(up, down, tls))
-        .await
-        .map_err(|_| Error::ProviderTls { host: tls.host.clone(), reason: "it did not finish in time".into() })?
+    timeout(HANDSHAKE_TIMEOUT, drive(up, down, tls)).await.map_err(|_| Error::ProviderTls {
+        host: tls.host.clone(),
+        reason: "it did not finish in time".into(),
+    })?
 }
 
 async fn drive(
@@ -278,11 +281,17 @@ async fn drive(
                 Down::Data(bytes) => bytes,
                 Down::Refused(refusal) => return Err(refused(refusal, tls)),
                 Down::Closed(reason) => {
-                    return Err(Error::ProviderUnreachable { host: tls.host.clone(), reason: plain(&reason) });
+                    return Err(Error::ProviderUnreachable {
+                        host: tls.host.clone(),
+                        reason: plain(&reason),
+                    });
                 }
                 Down::Authorised(_) => {
                     let node = down.relay().unwrap_or_default();
-                    return Err(Error::NodeMisbehaved { node, what: "an authorisation nobody asked for".into() });
+                    return Err(Error::NodeMisbehaved {
+                        node,
+                        what: "an authorisation nobody asked for".into(),
+                    });
                 }
             };
         };
@@ -300,12 +309,19 @@ async fn drive(
     Ok((ClientConnection::new(secret(&client)?, secret(&server)?), early))
 }
 
-/// A relay that watches the handshake may be the first to see that the provider lacks the suite.
+/// A relay that connects and watches the handshake may be the first to see what is wrong with the provider.
 fn refused(refusal: MeshRefusal, tls: &RouteTls) -> Error {
-    if refusal.code == "provider_lacks_suite" || refusal.code == "provider_lacks_tls13" {
-        Error::ProviderSuite { host: tls.host.clone() }
-    } else {
-        Error::Refused(refusal)
+    let host = tls.host.clone();
+    match refusal.code.as_str() {
+        "provider_lacks_suite" | "provider_lacks_tls13" | "provider_lacks_http11" => {
+            Error::ProviderSuite { host }
+        }
+        "provider_wants_certificate" => Error::ProviderWantsCertificate { host },
+        "provider_not_tls" | "provider_handshake_refused" => {
+            Error::ProviderTls { host, reason: refusal.message }
+        }
+        "provider_unreachable" => Error::ProviderUnreachable { host, reason: refusal.message },
+        _ => Error::Refused(refusal),
     }
 }
 
@@ -322,7 +338,9 @@ fn explain(host: &str, error: rustls::Error) -> Error {
         )
         | R::PeerMisbehaved(PeerMisbehaved::SelectedUnofferedCipherSuite)
         | R::PeerIncompatible(PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig)
-        | R::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13) => Error::ProviderSuite { host },
+        | R::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13) => {
+            Error::ProviderSuite { host }
+        }
         other => Error::ProviderTls { host, reason: other.to_string() },
     }
 }

@@ -1,1 +1,134 @@
-//! The command line.
+//! The command line: what `quorate` says and does. Errors are two lines, `quorate: error: …` and `quorate: hint: …`, written
+//! in one place; nothing secret is ever among the arguments or the output.
+mod admin;
+mod ask;
+mod enrol;
+mod output;
+mod status;
+mod verify;
+
+pub use output::Failure;
+
+use clap::{Parser, Subcommand};
+use output::Outcome;
+use std::path::PathBuf;
+
+/// LLM requests through the quorate mesh: nobody on the way holds the key, sees the prompt or picks the destination.
+#[derive(Parser)]
+#[command(name = "quorate", version, max_term_width = 110, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  quorate keygen client.key                                   make a client key; an admin grants its public half
+  quorate chat --trust trust.toml --model demo-chat 'Hello'   ask, and stream the answer
+  quorate chat --trust trust.toml --model demo-chat --receipt r.txt 'Hello'
+  quorate verify --trust trust.toml r.txt                     check, offline, what the receipt proves
+  quorate status --trust trust.toml                           who is a member, who is attested
+
+QUORATE_TRUST may name the trust file instead of --trust.";
+
+/// The trust file.
+#[derive(clap::Args, Clone)]
+pub(crate) struct TrustArg {
+    /// Trust file: genesis digest, nodes, client name and key file
+    #[arg(long, env = "QUORATE_TRUST", value_name = "FILE")]
+    pub(crate) trust: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Ask a chat model; the answer streams to the terminal
+    Chat(ask::ChatArgs),
+    /// Print the embedding of each text, one JSON array a line
+    Embed(ask::EmbedArgs),
+    /// Verify a receipt offline and print what it proves; exit status 1 when it proves nothing
+    Verify(verify::VerifyArgs),
+    /// Show members, attestation, log and routes
+    Status(status::StatusArgs),
+    /// Make a client key and print its public half
+    Keygen {
+        /// New file for the private key (PKCS#8 PEM, mode 0600); never overwritten
+        file: PathBuf,
+    },
+    /// Write, check, sign and submit the policy; enrol nodes
+    #[command(subcommand)]
+    Admin(admin::AdminCommand),
+}
+
+/// Runs the command line of this process; the result is its exit status.
+pub async fn main() -> std::process::ExitCode {
+    init_tracing();
+    match run(Cli::parse().command).await {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.report();
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> Outcome {
+    match command {
+        Command::Chat(args) => ask::chat(args).await,
+        Command::Embed(args) => ask::embed(args).await,
+        Command::Verify(args) => verify::verify(args),
+        Command::Status(args) => status::status(args).await,
+        Command::Keygen { file } => {
+            let public = crate::generate_client_key(&file)?;
+            output::line(&public)?;
+            output::note(&format!(
+                "wrote {}; have an admin grant the public key above: `quorate admin client add`",
+                file.display()
+            ));
+            Ok(())
+        }
+        Command::Admin(command) => admin::run(command).await,
+    }
+}
+
+/// Silent, unless QUORATE_LOG says otherwise.
+fn init_tracing() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("QUORATE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("off"));
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_that_others_rely_on_parse() {
+        let lines = [
+            "quorate chat --trust t --model m hello",
+            "quorate chat --trust t --model m --receipt r --no-stream hello",
+            "quorate embed --trust t --model m one two",
+            "quorate verify --genesis 00 r",
+            "quorate verify --trust t r",
+            "quorate status --trust t --routes --json",
+            "quorate keygen k",
+            "quorate admin init --cluster c --admin a.pub --out p.toml",
+            "quorate admin check p.toml",
+            "quorate admin sign p.toml --key k",
+            "quorate admin submit p.toml a.sig b.sig --trust t",
+            "quorate admin policy --trust t",
+            "quorate admin client add --policy p --name c --key AAAA --custodian x --route r",
+            "quorate admin route add --policy p --name r --host h --model m",
+            "quorate admin reference-values set --policy p --name dev --pcr 4=00",
+            "quorate admin enrol --policy p --id 1 --name n1 --custodian a --address h:1 --http h:2 --reference-values dev --ek-roots r -- quorated --config n1.toml enrol",
+        ];
+        for line in lines {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+    }
+}

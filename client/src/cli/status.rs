@@ -1,0 +1,190 @@
+//! `quorate status`: what is proven (members, attestation, log) and, marked as such, what nodes say of themselves.
+use super::TrustArg;
+use super::output::{Outcome, line, note, printable, table, text_out};
+use super::verify::date;
+use crate::client::status_of_any;
+use crate::directory::now;
+use crate::error::{Error, chain};
+use crate::{Client, TrustFile};
+use quorate_proto::v1;
+use serde_json::json;
+
+#[derive(clap::Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    trust: TrustArg,
+    /// List routes and models, and which are granted to this client
+    #[arg(long)]
+    routes: bool,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn status(args: StatusArgs) -> Outcome {
+    let trust = TrustFile::load(&args.trust.trust)?;
+    let client = match Client::connect(trust.clone()).await {
+        Ok(client) => client,
+        Err(error) => {
+            unproven(&trust, args.json).await?;
+            return Err(error.into());
+        }
+    };
+    if args.routes {
+        return routes(&client, &trust, args.json);
+    }
+    let directory = client.directory();
+    let verified = directory.verified();
+    let policy = &verified.policy;
+    let answers = client.status().await;
+    let leader = answers
+        .iter()
+        .filter_map(|(_, a)| a.as_ref().ok())
+        .map(|s| (s.term, s.leader))
+        .max()
+        .map_or(0, |(_, l)| l);
+    let mut rows = vec![header(&[
+        "NODE",
+        "CUSTODIAN",
+        "ADDRESS",
+        "ATTESTED",
+        "TPM",
+        "QUOTE AGE",
+        "LEADER",
+        "LEAVES",
+        "LAG",
+        "SAYS",
+    ])];
+    let mut members = Vec::new();
+    for (node, answer) in &answers {
+        let Some(member) = policy.members.get(node) else { continue };
+        let proven = verified.nodes.get(node);
+        let age = proven.map(|v| verified.time.since_ms(v.evidence_at));
+        let reason = reason_of(&answers, node.0);
+        let said = answer.as_ref().map_err(|e| chain(e));
+        let cell = |f: &dyn Fn(&v1::StatusReply) -> String| said.as_ref().map(|s| f(s)).unwrap_or_default();
+        let says = match &said {
+            Err(error) => printable(error),
+            Ok(s) if !s.failed.is_empty() => printable(&s.failed),
+            Ok(s) if s.dark => "dark".into(),
+            Ok(_) => "ok".into(),
+        };
+        rows.push(vec![
+            member.name.clone(),
+            member.custodian.to_string(),
+            member.address.clone(),
+            if proven.is_some() {
+                "yes".into()
+            } else if reason.is_empty() {
+                "no".into()
+            } else {
+                format!("no: {reason}")
+            },
+            proven.map_or("", |v| if v.software_tpm { "software" } else { "hardware" }).to_owned(),
+            age.map_or(String::new(), |a| format!("{:.1} s", a as f64 / 1000.0)),
+            if node.0 == leader { "leader".into() } else { String::new() },
+            cell(&|s| s.tree_size.to_string()),
+            cell(&|s| s.certified_lag.to_string()),
+            says.clone(),
+        ]);
+        members.push(json!({
+            "node": node.0, "name": member.name, "custodian": member.custodian.as_str(), "address": member.address,
+            "http": member.http, "attested": proven.is_some(), "reason": reason, "software_tpm": proven.map(|v| v.software_tpm),
+            "quote_age_ms": age, "leader": node.0 == leader, "reachable": answer.is_ok(), "says": says,
+            "term": answer.as_ref().ok().map(|s| s.term), "tree_size": answer.as_ref().ok().map(|s| s.tree_size),
+            "certified_size": answer.as_ref().ok().map(|s| s.certified_size),
+            "certified_lag": answer.as_ref().ok().map(|s| s.certified_lag),
+            "version": answer.as_ref().ok().map(|s| s.version.clone()),
+            "state_digest": answer.as_ref().ok().map(|s| s.state_digest.clone()),
+        }));
+    }
+    let age = now().0.abs_diff(verified.time.0);
+    if args.json {
+        return line(&json!({
+            "cluster": policy.cluster, "genesis": verified.cluster.to_string(), "policy_version": policy.version.0,
+            "attested": verified.nodes.len(), "members_count": policy.members.len(), "quorum": policy.quorum(),
+            "certified_size": directory.size(), "root": verified.certified.checkpoint().root.to_string(),
+            "time": date(verified.time), "age_ms": age, "leader": leader, "members": members,
+        }).to_string());
+    }
+    let text = format!(
+        "cluster     {} (genesis {})\npolicy      version {}, expires {}\nlog         {} certified leaves, root {}, {:.1} s old\n\
+         attested    {} of {} members, {} needed\n\n{}\nNODE to QUOTE AGE are proven by the log; the rest is what each node says.\n",
+        policy.cluster,
+        verified.cluster,
+        policy.version,
+        date(policy.expires),
+        directory.size(),
+        verified.certified.checkpoint().root,
+        age as f64 / 1000.0,
+        verified.nodes.len(),
+        policy.members.len(),
+        policy.quorum(),
+        table(&rows),
+    );
+    text_out(&text)
+}
+
+fn header(names: &[&str]) -> Vec<String> {
+    names.iter().map(|n| (*n).to_owned()).collect()
+}
+
+fn reason_of(answers: &[(quorate_core::ids::NodeId, Result<v1::StatusReply, Error>)], node: u64) -> String {
+    let said = answers.iter().filter_map(|(_, a)| a.as_ref().ok()).flat_map(|s| &s.nodes);
+    let reason =
+        said.filter(|n| n.node == node && !n.attested).map(|n| printable(&n.reason)).find(|r| !r.is_empty());
+    reason.unwrap_or_default().chars().take(80).collect()
+}
+
+fn routes(client: &Client, trust: &TrustFile, as_json: bool) -> Outcome {
+    let directory = client.directory();
+    let policy = &directory.verified().policy;
+    let granted = policy.clients.get(&trust.client).map(|g| g.routes.clone()).unwrap_or_default();
+    let mut rows = vec![header(&["ROUTE", "GRANTED", "HOST", "DIALECT", "MODELS", "PATHS"])];
+    let mut list = Vec::new();
+    for (id, route) in &policy.routes {
+        let d = &route.document;
+        let yes = granted.contains(id);
+        rows.push(vec![
+            id.to_string(),
+            if yes { "yes".into() } else { "no".into() },
+            format!("{}:{}", d.host, d.port),
+            d.dialect.clone(),
+            d.models.join(" "),
+            d.paths.iter().map(|p| format!("{}{p}", d.base_path)).collect::<Vec<_>>().join(" "),
+        ]);
+        list.push(json!({ "route": id.as_str(), "granted": yes, "host": d.host, "port": d.port, "dialect": d.dialect,
+            "models": d.models, "paths": d.paths, "base_path": d.base_path }));
+    }
+    if as_json { line(&json!({ "routes": list }).to_string()) } else { text_out(&table(&rows)) }
+}
+
+/// Nothing can be verified: say what nodes say, and that it proves nothing.
+async fn unproven(trust: &TrustFile, as_json: bool) -> Outcome {
+    let key = trust.load_key()?;
+    let answers = status_of_any(trust, &key).await;
+    if answers.iter().all(|(_, a)| a.is_err()) {
+        return Ok(());
+    }
+    let mut rows = vec![header(&["ANSWERED BY", "NODE", "ATTESTED", "REASON", "LEADER"])];
+    let mut list = Vec::new();
+    for (address, answer) in &answers {
+        let Ok(status) = answer else { continue };
+        for n in &status.nodes {
+            rows.push(vec![
+                address.to_string(),
+                printable(&n.name),
+                if n.attested { "yes".into() } else { "no".into() },
+                printable(&n.reason),
+                if n.node == status.leader { "leader".into() } else { String::new() },
+            ]);
+            list.push(json!({ "answered_by": address.as_str(), "node": n.node, "name": n.name, "attested": n.attested,
+                "reason": n.reason, "dark": status.dark }));
+        }
+    }
+    if as_json {
+        return line(&json!({ "proven": false, "nodes": list }).to_string());
+    }
+    note("nothing could be verified; this is what the nodes say of themselves:");
+    text_out(&table(&rows))
+}

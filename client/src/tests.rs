@@ -1,0 +1,438 @@
+//! The request path against a mock of a node: real mutual TLS, real gRPC, a real TLS 1.3 provider behind it; only the log is
+//! not there. The mock relay runs the handshake watch and the body meter, the mock keyer checks the head.
+use crate::client::testing::{Limits, start};
+use crate::error::Error;
+use crate::http1::HttpError;
+use crate::pool::{Lane, PoolOptions};
+use crate::request::{Method, Request, Target};
+use crate::response::{Exchange, First, ResponseBody};
+use crate::{DangerDirect, head_template};
+use futures::Stream;
+use quorate_core::crypto::Hash;
+use quorate_core::ids::{NodeId, PoolId};
+use quorate_core::policy::RouteDocument;
+use quorate_proto::v1::mesh_server::{Mesh, MeshServer};
+use quorate_proto::v1::{self, tunnel_down, tunnel_up};
+use quorate_splitkey::framing::{BodyMeter, HeadRecords, HeadShape};
+use quorate_splitkey::keyer::KeyerConnection;
+use quorate_splitkey::record::TrafficSecret;
+use quorate_splitkey::watch::HandshakeWatch;
+use quorate_transport::{Expect, Identity, Incoming, Limits as NodeLimits, grpc_server};
+use rustls::pki_types::PrivateKeyDer;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tonic::{Response, Status, Streaming};
+
+/// How the mock provider behaves.
+#[derive(Clone, Copy, PartialEq)]
+enum Provider {
+    Good,
+    /// Cuts TCP in the middle of the body.
+    Cuts,
+    /// Offers AES only.
+    NoSuite,
+    /// Asks for a client certificate.
+    WantsCertificate,
+}
+
+struct Stage {
+    route: RouteDocument,
+    accepted: Arc<AtomicUsize>,
+}
+
+fn route(port: u16, ca_pem: String) -> RouteDocument {
+    RouteDocument {
+        name: "r".into(),
+        host: "localhost".into(),
+        port,
+        base_path: String::new(),
+        paths: vec!["/v1/chat/completions".into()],
+        dialect: "openai".into(),
+        headers: vec![],
+        models: vec!["*".into()],
+        ca_pem,
+        body_bytes_max: 1 << 24,
+        response_bytes_max: 1 << 24,
+        duration_ms_max: 10_000,
+    }
+}
+
+/// A TLS provider that echoes the body's length and the body, chunked.
+async fn provider(kind: Provider) -> Stage {
+    let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let mut crypto = rustls::crypto::aws_lc_rs::default_provider();
+    if kind == Provider::NoSuite {
+        crypto.cipher_suites.retain(|s| s.suite() == rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
+    }
+    let crypto = Arc::new(crypto);
+    let builder = rustls::ServerConfig::builder_with_provider(crypto.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap();
+    let builder = if kind == Provider::WantsCertificate {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(own.cert.der().clone()).unwrap();
+        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), crypto)
+            .allow_unauthenticated()
+            .build()
+            .unwrap();
+        builder.with_client_cert_verifier(verifier)
+    } else {
+        builder.with_no_client_auth()
+    };
+    let key = PrivateKeyDer::try_from(own.signing_key.serialize_der()).unwrap();
+    let mut config = builder.with_single_cert(vec![own.cert.der().clone()], key).unwrap();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let accepted = Arc::new(AtomicUsize::new(0));
+    let count = accepted.clone();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let (acceptor, count) = (acceptor.clone(), count.clone());
+            tokio::spawn(async move {
+                let Ok(mut tls) = acceptor.accept(tcp).await else { return };
+                count.fetch_add(1, Ordering::SeqCst);
+                serve(&mut tls, kind).await;
+            });
+        }
+    });
+    Stage { route: route(port, own.cert.pem()), accepted }
+}
+
+async fn serve(tls: &mut tokio_rustls::server::TlsStream<TcpStream>, kind: Provider) {
+    let mut request = Vec::new();
+    let (head_end, length) = loop {
+        let mut piece = [0; 4096];
+        let Ok(read @ 1..) = tls.read(&mut piece).await else { return };
+        request.extend_from_slice(&piece[..read]);
+        if let Some(at) = request.windows(4).position(|w| w == b"\r\n\r\n") {
+            let head = std::str::from_utf8(&request[..at]).unwrap();
+            let length = head.lines().find_map(|l| l.strip_prefix("content-length: ")).unwrap();
+            break (at + 4, length.parse::<usize>().unwrap());
+        }
+    };
+    while request.len() < head_end + length {
+        let mut piece = [0; 4096];
+        let Ok(read @ 1..) = tls.read(&mut piece).await else { return };
+        request.extend_from_slice(&piece[..read]);
+    }
+    let body = &request[head_end..];
+    let mut answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
+    for chunk in body.chunks(10_000) {
+        answer.extend(format!("{:x}\r\n", chunk.len()).bytes());
+        answer.extend(chunk);
+        answer.extend(b"\r\n");
+    }
+    if kind == Provider::Cuts {
+        tls.write_all(&answer).await.unwrap();
+        tls.flush().await.unwrap();
+        return;
+    }
+    answer.extend(b"0\r\n\r\n");
+    tls.write_all(&answer).await.unwrap();
+    tls.shutdown().await.unwrap();
+}
+
+/// What the mock relay says once it has the request.
+#[derive(Clone, Copy, PartialEq)]
+enum Word {
+    Authorised,
+    Refused,
+    Lost,
+}
+
+type Secrets = Arc<Mutex<Vec<(Vec<u8>, [u8; 32])>>>;
+
+struct MockNode {
+    route: RouteDocument,
+    word: Word,
+    keyers: Secrets,
+}
+
+type Down = Pin<Box<dyn Stream<Item = Result<v1::TunnelDown, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Mesh for MockNode {
+    type TunnelStream = Down;
+
+    async fn directory(
+        &self,
+        _: tonic::Request<v1::DirectoryRequest>,
+    ) -> Result<Response<v1::DirectoryReply>, Status> {
+        Err(Status::unimplemented("no log here"))
+    }
+    async fn submit(
+        &self,
+        _: tonic::Request<v1::SubmitRequest>,
+    ) -> Result<Response<v1::SubmitReply>, Status> {
+        Err(Status::unimplemented("no log here"))
+    }
+    async fn register(
+        &self,
+        r: tonic::Request<v1::RegisterRequest>,
+    ) -> Result<Response<v1::RegisterReply>, Status> {
+        let r = r.into_inner();
+        self.keyers
+            .lock()
+            .unwrap()
+            .push((r.connection.to_vec(), r.traffic_secret.as_ref().try_into().unwrap()));
+        Ok(Response::new(v1::RegisterReply {}))
+    }
+    async fn receipt(
+        &self,
+        _: tonic::Request<v1::ReceiptRequest>,
+    ) -> Result<Response<v1::ReceiptReply>, Status> {
+        Err(Status::unimplemented("no log here"))
+    }
+    async fn status(
+        &self,
+        _: tonic::Request<v1::StatusRequest>,
+    ) -> Result<Response<v1::StatusReply>, Status> {
+        Err(Status::unimplemented("no log here"))
+    }
+    async fn tunnel(&self, up: tonic::Request<Streaming<v1::TunnelUp>>) -> Result<Response<Down>, Status> {
+        let (down, receiver) = mpsc::channel(8);
+        let (route, word, keyers) = (self.route.clone(), self.word, self.keyers.clone());
+        tokio::spawn(async move {
+            let _ = relay(up.into_inner(), down, route, word, keyers).await;
+        });
+        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
+    }
+}
+
+/// A relay with everything but the log. Ends with `None` when somebody hangs up.
+async fn relay(
+    mut up: Streaming<v1::TunnelUp>,
+    down: mpsc::Sender<Result<v1::TunnelDown, Status>>,
+    route: RouteDocument,
+    word: Word,
+    keyers: Secrets,
+) -> Option<()> {
+    let say = |frame| {
+        let down = down.clone();
+        async move { down.send(Ok(v1::TunnelDown { frame: Some(frame) })).await.ok() }
+    };
+    let Some(tunnel_up::Frame::Open(open)) = up.message().await.ok()??.frame else { panic!("first Open") };
+    let Ok(tcp) = TcpStream::connect(("127.0.0.1", route.port)).await else {
+        say(tunnel_down::Frame::Closed(tunnel_down_closed("unreachable"))).await?;
+        return None;
+    };
+    say(tunnel_down::Frame::Opened(v1::tunnel_down::Opened {})).await?;
+    let (mut from, mut to) = tcp.into_split();
+    let watch = Arc::new(Mutex::new(HandshakeWatch::new("localhost".parse().unwrap())));
+    let reader_watch = watch.clone();
+    let reader_down = down.clone();
+    tokio::spawn(async move {
+        loop {
+            let mut piece = vec![0; 16 * 1024];
+            let read = from.read(&mut piece).await.unwrap_or(0);
+            let frame = if read == 0 {
+                tunnel_down::Frame::Closed(tunnel_down_closed("complete"))
+            } else {
+                piece.truncate(read);
+                let mut forward = Vec::new();
+                reader_watch.lock().unwrap().provider_bytes(&piece, &mut forward).ok()?;
+                tunnel_down::Frame::Data(forward.into())
+            };
+            reader_down.send(Ok(v1::TunnelDown { frame: Some(frame) })).await.ok()?;
+            if read == 0 {
+                return Some(());
+            }
+        }
+    });
+    let template = head_template(&route).unwrap();
+    let mut meter: Option<BodyMeter> = None;
+    while let Some(message) = up.message().await.ok()? {
+        let mut forward = Vec::new();
+        match (message.frame?, meter.as_mut()) {
+            (tunnel_up::Frame::Data(data), None) => {
+                let mut input: &[u8] = &data;
+                watch.lock().unwrap().client_bytes(&mut input, &mut forward).unwrap();
+                assert!(input.is_empty(), "nothing after Finished but the request");
+            }
+            (tunnel_up::Frame::Data(data), Some(meter)) => meter.body_bytes(&data, &mut forward).unwrap(),
+            (tunnel_up::Frame::Request(request), None) => {
+                assert!(watch.lock().unwrap().is_done());
+                match word {
+                    Word::Lost => {
+                        std::mem::forget(to);
+                        down.send(Err(Status::unavailable("going down"))).await.ok()?;
+                        return None;
+                    }
+                    Word::Refused => {
+                        let refused = v1::Refused { code: "rate_exceeded".into(), ..Default::default() };
+                        say(tunnel_down::Frame::Refused(refused)).await?;
+                        return None;
+                    }
+                    Word::Authorised => {}
+                }
+                let records = HeadRecords::from_bytes(&request.head, HeadShape::Whole).unwrap();
+                let secret = keyers.lock().unwrap().iter().find(|(c, _)| *c == open.connection).unwrap().1;
+                let mut keyer = KeyerConnection::new();
+                keyer.register(TrafficSecret::new(secret)).unwrap();
+                let checked = keyer.check_head(&template, &records).expect("a canonical head");
+                assert_eq!(request.command.as_ref(), records.digest().0, "the signature covers the head");
+                meter = Some(BodyMeter::new(checked.content_length()));
+                forward = request.head.to_vec();
+                let authorised = v1::tunnel_down::Authorised { leaf_index: 7, tree_size: 9, timings: None };
+                say(tunnel_down::Frame::Authorised(authorised)).await?;
+            }
+            _ => panic!("out of turn"),
+        }
+        to.write_all(&forward).await.ok()?;
+    }
+    Some(())
+}
+
+fn tunnel_down_closed(reason: &str) -> v1::tunnel_down::Closed {
+    v1::tunnel_down::Closed { reason: reason.into() }
+}
+
+/// A lane through a mock relay and a mock keyer.
+async fn lane(route: &RouteDocument, word: Word, options: PoolOptions) -> Arc<Lane> {
+    let keyers = Secrets::default();
+    let mut links = Vec::new();
+    for node in 1..=2 {
+        let identity = Identity::generate().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let incoming = Incoming::new(listener, &identity, NodeLimits::default()).unwrap();
+        let address = incoming.local_addr().into();
+        let service = MockNode { route: route.clone(), word, keyers: Arc::clone(&keyers) };
+        tokio::spawn(grpc_server().add_service(MeshServer::new(service)).serve_with_incoming(incoming));
+        let client = Identity::generate().unwrap();
+        let expect = Expect::Key(identity.public());
+        let link =
+            quorate_transport::connect(&address, &client, expect, Duration::from_secs(5)).await.unwrap();
+        links.push((NodeId(node), Arc::new(link)));
+    }
+    let keyer = links.pop().unwrap();
+    let relay = links.pop().unwrap();
+    Lane::for_tests(route, PoolId([1; 16]), relay, keyer, options)
+}
+
+fn request(body: Vec<u8>) -> Request {
+    let request = Request::post_json(Target::Route("r".into()), "/v1/chat/completions", body);
+    assert!(request.method == Method::Post);
+    request
+}
+
+async fn begin(lane: &Lane, request: &Request) -> Result<Exchange, Error> {
+    let conn = lane.take().await?;
+    let limits = Limits { response_bytes_max: 1 << 24, allowed: Duration::from_secs(10) };
+    start(lane, conn, request, |digest: Hash| digest.0.to_vec(), limits).await
+}
+
+async fn whole(lane: &Lane, body: &[u8]) -> Result<Vec<u8>, Error> {
+    let mut exchange = begin(lane, &request(body.to_vec())).await?;
+    assert!(matches!(exchange.wait_authorised().await?, First::Authorised));
+    assert_eq!(exchange.authorised.unwrap().leaf_index, 7);
+    assert_eq!(exchange.head().await?.status, 200);
+    Ok(ResponseBody::new(exchange).bytes(1 << 24).await?.to_vec())
+}
+
+fn body(length: u32) -> Vec<u8> {
+    (0..length).map(|n| (n % 251) as u8).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_cross_the_mesh_and_each_takes_a_connection_of_its_own() {
+    let stage = provider(Provider::Good).await;
+    let lane = lane(&stage.route, Word::Authorised, PoolOptions::default()).await;
+    for length in [0, 10, 16_384, 49_152, 49_153, 1_000_000] {
+        assert_eq!(whole(&lane, &body(length)).await.unwrap(), body(length), "{length}");
+    }
+    assert!(stage.accepted.load(Ordering::SeqCst) >= 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_at_once() {
+    let stage = provider(Provider::Good).await;
+    let lane = lane(&stage.route, Word::Authorised, PoolOptions::default()).await;
+    let all = (0..40).map(|n| {
+        let lane = lane.clone();
+        async move { whole(&lane, &body(n * 100)).await.unwrap().len() }
+    });
+    let lengths = futures::future::join_all(all).await;
+    assert_eq!(lengths, (0..40).map(|n| n * 100).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_answer_is_truncated_never_complete() {
+    let stage = provider(Provider::Cuts).await;
+    let lane = lane(&stage.route, Word::Authorised, PoolOptions::default()).await;
+    let error = whole(&lane, &body(30_000)).await.unwrap_err();
+    assert!(
+        matches!(error, Error::Truncated { .. } | Error::ProviderHttp(HttpError::Truncated)),
+        "{error:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_typed_and_a_lost_relay_is_not_an_answer() {
+    let stage = provider(Provider::Good).await;
+    let refusing = lane(&stage.route, Word::Refused, PoolOptions::default()).await;
+    let mut exchange = begin(&refusing, &request(vec![])).await.unwrap();
+    let First::Refused(Error::Refused(refusal)) = exchange.wait_authorised().await.unwrap() else {
+        panic!("refused")
+    };
+    assert_eq!(refusal.code, "rate_exceeded");
+    let lost = lane(&stage.route, Word::Lost, PoolOptions::default()).await;
+    let mut exchange = begin(&lost, &request(vec![])).await.unwrap();
+    assert!(matches!(exchange.wait_authorised().await, Err(Error::NodeLost { node: NodeId(1), .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_a_provider_is_named() {
+    for (kind, expected) in
+        [(Provider::NoSuite, "suite"), (Provider::WantsCertificate, "certificate request")]
+    {
+        let stage = provider(kind).await;
+        let direct = DangerDirect::new(&stage.route, PoolOptions::default()).unwrap();
+        let error = direct.request(&request(vec![])).await.unwrap_err();
+        let got = match error {
+            Error::ProviderSuite { .. } => "suite",
+            Error::ProviderWantsCertificate { .. } => "certificate request",
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(got, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_certificate_than_the_routes_is_refused() {
+    let (one, other) = (provider(Provider::Good).await, provider(Provider::Good).await);
+    let mixed = RouteDocument { ca_pem: other.route.ca_pem, ..one.route.clone() };
+    for (route, good) in [(one.route, true), (mixed, false)] {
+        let lane = lane(&route, Word::Authorised, PoolOptions::default()).await;
+        match whole(&lane, b"x").await {
+            Ok(_) => assert!(good),
+            Err(error) => assert!(!good && matches!(error, Error::ProviderCertificate { .. }), "{error:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn direct_mode_runs_the_same_code() {
+    let stage = provider(Provider::Good).await;
+    let direct = DangerDirect::new(&stage.route, PoolOptions::default()).unwrap();
+    let response = direct.request(&request(body(100_000))).await.unwrap();
+    assert_eq!(response.body.bytes(1 << 20).await.unwrap(), body(100_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreachable_provider_is_the_providers_fault() {
+    let mut route = provider(Provider::Good).await.route;
+    // A port that was free a moment ago and has no listener.
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    route.port = free.local_addr().unwrap().port();
+    drop(free);
+    let lane = lane(&route, Word::Authorised, PoolOptions::default()).await;
+    let error = whole(&lane, b"x").await.unwrap_err();
+    assert!(matches!(error, Error::ProviderUnreachable { .. }), "{error:?}");
+}
