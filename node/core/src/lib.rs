@@ -16,4 +16,6 @@ pub mod refusal;
 pub mod rendezvous;
 pub mod sshsig;
 pub mod state;
+#[cfg(any(test, feature = "danger-testing"))]
+pub mod testing;
 pub mod tlog;

@@ -17,6 +17,7 @@ pub use attestation::{
     NodeRecord, NodeStatus, NotAttested, appraise_member, evidence_nonce, recovery_nonce,
 };
 pub use policy_change::{changed_members, outgoing_rule};
+pub use recovery::{NoPlan, RecoveryPlan, build_recovery, plan_recovery};
 pub use requests::{Pool, RequestRecord, Usage};
 
 use crate::certificate::{Certifiers, QuorumRule};

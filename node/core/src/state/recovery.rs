@@ -1,14 +1,85 @@
 //! Dark start: when fewer than a quorum are attested by entry time, one `recover` entry re-establishes boot keys. It must
 //! extend every contributed lock, and its quotes are over values that nobody could have known before.
 use super::attestation::{appraise_member, recovery_nonce};
-use super::{Blobs, NodeStatus, NotAttested, Run};
-use crate::command::RecoverCommand;
+use super::{Blobs, NodeStatus, NotAttested, Run, State};
+use crate::command::{CheckpointRef, Contribution, RecoverCommand};
 use crate::crypto::{Hash, PublicKey};
 use crate::ids::NodeId;
 use crate::leaf::Outcome;
 use crate::refusal::Refusal;
-use crate::tlog::{ConsistencyProof, verify_consistency};
-use std::collections::BTreeSet;
+use crate::tlog::{ConsistencyProof, NodeReader, ProveError, TreeSize, prove_consistency, root_at, verify_consistency};
+use quorate_attest::evidence::Evidence;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a recovery rests on before anybody has quoted: the nonce of every quote follows from it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecoveryPlan {
+    /// The highest certified checkpoint contributed.
+    pub base: CheckpointRef,
+    /// By node, ascending; at least a quorum, none in conflict with the tree.
+    pub contributions: Vec<Contribution>,
+}
+
+/// Why a recovery cannot be planned yet.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{usable} contributions of {needed} extend to this log; in conflict with it: {conflicting:?}")]
+pub struct NoPlan {
+    /// Contributions that fit.
+    pub usable: usize,
+    /// How many it takes.
+    pub needed: usize,
+    /// Members whose lock or certified checkpoint is no prefix of this log.
+    pub conflicting: BTreeSet<NodeId>,
+}
+
+/// Chooses among contributions those a recovery can rest on, given the proposer's state and its tree at the same size.
+/// What a contributor merely claims is checked against that tree, so one that lies is left out, not followed.
+pub fn plan_recovery<R: NodeReader>(
+    state: &State,
+    tree: &R,
+    contributions: impl IntoIterator<Item = Contribution>,
+) -> Result<Result<RecoveryPlan, NoPlan>, R::Error> {
+    let size = state.checkpoint().size;
+    let mut usable: BTreeMap<NodeId, Contribution> = BTreeMap::new();
+    let mut conflicting = BTreeSet::new();
+    for x in contributions {
+        if !state.data.nodes.contains_key(&x.node) || !x.possesses_key(state.data.genesis) {
+            continue;
+        }
+        let mut fits = true;
+        for part in [x.certified, x.lock] {
+            fits &= part.size > TreeSize::ZERO && part.size <= size && root_at(tree, part.size)? == part.root;
+        }
+        if fits {
+            usable.entry(x.node).or_insert(x);
+        } else {
+            conflicting.insert(x.node);
+        }
+    }
+    let mut keys = BTreeSet::new();
+    usable.retain(|_, x| keys.insert(x.boot.cosign));
+    let base = usable.values().map(|x| x.certified).max();
+    let needed = state.policy.quorum();
+    Ok(match base {
+        Some(base) if usable.len() >= needed => Ok(RecoveryPlan { base, contributions: usable.into_values().collect() }),
+        _ => Err(NoPlan { usable: usable.len(), needed, conflicting }),
+    })
+}
+
+/// The command of a plan once its nodes have quoted; `evidence` in any order. What it lacks, `apply` will name.
+pub fn build_recovery<R: NodeReader>(
+    state: &State,
+    tree: &R,
+    plan: RecoveryPlan,
+    mut evidence: Vec<(NodeId, Evidence)>,
+) -> Result<RecoverCommand, ProveError<R::Error>> {
+    let size = state.checkpoint().size;
+    evidence.sort_by_key(|(node, _)| *node);
+    let prove = |part: CheckpointRef| prove_consistency(tree, part.size, size);
+    let proofs = plan.contributions.iter().map(|x| Ok((prove(x.certified)?, prove(x.lock)?))).collect::<Result<_, _>>()?;
+    let RecoveryPlan { base, contributions } = plan;
+    Ok(RecoverCommand { base, contributions, evidence, tree: size, proofs })
+}
 
 impl Run<'_> {
     pub(super) fn recover(&mut self, c: &RecoverCommand, blobs: &dyn Blobs) -> Result<Outcome, Refusal> {
@@ -28,7 +99,7 @@ impl Run<'_> {
         if c.tree != own.size {
             return Err(Refusal::LockConflict);
         }
-        let prefix = |part: crate::command::CheckpointRef, proof: &ConsistencyProof| {
+        let prefix = |part: CheckpointRef, proof: &ConsistencyProof| {
             verify_consistency(part.size, part.root, own.size, own.root, proof).map_err(|_| Refusal::LockConflict)
         };
         for (x, (certified, lock)) in c.contributions.iter().zip(&c.proofs) {
