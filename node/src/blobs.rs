@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Largest blob: a full IMA list of a busy machine.
 pub const BLOB_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -54,7 +55,9 @@ impl BlobStore {
             return Ok(digest);
         }
         let path = self.path(&digest);
-        let draft = path.with_extension(format!("draft-{}", std::process::id()));
+        // Two tasks may put the same blob at once: each writes a draft of its own.
+        static DRAFTS: AtomicU64 = AtomicU64::new(0);
+        let draft = path.with_extension(format!("draft-{}", DRAFTS.fetch_add(1, Ordering::Relaxed)));
         let write = || -> std::io::Result<()> {
             let mut file = File::create(&draft)?;
             file.write_all(bytes)?;

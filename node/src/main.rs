@@ -79,7 +79,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn trace(config: &Config) {
-    let filter = config.log.filter.clone().unwrap_or_else(|| "info,openraft=error".into());
+    let filter = config.log.filter.clone().unwrap_or_else(|| "info,openraft=off".into());
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter));
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.log.format {

@@ -194,6 +194,8 @@ impl Node {
             if let Err(error) = raft.initialize(members).await {
                 tracing::debug!(%error, "Raft is initialised already");
             }
+        } else if raft.metrics().borrow().vote.leader_id().voted_for() == Some(me.0) {
+            proposer::new_term(&raft).await;
         }
         let incoming = Incoming::new(grpc, &boot.identity, Limits::default())?;
         let (drain_tx, mut drain) = watch::channel(false);

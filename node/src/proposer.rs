@@ -34,6 +34,8 @@ const LAZY: Duration = Duration::from_millis(200);
 const RESEND: Duration = Duration::from_millis(300);
 /// A command that is not committed by now makes its node campaign.
 const WITHHELD: Duration = Duration::from_secs(2);
+/// A leader whose batch is not committed by now begins a new term.
+const STUCK: Duration = Duration::from_secs(3);
 /// At most one such campaign in this time.
 const CAMPAIGN_EVERY: Duration = Duration::from_secs(10);
 /// After this nobody waits for the outcome any more.
@@ -148,11 +150,24 @@ pub async fn batch(raft: Raft, ledger: Ledger, queue: Queue) {
             tracing::error!("a batch exceeded its bound: dropped");
             continue;
         };
-        if let Err(error) = raft.client_write(entry).await {
-            tracing::debug!(%error, "a batch was not committed by this leader");
-            // Its authors send again to whoever leads now.
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        match tokio::time::timeout(STUCK, raft.client_write(entry)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a batch was not committed by this leader");
+                // Its authors send again to whoever leads now.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(_) => new_term(&raft).await,
         }
+    }
+}
+
+/// Followers refuse a leader's own entries once they are too old for its term. Under a new term they are history that
+/// someone has to finish, and pass; so a leader that is stuck, or that Raft resumed after a restart, begins one.
+pub async fn new_term(raft: &Raft) {
+    tracing::debug!("beginning a new term");
+    if let Err(error) = raft.trigger().elect().await {
+        tracing::debug!(%error, "cannot campaign");
     }
 }
 
@@ -235,9 +250,7 @@ impl Courier {
             if withheld && campaigned.is_none_or(|c| now - c > CAMPAIGN_EVERY) && !leads(&self.raft, self.ledger.me()) {
                 campaigned = Some(now);
                 tracing::warn!("a command of this node is not committed in time: campaigning");
-                if let Err(error) = self.raft.trigger().elect().await {
-                    tracing::debug!(%error, "cannot campaign");
-                }
+                new_term(&self.raft).await;
             }
             let mut due: Vec<Hash> = Vec::new();
             for (command, blobs) in fresh {

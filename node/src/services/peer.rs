@@ -96,10 +96,10 @@ impl PeerService {
             }
             // An old entry is fine when it was written under an earlier term, or when so many peers applied it that an
             // honest one did; a leader's own new entry must be of now. The cosigner signs no stale checkpoint either way.
-            let own = entry.log_id.leader_id.term == rpc.vote.leader_id.term;
+            let own = entry.log_id.leader_id == rpc.vote.leader_id;
             let settled = entry.log_id.index <= self.cosigner.applied_by(honest);
             if own && !settled && now.since_ms(batch.time) > skew.saturating_add(RETRANSMIT_MS) {
-                tracing::warn!(leader = from.0, behind_ms = now.since_ms(batch.time), "the leader backdates an entry: refused");
+                tracing::debug!(leader = from.0, behind_ms = now.since_ms(batch.time), "an entry is too old for its term: refused");
                 return Err(Status::failed_precondition("entry time is behind this node's clock"));
             }
             for digest in batch.commands.iter().flat_map(Command::blobs) {
