@@ -11,7 +11,7 @@ use crate::wire::{Conn, mesh_client, random_id};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use quorate_core::command::{
-    Authorise, ClientCommand, ClientSigned, Command, NodeCommand, NodeSigned, Report,
+    Authorise, ClientCommand, ClientSigned, Command, Ended, NodeCommand, NodeSigned, Report,
 };
 use quorate_core::crypto::{Hash, encode};
 use quorate_core::ids::{NodeId, RequestId, RouteId};
@@ -580,7 +580,8 @@ impl Inner {
             if let Error::Refused(refusal) = &error {
                 match refusal.code.as_str() {
                     "stale_policy" => self.refresh().await?,
-                    "connection_used" | "expired" | "replayed" => {}
+                    // Only this connection is no use.
+                    "connection_used" | "connection_in_use" | "provider_closed" | "expired" | "replayed" => {}
                     // The pool is no use any longer, whatever it was.
                     _ => {
                         lanes.left(self, &lane, &error);
@@ -638,16 +639,24 @@ impl Inner {
         let reporter = Reporter { inner: Arc::downgrade(self), lane: lane.clone(), request: id };
         let limits = Limits { response_bytes_max, allowed: Duration::from_millis(allowed_ms) };
         let mut exchange = start(lane, conn, request, sign, limits).await?;
+        exchange.report = Some(reporter);
         match timeout(AUTHORISE_TIMEOUT, exchange.wait_authorised()).await {
             Ok(Ok(First::Authorised)) => {}
-            Ok(Ok(First::Refused(error))) => return Err(Failed { error, forwarded: Forwarded::No }),
-            Ok(Err(error)) => return Err(Failed { error, forwarded: Forwarded::Unknown }),
+            Ok(Ok(First::Refused(error))) => {
+                // There is no open request to report on.
+                exchange.report = None;
+                return Err(Failed { error, forwarded: Forwarded::No });
+            }
+            Ok(Err(error)) => {
+                exchange.ended = Some(Ended::MeshFailure);
+                return Err(Failed { error, forwarded: Forwarded::Unknown });
+            }
             Err(_) => {
+                exchange.ended = Some(Ended::MeshFailure);
                 let error = Error::NodeLost { node: relay, reason: "no word on a request in time".into() };
                 return Err(Failed { error, forwarded: Forwarded::Unknown });
             }
         }
-        exchange.report = Some(reporter);
         let authorised = exchange.authorised.unwrap_or_default();
         let head = exchange.head().await.map_err(|error| Failed { error, forwarded: Forwarded::Yes })?;
         let provenance = Provenance { request: id, relay, keyer, authorised, body_salt };

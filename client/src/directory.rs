@@ -109,3 +109,98 @@ impl Directory {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quorate_core::crypto::{Hash, encode};
+    use quorate_core::ids::ClientId;
+    use quorate_core::testing::{CLIENT, Mesh, ROUTE, key};
+
+    fn trust(genesis: Hash, client: &str) -> TrustFile {
+        TrustFile {
+            genesis,
+            nodes: vec!["127.0.0.1:1".parse().unwrap()],
+            client: ClientId::new(client).unwrap(),
+            key: "unused".into(),
+            freshness_ms: 1000,
+        }
+    }
+
+    fn directory(mesh: &Mesh) -> Directory {
+        Directory::verify(&encode(&mesh.proof(&[])), &trust(mesh.fleet.cluster(), CLIENT), "n").unwrap()
+    }
+
+    #[test]
+    fn a_directory_proves_nodes_grant_and_routes() {
+        let mesh = Mesh::four();
+        let directory = directory(&mesh);
+        let trusted = trust(mesh.fleet.cluster(), CLIENT);
+        let ours = quorate_core::crypto::public_key(&key(CLIENT)).0;
+        let grant = directory.grant(&trusted, &ours).unwrap();
+        assert!(matches!(directory.grant(&trusted, &[0; 32]), Err(Error::WrongClientKey { .. })));
+        let stranger = trust(mesh.fleet.cluster(), "stranger");
+        assert!(matches!(directory.grant(&stranger, &ours), Err(Error::UnknownClient { .. })));
+
+        let route = directory.route_for_model(grant, "any").unwrap();
+        assert_eq!(route.as_str(), ROUTE);
+        let pairs = directory.pairs(&route, &grant.custodian);
+        assert_eq!(pairs.len(), 8, "four relays, two keyers each");
+        let custodian = |n| &directory.node(n).unwrap().0.custodian;
+        for (relay, keyer) in pairs {
+            assert!(custodian(relay) != custodian(keyer) && custodian(relay) != &grant.custodian);
+        }
+        assert_eq!(directory.policy_document(), mesh.fleet.chain[0].document);
+    }
+
+    #[test]
+    fn relays_and_keyers_under_the_clients_custodian_are_left_out() {
+        let mesh = Mesh::new(4, 1, |d| d.member[0].custodian = "developers".into());
+        let directory = directory(&mesh);
+        let route = RouteId::new(ROUTE).unwrap();
+        let pairs = directory.pairs(&route, &Custodian::new("developers").unwrap());
+        assert!(!pairs.is_empty() && pairs.iter().all(|(r, k)| r.0 != 1 && k.0 != 1), "{pairs:?}");
+    }
+
+    #[test]
+    fn another_genesis_or_one_changed_byte_proves_nothing() {
+        let mesh = Mesh::four();
+        let mut bytes = encode(&mesh.proof(&[]));
+        let other = trust(Hash([9; 32]), CLIENT);
+        assert!(matches!(Directory::verify(&bytes, &other, "n"), Err(Error::Directory { .. })));
+        let at = bytes.len() / 2;
+        bytes[at] ^= 1;
+        let ours = trust(mesh.fleet.cluster(), CLIENT);
+        assert!(matches!(Directory::verify(&bytes, &ours, "n"), Err(Error::Directory { .. })));
+    }
+
+    #[test]
+    fn time_may_differ_by_the_bound_and_no_more() {
+        let mesh = Mesh::four();
+        let directory = directory(&mesh);
+        let time = directory.verified().time;
+        assert!(directory.check_fresh(time.plus_ms(1000), 1000).is_ok());
+        assert!(matches!(
+            directory.check_fresh(time.plus_ms(1001), 1000),
+            Err(Error::Stale { age_ms: 1001, .. })
+        ));
+        assert!(matches!(directory.check_fresh(Timestamp(time.0 - 1001), 1000), Err(Error::Stale { .. })));
+    }
+
+    #[test]
+    fn a_directory_only_moves_forward_and_a_fork_is_named() {
+        let mut mesh = Mesh::four();
+        let mut fork = Mesh::four();
+        let old = directory(&mesh);
+        mesh.attest_all();
+        let new = directory(&mesh);
+        assert!(old.check_succeeded_by(&new).unwrap());
+        assert!(!new.check_succeeded_by(&old).unwrap());
+        assert!(!new.check_succeeded_by(&new).unwrap());
+        fork.wait(5);
+        fork.attest_all();
+        let other = directory(&fork);
+        assert_eq!(new.size(), other.size());
+        assert!(matches!(new.check_succeeded_by(&other), Err(Error::Fork { .. })));
+    }
+}

@@ -185,11 +185,14 @@ impl Exchange {
                     return Ok(First::Authorised);
                 }
                 Down::Refused(refusal) => return Ok(First::Refused(Error::Refused(refusal))),
-                // The connection died in the pool and the relay says so: nothing was forwarded.
+                // A relay refuses what it did not release; an end without that leaves the question open.
                 Down::Closed(reason) => {
                     let relay = down.relay().unwrap_or_default();
-                    let reason = format!("the connection had ended ({})", plain(&reason));
-                    return Ok(First::Refused(Error::NodeLost { node: relay, reason }));
+                    let reason = format!(
+                        "the connection ended before the request's authorisation ({})",
+                        plain(&reason)
+                    );
+                    return Err(Error::NodeLost { node: relay, reason });
                 }
             }
         }

@@ -165,6 +165,47 @@ fn ended(ended: Ended) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use quorate_core::testing::Mesh;
+
+    #[test]
+    fn a_receipt_is_described_and_any_changed_byte_is_refused() {
+        let mut mesh = Mesh::four();
+        let pool = mesh.open_pool();
+        let request = mesh.authorise(&pool);
+        mesh.settle(&pool, request);
+        let text = mesh.receipt(request).to_text();
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("r.txt");
+        let run = |text: &[u8], genesis: Hash| {
+            std::fs::write(&file, text).unwrap();
+            verify(VerifyArgs { trust: None, genesis: Some(genesis.to_string()), receipt: file.clone() })
+        };
+        let genesis = mesh.fleet.cluster();
+        run(text.as_bytes(), genesis).unwrap();
+        assert!(run(text.as_bytes(), Hash([7; 32])).unwrap_err().message.contains("another genesis"));
+        // One byte at a time, spread over the file.
+        for at in (0..text.len()).step_by(text.len() / 40) {
+            let mut changed = text.clone().into_bytes();
+            changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
+            assert!(run(&changed, genesis).is_err(), "byte {at}");
+        }
+
+        let (verified, authorisation) = Receipt::from_text(&text).unwrap().verify(genesis).unwrap();
+        let said = describe(&verified, &authorisation);
+        for part in [
+            "asked by",
+            "route",
+            "relay",
+            "keyer",
+            "certified by",
+            "software TPM",
+            "settled",
+            "reported",
+            "HTTP 200",
+        ] {
+            assert!(said.contains(part), "{part} in\n{said}");
+        }
+    }
 
     #[test]
     fn dates() {
