@@ -313,9 +313,10 @@ where
         let mut buffer = BytesMut::with_capacity(IDLE_READ_BYTES);
         let (mut decided, mut waited) = (None, None);
         loop {
-            if let (Some(decided), Some(waited)) = (decided.take_if(|_| waited.is_some()), waited.take()) {
-                return Ok((decided, waited));
-            }
+            (decided, waited) = match (decided, waited) {
+                (Some(decided), Some(waited)) => return Ok((decided, waited)),
+                incomplete => incomplete,
+            };
             let busy = waited.as_ref().is_none_or(|w| matches!(w, Waited::Approved(_)));
             tokio::select! {
                 result = &mut decision, if decided.is_none() => match result {

@@ -1,0 +1,493 @@
+//! A mesh in one process: real ledgers, relay and keyer on two nodes, a leader that orders at once, a TLS provider, a client.
+use super::super::*;
+use crate::blobs::BlobStore;
+use crate::directory::{Directory, PolicyChain, RequestIndex};
+use crate::keyer::Keyer;
+use crate::ledger::{Applier, Certified, Start};
+use crate::tilestore::TileStore;
+use bytes::Bytes;
+use quorate_core::command::{Alarm, Batch, NodeCommand, OpenPool, Settlement};
+use quorate_core::crypto::{encode, public_key};
+use quorate_core::leaf::Leaf;
+use quorate_core::testing::{CLIENT, Mesh, key};
+use quorate_proto::v1::{tunnel_down::Frame as DownFrame, tunnel_up::Frame as UpFrame};
+use quorate_splitkey::client::{BodySealer, ClientConnection, KEY_LOG_CLIENT, KEY_LOG_SERVER};
+use quorate_splitkey::head::{Head, HeadTemplate, Header, Method};
+use quorate_splitkey::record::{Event, RecordOpener, RecordReader, TrafficSecret};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{CipherSuite, KeyLog};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_stream::StreamExt;
+
+type Secrets = Arc<Mutex<HashMap<String, Vec<u8>>>>;
+
+#[derive(Debug, Default)]
+struct Log(Secrets);
+
+impl KeyLog for Log {
+    fn log(&self, label: &str, _: &[u8], secret: &[u8]) {
+        self.0.lock().unwrap().insert(label.to_owned(), secret.to_vec());
+    }
+}
+
+/// What the provider read as application data, over all its connections.
+pub(super) type Seen = Arc<Mutex<Vec<u8>>>;
+
+/// A TLS server that answers by what the body says: `big`, `hang`, anything else.
+async fn provider(seen: Seen) -> (u16, CertificateDer<'static>) {
+    let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let certificate = own.cert.der().clone();
+    let private = PrivateKeyDer::try_from(own.signing_key.serialize_der()).unwrap();
+    let builder = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    let mut config = builder
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], private)
+        .unwrap();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            let (acceptor, seen) = (acceptor.clone(), seen.clone());
+            tokio::spawn(async move {
+                let Ok(mut tls) = acceptor.accept(socket).await else { return };
+                let mut got = Vec::new();
+                let mut chunk = [0; 4096];
+                while let Ok(count @ 1..) = tls.read(&mut chunk).await {
+                    seen.lock().unwrap().extend_from_slice(&chunk[..count]);
+                    got.extend_from_slice(&chunk[..count]);
+                    let text = String::from_utf8_lossy(&got).into_owned();
+                    let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+                    let length = head.lines().find_map(|l| l.strip_prefix("content-length: ")).unwrap();
+                    if body.len() < length.parse().unwrap() {
+                        continue;
+                    }
+                    let answer = match body {
+                        "hang" => continue,
+                        "big" => "x".repeat(200_000),
+                        _ => "fine".to_owned(),
+                    };
+                    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{answer}", answer.len());
+                    let _gone = tls.write_all(answer.as_bytes()).await;
+                    let _gone = tls.shutdown().await;
+                    return;
+                }
+            });
+        }
+    });
+    (port, certificate)
+}
+
+/// Hands heads to the keyer in this process.
+pub(super) struct Port {
+    keyer: Keyer,
+    from: NodeId,
+    pub(super) silent: AtomicBool,
+}
+
+#[tonic::async_trait]
+impl KeyerPort for Port {
+    async fn check_head(&self, _: NodeId, request: v1::CheckHeadRequest) -> Result<v1::CheckHeadReply, Status> {
+        if self.silent.load(Ordering::Relaxed) {
+            return Err(Status::unavailable("no link"));
+        }
+        Ok(self.keyer.check_head(self.from, request).await)
+    }
+}
+
+struct OneNode {
+    id: NodeId,
+    ledger: Ledger,
+    applier: Applier<BlobStore>,
+}
+
+struct Leader {
+    mesh: Mesh,
+    nodes: Vec<OneNode>,
+    blobs: BlobStore,
+    index: u64,
+}
+
+impl Leader {
+    fn apply(&mut self, commands: Vec<Command>) {
+        for blob in self.mesh.fleet.blobs.0.values() {
+            self.blobs.put(blob).unwrap();
+        }
+        self.index += 1;
+        let applied = self.mesh.apply(commands.clone());
+        let entry = encode(&Batch { time: self.mesh.time, proposer: NodeId(1), commands });
+        let certified = self.mesh.certified.get(&applied.checkpoint.size);
+        for node in &mut self.nodes {
+            node.applier.apply(&entry, self.index).unwrap();
+            if let Some(certified) = certified {
+                let certified = Certified { certified: certified.clone(), own: applied.checkpoint, log_index: self.index };
+                node.ledger.publish(certified);
+            }
+        }
+    }
+
+    fn order(&mut self, from: NodeId, outgoing: Outgoing) {
+        let command = match outgoing {
+            Outgoing::Command(command, _) => command,
+            Outgoing::Settlement(s) => self.mesh.fleet.node_command(from, NodeCommand::Settle(vec![s])),
+            Outgoing::Alarm(a) => self.mesh.fleet.node_command(from, NodeCommand::Alarm(a)),
+            Outgoing::Node(n) => self.mesh.fleet.node_command(from, n),
+        };
+        self.apply(vec![command]);
+    }
+}
+
+/// Everything a test needs.
+pub(super) struct Lab {
+    leader: Arc<Mutex<Leader>>,
+    pub(super) relay: Relay,
+    pub(super) keyer: Keyer,
+    pub(super) port: Arc<Port>,
+    pub(super) directory: Directory,
+    pub(super) seen: Seen,
+    pub(super) pool: OpenPool,
+    pub(super) template: HeadTemplate,
+    certificate: CertificateDer<'static>,
+    _folder: tempfile::TempDir,
+}
+
+impl Lab {
+    /// Four nodes attested, a pool open, the provider listening.
+    pub(super) async fn new() -> Self {
+        let seen = Seen::default();
+        let (port, certificate) = provider(seen.clone()).await;
+        Self::with_provider(seen, port, certificate).await
+    }
+
+    pub(super) async fn unreachable() -> Self {
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        let (_, certificate) = provider(Seen::default()).await;
+        Self::with_provider(Seen::default(), closed, certificate).await
+    }
+
+    async fn with_provider(seen: Seen, port: u16, certificate: CertificateDer<'static>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = BlobStore::open(folder.path()).unwrap();
+        let mut mesh = Mesh::dark(4, 1, |d| {
+            d.route[0].host = "localhost".into();
+            d.route[0].port = port;
+        });
+        mesh.time = crate::clock::now();
+        let index = Arc::new(RequestIndex::default());
+        let slot: Arc<std::sync::OnceLock<Relay>> = Arc::default();
+        let (mut nodes, mut queues) = (Vec::new(), Vec::new());
+        // Node 1 is the relay; any of the others may turn out to be the keyer.
+        for id in 1..=4 {
+            let (state, leaf) = mesh.fleet.genesis();
+            let dir = folder.path().join(format!("tiles-{id}"));
+            let mut tiles = TileStore::create(&dir).unwrap();
+            tiles.append(&[leaf]).unwrap();
+            let (index, slot) = (index.clone(), slot.clone());
+            let on_leaf: crate::ledger::LeafHook = Box::new(move |leaf| {
+                if id == 1 {
+                    index.on_leaf(leaf);
+                    if let Some(relay) = slot.get() {
+                        relay.on_leaf(leaf);
+                    }
+                }
+            });
+            let (applied, _) = mpsc::unbounded_channel();
+            let (outgoing, queue) = mpsc::channel(1024);
+            let me = NodeId(id);
+            let start = Start { me, state, log_index: 0, tiles, tiles_dir: dir, blobs: blobs.clone(), on_leaf };
+            let (ledger, applier) = Ledger::new(start, applied, outgoing);
+            nodes.push(OneNode { id: me, ledger, applier });
+            queues.push((me, queue));
+        }
+        let mut leader = Leader { mesh, nodes, blobs: blobs.clone(), index: 0 };
+        let recovery = leader.mesh.recovery();
+        leader.apply(vec![Command::Recover(Box::new(recovery))]);
+        let evidence = (1..=4).map(|n| leader.mesh.evidence(n)).collect();
+        leader.apply(evidence);
+        let state = leader.mesh.state().clone();
+        let pool = leader.mesh.fleet.pool(&state, 1);
+        let open = leader.mesh.fleet.client(CLIENT, ClientCommand::OpenPool(pool.clone()));
+        leader.apply(vec![open]);
+        let ledger_of = |id: NodeId| leader.nodes.iter().find(|n| n.id == id).unwrap().ledger.clone();
+        let metrics = Arc::new(Metrics::new());
+        let keyer = Keyer::new(ledger_of(pool.keyer), pool.keyer_boot.clone(), metrics.clone());
+        let port = Arc::new(Port { keyer: keyer.clone(), from: NodeId(1), silent: AtomicBool::new(false) });
+        let relay = Relay::new(ledger_of(NodeId(1)), pool.relay_boot.clone(), port.clone(), metrics, 8);
+        slot.set(relay.clone()).ok().unwrap();
+        let chain = PolicyChain::open(&folder.path().join("chain"), leader.mesh.fleet.chain[0].clone()).unwrap();
+        let directory = Directory::new(ledger_of(NodeId(1)), blobs, chain, index);
+        let d = &leader.mesh.fleet.document.route[0];
+        let template = HeadTemplate::for_route(&d.host, d.port, &d.base_path, &d.paths, &d.dialect, &d.headers).unwrap();
+        let leader = Arc::new(Mutex::new(leader));
+        for (from, mut queue) in queues {
+            let leader = leader.clone();
+            tokio::spawn(async move {
+                while let Some(outgoing) = queue.recv().await {
+                    leader.lock().unwrap().order(from, outgoing);
+                }
+            });
+        }
+        Self { leader, relay, keyer, port, directory, seen, pool, template, certificate, _folder: folder }
+    }
+
+    pub(super) fn client_key() -> PublicKey {
+        PublicKey::from_bytes(public_key(&key(CLIENT)).0)
+    }
+
+    /// So many nodes no longer cosign.
+    pub(super) fn silence(&self, nodes: &[u64]) {
+        self.leader.lock().unwrap().mesh.silent.extend(nodes.iter().map(|n| NodeId(*n)));
+    }
+
+    pub(super) fn cluster(&self) -> quorate_core::crypto::Hash {
+        self.leader.lock().unwrap().mesh.fleet.cluster()
+    }
+
+    /// Has the leader order a command.
+    pub(super) fn order(&self, command: Command) {
+        self.leader.lock().unwrap().apply(vec![command]);
+    }
+
+    /// How many alarms like this there are, once there is one.
+    pub(super) async fn alarms(&self, alarm: Alarm) -> usize {
+        let like = |body: &LeafBody| {
+            matches!(body, LeafBody::Decided { command: Command::Node(n), .. } if n.body == NodeCommand::Alarm(alarm.clone()))
+        };
+        for _ in 0..500 {
+            match self.leaves().iter().filter(|body| like(body)).count() {
+                0 => tokio::time::sleep(Duration::from_millis(10)).await,
+                count => return count,
+            }
+        }
+        0
+    }
+
+    /// The bodies of all leaves so far.
+    pub(super) fn leaves(&self) -> Vec<LeafBody> {
+        let leader = self.leader.lock().unwrap();
+        let body = |bytes: &Vec<u8>| {
+            let Leaf::V1 { body, .. } = borsh::from_slice(bytes).unwrap();
+            body
+        };
+        leader.mesh.log.leaves.iter().map(body).collect()
+    }
+
+    /// Every settlement in the log.
+    pub(super) fn settlements(&self) -> Vec<Settlement> {
+        let settled = |body| match body {
+            LeafBody::Decided { command: Command::Node(n), outcome: Outcome::Settled(refused) } => match n.body {
+                NodeCommand::Settle(s) => {
+                    assert!(refused.is_empty(), "{refused:?}");
+                    Some(s)
+                }
+                _ => None,
+            },
+            _ => None,
+        };
+        self.leaves().into_iter().filter_map(settled).flatten().collect()
+    }
+
+    /// Waits for the one settlement there must be.
+    pub(super) async fn settlement(&self) -> Settlement {
+        for _ in 0..500 {
+            if let [one] = self.settlements().as_slice() {
+                return one.clone();
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("settlements: {:?}", self.settlements());
+    }
+
+    /// An authorisation for this head, changed before it is signed.
+    pub(super) fn authorise(
+        &self,
+        connection: ConnectionId,
+        head: &[u8],
+        edit: impl FnOnce(&mut quorate_core::command::Authorise),
+    ) -> (RequestId, Command) {
+        let mut leader = self.leader.lock().unwrap();
+        let records = quorate_splitkey::framing::HeadRecords::from_bytes(head, self.template.shape()).unwrap();
+        let pool = self.pool.clone();
+        leader.mesh.request_with(&pool, |a| {
+            a.connection = connection;
+            a.head_digest = quorate_core::crypto::Hash(records.digest().0);
+            a.response_bytes_max = 1 << 20;
+            edit(a);
+        })
+    }
+
+    /// A tunnel without its Open.
+    pub(super) fn tunnel(&self, key: PublicKey) -> Result<Tunnelled, Problem> {
+        let (up, stream) = mpsc::channel(64);
+        let down = self.relay.tunnel(key, ReceiverStream::new(stream))?;
+        Ok(Tunnelled { up, down })
+    }
+
+    /// A tunnel whose handshake is done and whose secret the keyer has.
+    pub(super) async fn connect(&self, connection: u8) -> Connected {
+        let id = ConnectionId([connection; 16]);
+        let mut tunnel = self.tunnel(Self::client_key()).unwrap();
+        tunnel.open(&self.pool, id).await;
+        assert!(matches!(tunnel.next().await, Some(DownFrame::Opened(_))));
+        let (secrets, mut tls) = self.tls();
+        let mut reader = RecordReader::new();
+        let mut early = Vec::new();
+        loop {
+            let mut out = Vec::new();
+            while tls.wants_write() {
+                tls.write_tls(&mut out).unwrap();
+            }
+            if !out.is_empty() {
+                tunnel.send(UpFrame::Data(out.into())).await;
+            }
+            if !tls.is_handshaking() {
+                break;
+            }
+            let Some(DownFrame::Data(bytes)) = tunnel.next().await else { panic!("the handshake ended") };
+            let mut input = bytes.as_ref();
+            while tls.is_handshaking() {
+                let Some(record) = reader.read(&mut input).unwrap() else { break };
+                let mut bytes = Vec::new();
+                record.write_to(&mut bytes);
+                tls.read_tls(&mut bytes.as_slice()).unwrap();
+                tls.process_new_packets().unwrap();
+            }
+            early.extend_from_slice(input);
+        }
+        let secret = |label: &str| -> TrafficSecret { secrets.lock().unwrap()[label].as_slice().try_into().unwrap() };
+        let registered = v1::RegisterRequest {
+            pool: Bytes::copy_from_slice(&self.pool.pool.0),
+            connection: Bytes::copy_from_slice(&id.0),
+            traffic_secret: Bytes::copy_from_slice(secret(KEY_LOG_CLIENT).expose_bytes()),
+        };
+        self.keyer.register(&Self::client_key(), registered).await.unwrap();
+        let connection = ClientConnection::new(secret(KEY_LOG_CLIENT), secret(KEY_LOG_SERVER));
+        Connected { id, tunnel, connection, early }
+    }
+
+    fn tls(&self) -> (Secrets, rustls::ClientConnection) {
+        let default = rustls::crypto::aws_lc_rs::default_provider();
+        let suites = default.cipher_suites.iter().copied();
+        let provider = rustls::crypto::CryptoProvider {
+            cipher_suites: suites.filter(|s| s.suite() == CipherSuite::TLS13_CHACHA20_POLY1305_SHA256).collect(),
+            ..default
+        };
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.certificate.clone()).unwrap();
+        let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.resumption = rustls::client::Resumption::disabled();
+        let secrets = Secrets::default();
+        config.key_log = Arc::new(Log(secrets.clone()));
+        let name = ServerName::try_from("localhost").unwrap();
+        (secrets, rustls::ClientConnection::new(Arc::new(config), name).unwrap())
+    }
+}
+
+/// The client's end of a tunnel.
+pub(super) struct Tunnelled {
+    pub(super) up: mpsc::Sender<Result<v1::TunnelUp, Status>>,
+    pub(super) down: Down,
+}
+
+impl Tunnelled {
+    /// Sends, unless the relay has ended the tunnel already.
+    pub(super) async fn send(&self, frame: UpFrame) {
+        let _ended = self.up.send(Ok(v1::TunnelUp { frame: Some(frame) })).await;
+    }
+    pub(super) async fn open(&self, pool: &OpenPool, id: ConnectionId) {
+        let (pool, connection) = (Bytes::copy_from_slice(&pool.pool.0), Bytes::copy_from_slice(&id.0));
+        self.send(UpFrame::Open(v1::tunnel_up::Open { pool, connection })).await;
+    }
+    pub(super) async fn next(&mut self) -> Option<DownFrame> {
+        let next = tokio::time::timeout(Duration::from_secs(10), self.down.next()).await.expect("nothing came");
+        next.map(|message| message.unwrap().frame.unwrap())
+    }
+    /// The code of the refusal that ends the tunnel.
+    pub(super) async fn refusal(&mut self) -> String {
+        loop {
+            match self.next().await {
+                Some(DownFrame::Refused(refused)) => {
+                    assert!(self.next().await.is_none(), "a refusal is the last word");
+                    return refused.code;
+                }
+                Some(DownFrame::Data(_) | DownFrame::Opened(_) | DownFrame::Authorised(_)) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+/// After the handshake.
+pub(super) struct Connected {
+    pub(super) id: ConnectionId,
+    pub(super) tunnel: Tunnelled,
+    pub(super) connection: ClientConnection,
+    early: Vec<u8>,
+}
+
+/// A request's parts, sealed.
+pub(super) struct Sealed {
+    pub(super) id: ConnectionId,
+    pub(super) tunnel: Tunnelled,
+    pub(super) head: Vec<u8>,
+    pub(super) body: BodySealer,
+    response: RecordOpener,
+    early: Vec<u8>,
+}
+
+impl Connected {
+    /// Seals the head of a request with such a body.
+    pub(super) fn seal(self, template: &HeadTemplate, path: &str, content_length: u64) -> Sealed {
+        let headers = vec![Header { name: "content-type".into(), value: "application/json".into() }];
+        let head = Head { method: Method::Post, path: path.into(), headers, content_length };
+        let request = self.connection.seal_request(template, &head).unwrap();
+        let (head, body, response) = (request.head.to_bytes(), request.body, request.response);
+        Sealed { id: self.id, tunnel: self.tunnel, head, body, response, early: self.early }
+    }
+}
+
+impl Sealed {
+    pub(super) async fn request(&self, command: &Command, head: &[u8]) {
+        let (command, head) = (encode(command).into(), Bytes::copy_from_slice(head));
+        self.tunnel.send(UpFrame::Request(v1::tunnel_up::Request { command, head })).await;
+    }
+    pub(super) async fn body(&mut self, body: &[u8]) {
+        let mut records = Vec::new();
+        self.body.seal_chunk(body, &mut records).unwrap();
+        self.tunnel.send(UpFrame::Data(records.into())).await;
+    }
+    /// Reads to the end: what the provider said, the authorisation, and how the relay says it ended.
+    pub(super) async fn answer(&mut self) -> (String, Option<v1::tunnel_down::Authorised>, String) {
+        let (mut text, mut authorised) = (Vec::new(), None);
+        let mut input = std::mem::take(&mut self.early);
+        loop {
+            let mut bytes = input.as_slice();
+            while let Some(event) = self.response.read(&mut bytes).unwrap() {
+                if let Event::AppData(data) = event {
+                    text.extend_from_slice(&data);
+                }
+            }
+            match self.tunnel.next().await {
+                Some(DownFrame::Data(bytes)) => input = bytes.to_vec(),
+                Some(DownFrame::Authorised(a)) => {
+                    authorised = Some(a);
+                    input = Vec::new();
+                }
+                Some(DownFrame::Closed(closed)) => return (String::from_utf8(text).unwrap(), authorised, closed.reason),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
