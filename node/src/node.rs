@@ -11,6 +11,10 @@ use crate::boot::Boot;
 use crate::config::Config;
 use crate::cosigner::{Cosigner, CosignerHandle, CosignerParts};
 use crate::directory::{Directory, PolicyChain, RequestIndex};
+use crate::keyer::Keyer;
+use crate::metrics::Metrics;
+use crate::relay::{KeyerPort, Relay};
+use crate::services::mesh::{MeshService, NodeFacts};
 use crate::evidence::EvidenceTask;
 use crate::init::Layout;
 use crate::ledger::{LeafHook, Ledger, Start};
@@ -21,10 +25,10 @@ use crate::raft::state_machine::{StateMachine, position};
 use crate::raft::types::Raft;
 use crate::raft::{CertifiedFloor, LogMonitor, LogStore, LogStoreOptions, SnapshotStore};
 use crate::recovery::{Contributor, Recovery, ask_for_own_lock};
-use crate::services::peer::PeerService;
+use crate::services::peer::{HeadChecker, PeerService};
 use crate::snapshots::NodeSnapshots;
 use crate::tilestore::{StoreTail, TileStore};
-use crate::{cosign_stream, membership, proposer, snapshots};
+use crate::{cosign_stream, http, membership, proposer, snapshots};
 use anyhow::Context as _;
 use openraft::{EmptyNode, SnapshotPolicy};
 use quorate_core::command::{Command, NodeCommand};
@@ -36,7 +40,7 @@ use quorate_proto::PEER_MESSAGE_BYTES_MAX;
 use quorate_proto::v1::peer_server::PeerServer;
 use quorate_transport::{Incoming, Limits};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -52,14 +56,15 @@ pub struct Node {
     config: Config,
     ledger: Ledger,
     raft: Raft,
-    peers: Peers,
-    cosigner: CosignerHandle,
     monitor: LogMonitor,
-    directory: Directory,
     grpc: TcpListener,
     http: TcpListener,
     boot: Boot,
-    service: PeerService,
+    peer_service: PeerService,
+    mesh_service: MeshService,
+    relay: Relay,
+    metrics: Arc<Metrics>,
+    facts: Arc<Facts>,
     tasks: JoinSet<()>,
 }
 
@@ -98,7 +103,9 @@ impl Node {
         };
 
         let index = Arc::new(RequestIndex::default());
-        let on_leaf = leaf_hook(Arc::clone(&index), chain.clone(), blobs.clone());
+        let metrics = Arc::new(Metrics::new());
+        let relay_cell = Arc::new(OnceLock::new());
+        let on_leaf = leaf_hook(Arc::clone(&index), chain.clone(), blobs.clone(), Arc::clone(&relay_cell));
         let (applied_tx, applied) = mpsc::unbounded_channel();
         let (outgoing_tx, outgoing) = mpsc::channel(OUTGOING_MAX);
         let start = Start {
@@ -113,8 +120,10 @@ impl Node {
         let (ledger, applier) = Ledger::new(start, applied_tx, outgoing_tx);
 
         let floor = CertifiedFloor::new();
-        let log = LogStore::open(&layout.raft_log(), floor.clone(), LogStoreOptions::default())
-            .context("cannot open Raft's log")?;
+        let fsyncs = Arc::clone(&metrics);
+        let on_commit: Box<dyn Fn(Duration) + Send> = Box::new(move |took| fsyncs.fsynced(took));
+        let options = LogStoreOptions { on_commit: Some(on_commit), ..LogStoreOptions::default() };
+        let log = LogStore::open(&layout.raft_log(), floor.clone(), options).context("cannot open Raft's log")?;
         let (monitor, durable) = (log.monitor(), log.durable());
         let parts =
             CosignerParts { ledger: ledger.clone(), boot: boot.clone(), applied, durable, raft_floor: floor };
@@ -128,6 +137,11 @@ impl Node {
         let machine = StateMachine::new(applier, Arc::clone(&keeper), last_applied, members);
         let network = Network { peers: peers.clone(), me: config.node };
         let raft_config = Arc::new(raft_config(&config).validate().context("Raft's timing")?);
+        let ports = Arc::new(PeerKeyers(peers.clone()));
+        let relay =
+            Relay::new(ledger.clone(), boot.keys.clone(), ports, Arc::clone(&metrics), config.tunnels_max);
+        let _first = relay_cell.set(relay.clone());
+        let keyer = Keyer::new(ledger.clone(), boot.keys.clone(), Arc::clone(&metrics));
         let raft = Raft::new(config.node.0, raft_config, network, log, machine).await.context("cannot start Raft")?;
 
         let directory = Directory::new(ledger.clone(), blobs.clone(), chain, index);
@@ -136,7 +150,7 @@ impl Node {
         let mut tasks = JoinSet::new();
         tasks.spawn(cosigner_task.run());
         tasks.spawn(peers.clone().follow_policy());
-        tasks.spawn(proposer::batch(raft.clone(), ledger.clone(), queue.clone()));
+        tasks.spawn(proposer::batch(raft.clone(), ledger.clone(), queue.clone(), Arc::clone(&metrics)));
         let courier = Courier {
             ledger: ledger.clone(),
             boot: boot.clone(),
@@ -162,22 +176,40 @@ impl Node {
         tasks.spawn(feed_streams(peers.clone(), ledger.clone(), cosigner.clone()));
         tasks.spawn(snapshot_points(ledger.clone(), raft.clone(), config.raft.snapshot_batches));
         tasks.spawn(snapshots::keep(keeper, captured, directory.clone(), ledger.clone(), raft.clone()));
-        let service = PeerService {
+        tasks.spawn(keyer.clone().sweep());
+        let facts = Arc::new(Facts { raft: raft.clone(), peers: peers.clone(), monitor: monitor.clone() });
+        let mesh_service =
+            MeshService::new(ledger.clone(), relay.clone(), keyer.clone(), directory, Arc::clone(&facts) as Arc<dyn NodeFacts>);
+        let peer_service = PeerService {
             ledger: ledger.clone(),
             raft: raft.clone(),
-            peers: peers.clone(),
+            peers,
             queue,
-            cosigner: cosigner.clone(),
+            cosigner,
             contributor,
-            keyer: Arc::new(NoKeyer),
+            keyer: Arc::new(keyer),
             blobs,
         };
-        Ok(Self { config, ledger, raft, peers, cosigner, monitor, directory, grpc, http, boot, service, tasks })
+        Ok(Self { config, ledger, raft, monitor, grpc, http, boot, peer_service, mesh_service, relay, metrics, facts, tasks })
     }
 
     /// Serves until `stop` completes or storage fails, then drains.
     pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { config, ledger, raft, mut monitor, grpc, boot, service, mut tasks, .. } = self;
+        let Self {
+            config,
+            ledger,
+            raft,
+            mut monitor,
+            grpc,
+            http: http_listener,
+            boot,
+            peer_service,
+            mesh_service,
+            relay,
+            metrics,
+            facts,
+            mut tasks,
+        } = self;
         let (me, policy) = (ledger.me(), Arc::clone(&ledger.view().policy));
         tracing::info!(
             node = me.0,
@@ -198,10 +230,27 @@ impl Node {
             proposer::new_term(&raft).await;
         }
         let incoming = Incoming::new(grpc, &boot.identity, Limits::default())?;
+        let (note_tx, note_rx) = watch::channel(Arc::from(""));
+        tasks.spawn(publish_notes(ledger.clone(), note_tx));
+        let router = http::router(ledger.clone(), note_rx, metrics, facts);
+        tasks.spawn(async move {
+            if let Err(error) = axum::serve(http_listener, router).await {
+                tracing::error!(%error, "the HTTP service ended");
+            }
+        });
+        let (health_reporter, health) = tonic_health::server::health_reporter();
+        tasks.spawn(report_health(health_reporter, ledger.clone()));
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(quorate_proto::DESCRIPTORS)
+            .build_v1()
+            .context("gRPC reflection")?;
         let (drain_tx, mut drain) = watch::channel(false);
         let server = quorate_transport::grpc_server()
+            .add_service(health)
+            .add_service(reflection)
+            .add_service(mesh_service.into_server())
             .add_service(
-                PeerServer::new(service)
+                PeerServer::new(peer_service)
                     .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
                     .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX),
             )
@@ -224,9 +273,15 @@ impl Node {
                 outcome = ended.context("the gRPC server")?.context("the gRPC server");
             }
         }
-        let _gone = drain_tx.send(true);
-        if tokio::time::timeout(Duration::from_millis(config.drain_ms), &mut server).await.is_err() {
+        let drain = Duration::from_millis(config.drain_ms);
+        relay.drain(tokio::time::Instant::now() + drain);
+        if tokio::time::timeout(drain, relay.drained()).await.is_err() {
             tracing::warn!("running requests did not end in time: cut");
+        }
+        let _gone = drain_tx.send(true);
+        // Peers' streams never end by themselves: what is left is cut.
+        if tokio::time::timeout(Duration::from_millis(200), &mut server).await.is_err() {
+            server.abort();
         }
         if let Err(error) = raft.shutdown().await {
             tracing::debug!(%error, "Raft's shutdown");
@@ -237,12 +292,80 @@ impl Node {
     }
 }
 
-struct NoKeyer;
+/// What Raft and the links know.
+struct Facts {
+    raft: Raft,
+    peers: Peers,
+    monitor: LogMonitor,
+}
+
+impl NodeFacts for Facts {
+    fn leader(&self) -> Option<NodeId> {
+        self.raft.metrics().borrow().current_leader.map(NodeId)
+    }
+    fn term(&self) -> u64 {
+        self.raft.metrics().borrow().current_term
+    }
+    fn failed(&self) -> Option<String> {
+        self.monitor.failed()
+    }
+    fn connected(&self, node: NodeId) -> bool {
+        self.peers.connected(node).is_some()
+    }
+}
+
+/// The relay's way to a keyer: over the link, while the keyer's key on it is an attested boot key.
+struct PeerKeyers(Peers);
 
 #[tonic::async_trait]
-impl crate::services::peer::HeadChecker for NoKeyer {
-    async fn check_head(&self, _: NodeId, _: quorate_proto::v1::CheckHeadRequest) -> quorate_proto::v1::CheckHeadReply {
-        Default::default()
+impl KeyerPort for PeerKeyers {
+    async fn check_head(
+        &self,
+        keyer: NodeId,
+        request: quorate_proto::v1::CheckHeadRequest,
+    ) -> Result<quorate_proto::v1::CheckHeadReply, tonic::Status> {
+        let client = self.0.attested_client(keyer);
+        let mut client = client.ok_or_else(|| tonic::Status::unavailable("no connection to the keyer"))?;
+        Ok(client.check_head(request).await?.into_inner())
+    }
+}
+
+#[tonic::async_trait]
+impl HeadChecker for Keyer {
+    async fn check_head(
+        &self,
+        relay: NodeId,
+        request: quorate_proto::v1::CheckHeadRequest,
+    ) -> quorate_proto::v1::CheckHeadReply {
+        Keyer::check_head(self, relay, request).await
+    }
+}
+
+/// Renders each newly certified checkpoint for the HTTP service.
+async fn publish_notes(ledger: Ledger, notes: watch::Sender<Arc<str>>) {
+    let mut certified = ledger.certified();
+    while certified.changed().await.is_ok() {
+        if let Some(text) = note(&ledger) {
+            notes.send_replace(text.into());
+        }
+        // Auditors poll by the second; rendering each one under load would be waste.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// gRPC health: serving while a quorum is attested and this node is among them.
+async fn report_health(reporter: tonic_health::server::HealthReporter, ledger: Ledger) {
+    let mut changed = ledger.view_changed();
+    loop {
+        let view = ledger.view();
+        let healthy = !view.dark && view.attested(ledger.me()).is_some();
+        let status = if healthy { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
+        reporter.set_service_status("", status).await;
+        reporter.set_service_status("quorate.v1.Mesh", status).await;
+        if changed.changed().await.is_err() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
@@ -262,9 +385,12 @@ fn raft_config(config: &Config) -> openraft::Config {
 }
 
 /// Sees every applied leaf: keeps the policy chain and where requests' leaves stand.
-fn leaf_hook(index: Arc<RequestIndex>, chain: PolicyChain, blobs: BlobStore) -> LeafHook {
+fn leaf_hook(index: Arc<RequestIndex>, chain: PolicyChain, blobs: BlobStore, relay: Arc<OnceLock<Relay>>) -> LeafHook {
     Box::new(move |leaf: &AppliedLeaf| {
         index.on_leaf(leaf);
+        if let Some(relay) = relay.get() {
+            relay.on_leaf(leaf);
+        }
         let Leaf::V1 { body, .. } = leaf.leaf();
         if let LeafBody::Decided { command: Command::Policy(c), outcome: Outcome::PolicyChanged { version, .. } } = body {
             let kept = match blobs.blob(&c.document) {

@@ -9,6 +9,7 @@ use crate::blobs::BlobStore;
 use crate::boot::Boot;
 use crate::clock;
 use crate::ledger::{Ledger, Outgoing};
+use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::raft::Batch as RaftBatch;
 use crate::raft::types::Raft;
@@ -123,13 +124,13 @@ pub fn leads(raft: &Raft, me: NodeId) -> bool {
 }
 
 /// The leader's task: batches while this node leads.
-pub async fn batch(raft: Raft, ledger: Ledger, queue: Queue) {
+pub async fn batch(raft: Raft, ledger: Ledger, queue: Queue, metrics: Arc<Metrics>) {
     let me = ledger.me();
-    let mut metrics = raft.metrics();
+    let mut raft_metrics = raft.metrics();
     loop {
         if !leads(&raft, me) {
             queue.clear();
-            let led = metrics.wait_for(|m| m.current_leader == Some(me.0)).await;
+            let led = raft_metrics.wait_for(|m| m.current_leader == Some(me.0)).await;
             if led.is_err() {
                 return;
             }
@@ -141,10 +142,11 @@ pub async fn batch(raft: Raft, ledger: Ledger, queue: Queue) {
             tokio::select! {
                 () = filled => {}
                 () = tokio::time::sleep(LAZY) => {}
-                stopped = metrics.changed() => if stopped.is_err() { return },
+                stopped = raft_metrics.changed() => if stopped.is_err() { return },
             }
             continue;
         }
+        metrics.proposed(commands.len());
         let batch = Batch { time: clock::now(), proposer: me, commands };
         let Ok(entry) = RaftBatch::new(encode(&batch)) else {
             tracing::error!("a batch exceeded its bound: dropped");
