@@ -1,6 +1,47 @@
 //! Certification: a checkpoint is certified by cosignatures of a quorum of all members, by keys that were attested in the
 //! state after the checkpoint's last entry. The type [`CertifiedCheckpoint`] cannot be had without that check, and
 //! [`CertifiedLeaf`] not without an inclusion proof to one: relay, keyer and client act on these types only.
+//!
+//! Nothing is forwarded without a certified leaf, because nobody else can make the types that forwarding takes:
+//!
+//! ```compile_fail,E0451
+//! # use quorate_core::{certificate::CertifiedCheckpoint, tlog::Checkpoint};
+//! fn forge(checkpoint: Checkpoint) -> CertifiedCheckpoint {
+//!     CertifiedCheckpoint { checkpoint, cosignatures: vec![] }
+//! }
+//! ```
+//! ```compile_fail,E0451
+//! # use quorate_core::{certificate::CertifiedLeaf, command::CheckpointRef, leaf::Leaf, tlog::LeafIndex};
+//! fn forge(leaf: Leaf, under: CheckpointRef) -> CertifiedLeaf {
+//!     CertifiedLeaf { leaf, index: LeafIndex(0), under }
+//! }
+//! ```
+//! ```compile_fail,E0451
+//! # use quorate_core::{certificate::CertifiedAuthorisation, command::{Authorise, CheckpointRef}, ids::*, tlog::LeafIndex};
+//! fn forge(client: ClientId, request: Authorise, under: CheckpointRef) -> CertifiedAuthorisation {
+//!     CertifiedAuthorisation { client, request, time: Timestamp(0), index: LeafIndex(0), under }
+//! }
+//! ```
+//! ```compile_fail,E0451
+//! # use quorate_core::{leaf::Leaf, state::AppliedLeaf, tlog::LeafIndex};
+//! fn forge(leaf: Leaf) -> AppliedLeaf {
+//!     AppliedLeaf { leaf, index: LeafIndex(0) }
+//! }
+//! ```
+//! nor can they be read from bytes:
+//! ```compile_fail,E0277
+//! # use quorate_core::certificate::CertifiedAuthorisation;
+//! fn forge(bytes: &[u8]) -> CertifiedAuthorisation {
+//!     borsh::from_slice(bytes).unwrap()
+//! }
+//! ```
+//! The one way there is:
+//! ```
+//! # use quorate_core::{certificate::*, command::CheckpointRef, state::AppliedLeaf};
+//! fn honest(certified: &CertifiedCheckpoint, leaf: &AppliedLeaf, own: CheckpointRef) -> Option<CertifiedAuthorisation> {
+//!     certified.applied_leaf(leaf, own).ok()?.authorisation()
+//! }
+//! ```
 use crate::command::CheckpointRef;
 use crate::crypto::PublicKey;
 use crate::ids::NodeId;

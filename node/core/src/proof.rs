@@ -21,6 +21,9 @@ use quorate_attest::evidence::BootKeys;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+#[cfg(test)]
+mod tests;
+
 /// Largest proof accepted: a long policy chain and seven event logs fit.
 pub const PROOF_BYTES_MAX: usize = 32 * 1024 * 1024;
 

@@ -637,6 +637,7 @@ impl Mesh {
     /// A request, changed before it is signed.
     pub fn request_with(&mut self, pool: &OpenPool, edit: impl FnOnce(&mut Authorise)) -> (RequestId, Command) {
         let mut request = self.fleet.request(&self.log.state, pool);
+        request.expires = self.time.plus_ms(30_000);
         edit(&mut request);
         (request.request, self.fleet.client(CLIENT, ClientCommand::Authorise(request)))
     }
@@ -687,10 +688,13 @@ impl Mesh {
             evidence.push(ProvenEvidence { leaf, nonce });
         }
         let version = self.log.state.policy().version.0 as usize;
+        // A removed member may have agreed to its removal, but nothing proves its key to a client.
+        let attested: BTreeSet<NodeId> = batch_end.attested.iter().map(|(n, _)| *n).collect();
+        let cosignatures = certified.cosignatures().iter().filter(|(n, _)| attested.contains(n)).copied().collect();
         Proof {
             chain: self.fleet.chain[..version].to_vec(),
             checkpoint: certified.reference(),
-            cosignatures: certified.cosignatures().to_vec(),
+            cosignatures,
             end,
             evidence,
             leaves: leaves.iter().map(|l| self.proven_leaf(*l, size)).collect(),
