@@ -284,7 +284,8 @@ impl Directory {
         };
         let leaves = leaves.ok_or(Problem::NoSuchRequest)?;
         let authorised = leaves.authorised.ok_or(Problem::NoSuchRequest)?;
-        let positions: Vec<LeafIndex> = [Some(authorised), leaves.settled, leaves.reported].into_iter().flatten().collect();
+        let positions: Vec<LeafIndex> =
+            [Some(authorised), leaves.settled, leaves.reported].into_iter().flatten().collect();
         let proof = self.prove(positions).await?;
         blocking(move || bounded(encode(&proof))).await
     }
@@ -324,15 +325,25 @@ impl Directory {
     }
 }
 
-async fn blocking<T: Send + 'static>(job: impl FnOnce() -> Result<T, Problem> + Send + 'static) -> Result<T, Problem> {
+async fn blocking<T: Send + 'static>(
+    job: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
     tokio::task::spawn_blocking(job).await.map_err(|_| Problem::ShuttingDown)?
 }
 
 fn bounded(bytes: Vec<u8>) -> Result<Bytes, Problem> {
-    if bytes.len() > PROOF_BYTES_MAX { Err(Problem::Internal("the proof exceeds its bound")) } else { Ok(bytes.into()) }
+    if bytes.len() > PROOF_BYTES_MAX {
+        Err(Problem::Internal("the proof exceeds its bound"))
+    } else {
+        Ok(bytes.into())
+    }
 }
 
-fn proven(tiles: &crate::tilestore::TileReader, at: LeafIndex, size: TreeSize) -> Result<ProvenLeaf, Problem> {
+fn proven(
+    tiles: &crate::tilestore::TileReader,
+    at: LeafIndex,
+    size: TreeSize,
+) -> Result<ProvenLeaf, Problem> {
     let bytes = tiles.leaf(at)?.to_vec();
     Ok(ProvenLeaf { index: at, bytes, inclusion: tiles.inclusion(at, size)? })
 }
@@ -352,7 +363,8 @@ impl Inner {
             evidence.push(self.evidence(*at, checkpoint.size, &mut blobs)?);
         }
         let cosignatures: Vec<(NodeId, _)> = certified.certified.cosignatures().to_vec();
-        let chain = self.chain.upto(batch_end.policy).ok_or(Problem::Internal("the policy chain has a gap"))?;
+        let chain =
+            self.chain.upto(batch_end.policy).ok_or(Problem::Internal("the policy chain has a gap"))?;
         let blobs = blobs.into_values().collect();
         let proof = Proof { chain, checkpoint, cosignatures, end, evidence, leaves: Vec::new(), blobs };
         let bytes = bounded(encode(&proof))?;
@@ -373,7 +385,11 @@ impl Inner {
         };
         for digest in Command::Evidence(command.clone()).blobs() {
             if let std::collections::btree_map::Entry::Vacant(place) = blobs.entry(digest) {
-                place.insert(self.blobs.blob(&digest).ok_or(Problem::Internal("a log that evidence names is missing"))?);
+                place.insert(
+                    self.blobs
+                        .blob(&digest)
+                        .ok_or(Problem::Internal("a log that evidence names is missing"))?,
+                );
             }
         }
         let nonce = self.ledger.tiles().consistency(command.nonce.size, size)?;
@@ -414,7 +430,10 @@ mod tests {
         let chain = PolicyChain::open(folder.path(), signed(1)).unwrap();
         chain.push(signed(2)).unwrap();
         chain.push(signed(2)).unwrap();
-        assert!(matches!(chain.push(signed(4)), Err(ChainError::Gap { last: PolicyVersion(2), got: PolicyVersion(4) })));
+        assert!(matches!(
+            chain.push(signed(4)),
+            Err(ChainError::Gap { last: PolicyVersion(2), got: PolicyVersion(4) })
+        ));
         let again = PolicyChain::open(folder.path(), signed(1)).unwrap();
         assert_eq!(again.upto(PolicyVersion(2)), Some(vec![signed(1), signed(2)]));
         assert_eq!(again.upto(PolicyVersion(1)), Some(vec![signed(1)]));

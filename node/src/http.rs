@@ -61,10 +61,12 @@ async fn serve_health(State(watched): State<Watched>) -> Response {
     }
     let view = watched.ledger.view();
     if view.dark {
-        return (StatusCode::SERVICE_UNAVAILABLE, "dark: fewer than a quorum of nodes are attested\n").into_response();
+        return (StatusCode::SERVICE_UNAVAILABLE, "dark: fewer than a quorum of nodes are attested\n")
+            .into_response();
     }
     if view.attested(watched.ledger.me()).is_none() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "not attested: this node's evidence does not count\n").into_response();
+        return (StatusCode::SERVICE_UNAVAILABLE, "not attested: this node's evidence does not count\n")
+            .into_response();
     }
     (StatusCode::OK, "ok\n").into_response()
 }

@@ -120,7 +120,11 @@ impl Keyer {
             Err(refused) => {
                 let (code, retryable) = refused.code();
                 self.inner.metrics.keyer_answer(code);
-                v1::check_head_reply::Answer::Refused(v1::HeadRefused { code: code.to_owned(), message: refused.to_string(), retryable })
+                v1::check_head_reply::Answer::Refused(v1::HeadRefused {
+                    code: code.to_owned(),
+                    message: refused.to_string(),
+                    retryable,
+                })
             }
         };
         v1::CheckHeadReply { answer: Some(answer) }
@@ -142,7 +146,8 @@ impl Keyer {
 
     async fn judge(&self, from: NodeId, request: &v1::CheckHeadRequest) -> Result<u64, Refused> {
         let id_of = |bytes: &[u8]| <[u8; 16]>::try_from(bytes).map_err(|_| Refused::Malformed);
-        let (request_id, connection) = (RequestId(id_of(&request.request)?), ConnectionId(id_of(&request.connection)?));
+        let (request_id, connection) =
+            (RequestId(id_of(&request.request)?), ConnectionId(id_of(&request.connection)?));
         if request.head.len() > HEAD_BYTES_MAX {
             return Err(Refused::Malformed);
         }
@@ -151,12 +156,14 @@ impl Keyer {
         let view = self.inner.ledger.view();
         let (_, template) = pool.route(&view)?;
         let policy = view.policy.version;
-        let records = HeadRecords::from_bytes(&request.head, template.shape()).map_err(|_| Refused::Malformed)?;
+        let records =
+            HeadRecords::from_bytes(&request.head, template.shape()).map_err(|_| Refused::Malformed)?;
         let digest = records.digest();
         let checked = secret.check_head(&template, &records);
         drop(secret);
 
-        let certified = self.inner.ledger.authorisation(request_id, AUTHORISATION_WAIT).await.map_err(Problem::from)?;
+        let certified =
+            self.inner.ledger.authorisation(request_id, AUTHORISATION_WAIT).await.map_err(Problem::from)?;
         let a = certified.request();
         let named = (a.request, a.pool, a.connection, a.relay, a.keyer, a.head_digest.0, certified.client());
         let asked = (request_id, pool.id, connection, from, self.inner.ledger.me(), digest.0, &pool.client);
@@ -170,7 +177,9 @@ impl Keyer {
         match checked {
             Ok(head) => Ok(head.content_length()),
             Err(refusal) => {
-                self.inner.ledger.alarm(Alarm::HeadRefused { request: request_id, code: code_of(&refusal).0 });
+                self.inner
+                    .ledger
+                    .alarm(Alarm::HeadRefused { request: request_id, code: code_of(&refusal).0 });
                 Err(refusal.into())
             }
         }
@@ -234,10 +243,11 @@ impl Registry {
             return Err(Problem::AlreadyRegistered);
         }
         let (id, client) = (pool.id, pool.client.clone());
-        let entry = self
-            .pools
-            .entry(id)
-            .or_insert_with(|| Registered { pool, waiting: HashMap::new(), spent: HashSet::new() });
+        let entry = self.pools.entry(id).or_insert_with(|| Registered {
+            pool,
+            waiting: HashMap::new(),
+            spent: HashSet::new(),
+        });
         if entry.spent.contains(&connection) {
             return Err(Problem::AlreadyRegistered);
         }
@@ -254,8 +264,14 @@ impl Registry {
     }
 
     /// Hands out the secret for the one answer; only the pool's relay can spend it.
-    fn take(&mut self, connection: &ConnectionId, from: NodeId) -> Result<(PoolFacts, KeyerConnection), Refused> {
-        let Entry::Occupied(pool_of) = self.pool_of.entry(*connection) else { return Err(Refused::UnknownConnection) };
+    fn take(
+        &mut self,
+        connection: &ConnectionId,
+        from: NodeId,
+    ) -> Result<(PoolFacts, KeyerConnection), Refused> {
+        let Entry::Occupied(pool_of) = self.pool_of.entry(*connection) else {
+            return Err(Refused::UnknownConnection);
+        };
         let entry = self.pools.get_mut(pool_of.get()).ok_or(Refused::UnknownConnection)?;
         if entry.pool.relay.0 != from {
             return Err(Refused::NotTheRelay);
@@ -269,7 +285,8 @@ impl Registry {
     }
 
     fn forget_expired(&mut self, now: Timestamp) {
-        let gone: Vec<Registered> = self.pools.extract_if(|_, r| r.pool.expires <= now).map(|(_, r)| r).collect();
+        let gone: Vec<Registered> =
+            self.pools.extract_if(|_, r| r.pool.expires <= now).map(|(_, r)| r).collect();
         for registered in gone {
             for connection in registered.waiting.keys() {
                 self.pool_of.remove(connection);

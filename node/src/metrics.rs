@@ -33,8 +33,10 @@ struct ByStep {
 }
 
 /// 50 microseconds to 3 seconds, factors of about two.
-const SECONDS: [f64; 16] =
-    [0.00005, 0.0001, 0.0002, 0.0004, 0.0008, 0.0015, 0.003, 0.006, 0.0125, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 3.0];
+const SECONDS: [f64; 16] = [
+    0.00005, 0.0001, 0.0002, 0.0004, 0.0008, 0.0015, 0.003, 0.006, 0.0125, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
+    3.0,
+];
 const BATCHES: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
 
 type Steps = Family<ByStep, Histogram, fn() -> Histogram>;
@@ -99,7 +101,11 @@ impl Metrics {
         r.register("requests_refused", "Tunnels that this relay refused, by code", this.refused.clone());
         r.register("relay_bytes", "Bytes carried after the handshake", this.bytes.clone());
         r.register("keyer_answers", "Heads this keyer judged, by code", this.keyer.clone());
-        r.register("request_step_seconds", "From the relay's receipt of a request to each step", this.steps.clone());
+        r.register(
+            "request_step_seconds",
+            "From the relay's receipt of a request to each step",
+            this.steps.clone(),
+        );
         r.register("raft_fsync_seconds", "Time to make Raft log entries durable", this.fsync.clone());
         r.register("raft_batch_commands", "Commands in a proposed batch", this.batch.clone());
         r.register("tunnels_open", "Open tunnels", this.tunnels.clone());
@@ -108,7 +114,11 @@ impl Metrics {
         r.register("certified_lag", "Leaves applied but not yet certified", this.certified_lag.clone());
         r.register("nodes_attested", "Members attested now", this.attested.clone());
         r.register("dark", "1 while fewer than a quorum are attested", this.dark.clone());
-        r.register("evidence_age_milliseconds", "Age of each attested node's newest evidence", this.evidence_age.clone());
+        r.register(
+            "evidence_age_milliseconds",
+            "Age of each attested node's newest evidence",
+            this.evidence_age.clone(),
+        );
         r.register("raft_term", "Raft's term", this.term.clone());
         r.register("raft_leader", "Number of the leader, 0 when unknown", this.leader.clone());
         r.register("failed", "1 when the node has stopped acknowledging", this.failed.clone());

@@ -87,7 +87,9 @@ impl PoolFacts {
         if self.expires <= now {
             return Err(Refusal::UnknownPool.into());
         }
-        let attested = |(node, boot): &(NodeId, BootKeys)| view.attested(*node) == Some(boot) && view.attested_at(*node, now);
+        let attested = |(node, boot): &(NodeId, BootKeys)| {
+            view.attested(*node) == Some(boot) && view.attested_at(*node, now)
+        };
         if !attested(&self.relay) {
             return Err(Refusal::RelayNotAttested.into());
         }
@@ -101,7 +103,8 @@ impl PoolFacts {
     pub fn route<'v>(&self, view: &'v View) -> Result<(&'v Route, HeadTemplate), Problem> {
         let route = view.policy.routes.get(&self.route).ok_or(Refusal::UnknownRoute)?;
         let d = &route.document;
-        let template = HeadTemplate::for_route(&d.host, d.port, &d.base_path, &d.paths, &d.dialect, &d.headers);
+        let template =
+            HeadTemplate::for_route(&d.host, d.port, &d.base_path, &d.paths, &d.dialect, &d.headers);
         Ok((route, template.map_err(|_| Problem::RouteInvalid)?))
     }
 }

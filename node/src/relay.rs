@@ -47,7 +47,11 @@ const DOWN_MESSAGES_MAX: usize = 8;
 #[tonic::async_trait]
 pub trait KeyerPort: Send + Sync + 'static {
     /// Asks a keyer to judge a head. An error means that no answer came.
-    async fn check_head(&self, keyer: NodeId, request: v1::CheckHeadRequest) -> Result<v1::CheckHeadReply, Status>;
+    async fn check_head(
+        &self,
+        keyer: NodeId,
+        request: v1::CheckHeadRequest,
+    ) -> Result<v1::CheckHeadReply, Status>;
 }
 
 /// What goes back to the client.
@@ -160,7 +164,8 @@ impl Relay {
             }
         }
         // Its leaf may have come between the decision's timeout and now, or be applied but not certified.
-        let applied = self.inner.ledger.read(|state| state.request(&request).is_some_and(|r| r.settled.is_none()));
+        let applied =
+            self.inner.ledger.read(|state| state.request(&request).is_some_and(|r| r.settled.is_none()));
         if applied && self.places().abandoned.remove(&request).is_some() {
             self.settle_unsent(request);
         }
@@ -168,7 +173,8 @@ impl Relay {
 
     fn settle_unsent(&self, request: RequestId) {
         let ended = Ended::MeshFailure;
-        let settlement = Settlement { request, bytes_up: 0, bytes_down: 0, first_byte_ms: 0, total_ms: 0, ended };
+        let settlement =
+            Settlement { request, bytes_up: 0, bytes_down: 0, first_byte_ms: 0, total_ms: 0, ended };
         if !self.inner.ledger.send(Outgoing::Settlement(settlement)) {
             tracing::warn!(%request, "a settlement was dropped: the queue to the leader is full");
         }
@@ -266,4 +272,4 @@ impl Drop for Running {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -28,12 +28,21 @@ fn a_connection_is_registered_once_and_spent_once() {
     let mut registry = Registry::default();
     let (one, now) = (connection(1), Timestamp(0));
     registry.register(pool(1, "a", 10), one, secret(), now).unwrap();
-    assert!(matches!(registry.register(pool(1, "a", 10), one, secret(), now), Err(Problem::AlreadyRegistered)));
-    assert!(matches!(registry.register(pool(2, "b", 10), one, secret(), now), Err(Problem::AlreadyRegistered)));
+    assert!(matches!(
+        registry.register(pool(1, "a", 10), one, secret(), now),
+        Err(Problem::AlreadyRegistered)
+    ));
+    assert!(matches!(
+        registry.register(pool(2, "b", 10), one, secret(), now),
+        Err(Problem::AlreadyRegistered)
+    ));
     let (facts, holder) = registry.take(&one, NodeId(1)).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!((facts, holder.is_registered()), (pool(1, "a", 10), true));
     assert!(matches!(registry.take(&one, NodeId(1)), Err(Refused::UnknownConnection)));
-    assert!(matches!(registry.register(pool(1, "a", 10), one, secret(), now), Err(Problem::AlreadyRegistered)));
+    assert!(matches!(
+        registry.register(pool(1, "a", 10), one, secret(), now),
+        Err(Problem::AlreadyRegistered)
+    ));
 }
 
 #[test]
@@ -77,10 +86,29 @@ fn secrets_are_forgotten_with_their_pool() {
 fn alarm_codes_are_unique() {
     use HeadRefusal as H;
     let heads = [
-        H::PartCount, H::PartTooLong, H::Byte, H::LineUnterminated, H::RequestLine, H::MethodNotAllowed, H::PathTooLong,
-        H::PathNotAllowed, H::Host, H::HeaderSyntax, H::HeaderNotAllowed, H::HeaderRepeated, H::HeaderOrder, H::HeaderValue,
-        H::HeaderValueTooLong, H::CredentialOpening, H::ContentLengthMissing, H::ContentLengthNotCanonical,
-        H::ContentLengthTooLarge, H::GetWithBody, H::ConnectionClose, H::End, H::NotCanonical,
+        H::PartCount,
+        H::PartTooLong,
+        H::Byte,
+        H::LineUnterminated,
+        H::RequestLine,
+        H::MethodNotAllowed,
+        H::PathTooLong,
+        H::PathNotAllowed,
+        H::Host,
+        H::HeaderSyntax,
+        H::HeaderNotAllowed,
+        H::HeaderRepeated,
+        H::HeaderOrder,
+        H::HeaderValue,
+        H::HeaderValueTooLong,
+        H::CredentialOpening,
+        H::ContentLengthMissing,
+        H::ContentLengthNotCanonical,
+        H::ContentLengthTooLarge,
+        H::GetWithBody,
+        H::ConnectionClose,
+        H::End,
+        H::NotCanonical,
     ];
     let codes: HashSet<u16> = heads.into_iter().map(|h| code_of(&h.into()).0).collect();
     assert_eq!(codes.len(), heads.len());

@@ -44,7 +44,9 @@ impl KeyerApproval {
             Problem::KeyerUnavailable
         })?;
         match reply.answer {
-            Some(v1::check_head_reply::Answer::ContentLength(content_length)) => Ok(Self { request, content_length }),
+            Some(v1::check_head_reply::Answer::ContentLength(content_length)) => {
+                Ok(Self { request, content_length })
+            }
             Some(v1::check_head_reply::Answer::Refused(refused)) => Err(Problem::from_keyer(refused)),
             None => Err(Problem::KeyerUnavailable),
         }
@@ -64,14 +66,21 @@ impl<W: AsyncWrite + Unpin> Handshake<W> {
     }
 
     /// Takes the client's bytes and writes what may go out; what is left in `input` lies beyond the handshake.
-    pub(super) async fn client_bytes(&mut self, input: &mut &[u8]) -> Result<io::Result<()>, HandshakeRefusal> {
+    pub(super) async fn client_bytes(
+        &mut self,
+        input: &mut &[u8],
+    ) -> Result<io::Result<()>, HandshakeRefusal> {
         self.out.clear();
         self.watch.client_bytes(input, &mut self.out)?;
         Ok(self.provider.write_all(&self.out).await)
     }
 
     /// Takes the provider's bytes and appends what may go to the client.
-    pub(super) fn provider_bytes(&mut self, input: &[u8], forward: &mut Vec<u8>) -> Result<(), HandshakeRefusal> {
+    pub(super) fn provider_bytes(
+        &mut self,
+        input: &[u8],
+        forward: &mut Vec<u8>,
+    ) -> Result<(), HandshakeRefusal> {
         self.watch.provider_bytes(input, forward)
     }
 

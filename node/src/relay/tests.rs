@@ -1,4 +1,4 @@
-mod lab;
+pub(crate) mod lab;
 
 use super::release::RecordEdge;
 use super::*;
@@ -26,7 +26,10 @@ async fn a_request_crosses_and_its_receipt_verifies() {
     let authorised = authorised.unwrap();
     assert!(authorised.tree_size > authorised.leaf_index);
     let seen = String::from_utf8(lab.seen.lock().unwrap().clone()).unwrap();
-    assert!(seen.starts_with("POST /v1/chat/completions HTTP/1.1\r\n") && seen.ends_with("\r\n\r\nhelloworld"), "{seen}");
+    assert!(
+        seen.starts_with("POST /v1/chat/completions HTTP/1.1\r\n") && seen.ends_with("\r\n\r\nhelloworld"),
+        "{seen}"
+    );
     let settled = lab.settlement().await;
     assert_eq!((settled.request, settled.ended), (id, Ended::Complete));
     assert!(settled.bytes_up >= 256 && settled.bytes_down >= 256 && settled.bytes_up % 256 == 0);
@@ -73,7 +76,9 @@ async fn nothing_is_released_without_the_keyer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_that_the_route_does_not_allow_is_an_alarm() {
     let lab = Lab::new().await;
-    let other = HeadTemplate::for_route("localhost", lab.template.port(), "", &["/v1/files".into()], "openai", &[]).unwrap();
+    let other =
+        HeadTemplate::for_route("localhost", lab.template.port(), "", &["/v1/files".into()], "openai", &[])
+            .unwrap();
     let mut sealed = lab.connect(1).await.seal(&other, "/v1/files", 0);
     let (id, command) = lab.authorise(sealed.id, &sealed.head, |_| ());
     let head = sealed.head.clone();
@@ -290,6 +295,25 @@ async fn a_drain_ends_idle_tunnels_and_gives_running_requests_a_deadline() {
     lab.relay.drained().await;
 }
 
+/// The window is full while the quorum is silent; the rest waits at the client, and all of it arrives in order.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_body_flows_through_a_bounded_window_and_the_client_may_half_close() {
+    let lab = Lab::new().await;
+    let body: Vec<u8> = (0..700_000u32).map(|n| b'a' + (n % 26) as u8).collect();
+    let mut sealed = lab.connect(1).await.seal(&lab.template, PATH, body.len() as u64);
+    let (_, command) = lab.authorise(sealed.id, &sealed.head, |a| a.body_bytes_max = 1 << 20);
+    let head = sealed.head.clone();
+    sealed.request(&command, &head).await;
+    for chunk in body.chunks(60_000) {
+        sealed.body(chunk).await;
+    }
+    sealed.half_close();
+    let (text, _, reason) = sealed.answer().await;
+    assert!(text.ends_with("fine") && reason == "complete", "{reason}: {text}");
+    assert!(lab.seen.lock().unwrap().ends_with(&body));
+    assert!(lab.settlement().await.bytes_up > 700_000);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unreachable_provider_is_named() {
     let lab = Lab::unreachable().await;
@@ -313,7 +337,8 @@ async fn a_nodes_tunnels_are_bounded() {
 
 #[test]
 fn records_are_followed_by_length_only() {
-    let stream = [&[23, 3, 3, 0, 3][..], &[0, 0, 0], &[23, 3, 3, 0, 0], &[21, 3, 3, 1, 0], &[9; 256]].concat();
+    let stream =
+        [&[23, 3, 3, 0, 3][..], &[0, 0, 0], &[23, 3, 3, 0, 0], &[21, 3, 3, 1, 0], &[9; 256]].concat();
     for cut in 0..=stream.len() {
         let mut edge = RecordEdge::default();
         let (one, two) = stream.split_at(cut);

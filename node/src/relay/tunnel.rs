@@ -80,7 +80,9 @@ fn data(bytes: Bytes) -> Sent {
 /// The frame, or why the tunnel ends.
 fn frame(message: Option<Result<v1::TunnelUp, Status>>) -> Result<Option<tunnel_up::Frame>, Problem> {
     match message {
-        Some(Ok(v1::TunnelUp { frame: Some(tunnel_up::Frame::Data(bytes)) })) if bytes.len() > TUNNEL_DATA_BYTES_MAX => {
+        Some(Ok(v1::TunnelUp { frame: Some(tunnel_up::Frame::Data(bytes)) }))
+            if bytes.len() > TUNNEL_DATA_BYTES_MAX =>
+        {
             Err(Problem::TooLarge { what: "data", max: TUNNEL_DATA_BYTES_MAX })
         }
         Some(Ok(v1::TunnelUp { frame: Some(frame) })) => Ok(Some(frame)),
@@ -120,7 +122,9 @@ where
     pub(super) async fn run(mut self, place: OpenPlace) {
         let last = match self.serve().await {
             Ok(End::ClientGone) => return,
-            Ok(End::Closed(reason)) => tunnel_down::Frame::Closed(v1::tunnel_down::Closed { reason: reason.to_owned() }),
+            Ok(End::Closed(reason)) => {
+                tunnel_down::Frame::Closed(v1::tunnel_down::Closed { reason: reason.to_owned() })
+            }
             Err(problem) => {
                 self.relay.inner.metrics.refused(problem.category());
                 tracing::debug!(code = problem.code(), "a tunnel was refused");
@@ -234,7 +238,8 @@ where
         let Connection { pool, id, template, read, handshake, edge } = c;
         let held = handshake.hold(id, head)?;
         let running = Running::start(&self.relay, a.request)?;
-        let mut waiting = Waiting { received, body: Vec::new(), bytes: 0, read, edge, certified_us: 0, keyer_us: 0 };
+        let mut waiting =
+            Waiting { received, body: Vec::new(), bytes: 0, read, edge, certified_us: 0, keyer_us: 0 };
         let (decided, outcome) = self.decide(&mut waiting, command, &a, &pool, request.head).await?;
         // From here on the request is authorised: whatever happens, it is settled.
         let mut owed = Owed::new(self.relay.inner.ledger.clone(), a.request);
@@ -251,7 +256,9 @@ where
             }
         };
         let end = match released {
-            Ok(released) => self.stream(&mut owed, waiting, released, &authorisation, decided.applied_at).await,
+            Ok(released) => {
+                self.stream(&mut owed, waiting, released, &authorisation, decided.applied_at).await
+            }
             Err(problem) => Err((ended_by(&problem), problem)),
         };
         let (ended, end) = match end {
@@ -266,7 +273,11 @@ where
     }
 
     /// The command, if it is an authorisation of this client for this very connection. Bounds come before decoding.
-    fn check_request(&self, c: &Connection, request: &v1::tunnel_up::Request) -> Result<(Command, Authorise), Problem> {
+    fn check_request(
+        &self,
+        c: &Connection,
+        request: &v1::tunnel_up::Request,
+    ) -> Result<(Command, Authorise), Problem> {
         if !c.handshake.is_done() {
             return Err(Problem::OutOfTurn("the request came before the end of the handshake"));
         }
@@ -276,7 +287,8 @@ where
         if request.head.len() > HEAD_BYTES_MAX {
             return Err(Problem::TooLarge { what: "head", max: HEAD_BYTES_MAX });
         }
-        let command: Command = borsh::from_slice(&request.command).map_err(|_| Problem::Malformed("command"))?;
+        let command: Command =
+            borsh::from_slice(&request.command).map_err(|_| Problem::Malformed("command"))?;
         let Command::Client(ClientSigned { client, body: ClientCommand::Authorise(a), .. }) = &command else {
             return Err(Problem::WrongCommand);
         };
@@ -412,7 +424,8 @@ where
         };
         owed.up = released.sent();
         let timings = v1::Timings {
-            applied_us: u32::try_from(applied_at.saturating_duration_since(received).as_micros()).unwrap_or(u32::MAX),
+            applied_us: u32::try_from(applied_at.saturating_duration_since(received).as_micros())
+                .unwrap_or(u32::MAX),
             certified_us,
             keyer_us,
             released_us: micros(received),
@@ -500,8 +513,12 @@ fn body_problem(refusal: FramingRefusal) -> (Ended, Problem) {
 fn ended_by(problem: &Problem) -> Ended {
     match problem {
         Problem::KeyerRefused { retryable: false, .. } => Ended::HeadRefused,
-        Problem::Body(FramingRefusal::BodyTooLong { .. }) | Problem::BodyAboveCeiling => Ended::CeilingReached,
-        Problem::Body(_) | Problem::OutOfTurn(_) | Problem::Malformed(_) | Problem::TooLarge { .. } => Ended::Cancelled,
+        Problem::Body(FramingRefusal::BodyTooLong { .. }) | Problem::BodyAboveCeiling => {
+            Ended::CeilingReached
+        }
+        Problem::Body(_) | Problem::OutOfTurn(_) | Problem::Malformed(_) | Problem::TooLarge { .. } => {
+            Ended::Cancelled
+        }
         Problem::ProviderClosed => Ended::Truncated,
         _ => Ended::MeshFailure,
     }
@@ -592,5 +609,7 @@ fn millis(since: Instant) -> u32 {
 
 /// A moment of the wall clock as one of this process; a minute later, so that clocks may differ.
 fn until(at: Timestamp) -> Instant {
-    Instant::now() + Duration::from_millis(at.since_ms(clock::now())).min(Duration::from_secs(180)) + Duration::from_secs(60)
+    Instant::now()
+        + Duration::from_millis(at.since_ms(clock::now())).min(Duration::from_secs(180))
+        + Duration::from_secs(60)
 }

@@ -55,7 +55,13 @@ pub struct MeshService {
 
 impl MeshService {
     /// Puts the parts together.
-    pub fn new(ledger: Ledger, relay: Relay, keyer: Keyer, directory: Directory, facts: Arc<dyn NodeFacts>) -> Self {
+    pub fn new(
+        ledger: Ledger,
+        relay: Relay,
+        keyer: Keyer,
+        directory: Directory,
+        facts: Arc<dyn NodeFacts>,
+    ) -> Self {
         Self { ledger, relay, keyer, directory, facts, digest: tokio::sync::Mutex::new(None) }
     }
 
@@ -74,7 +80,8 @@ impl MeshService {
         if request.blobs.iter().any(|b| b.len() > POLICY_BYTES_MAX) {
             return Err(Problem::TooLarge { what: "blobs", max: POLICY_BYTES_MAX });
         }
-        let command: Command = borsh::from_slice(&request.command).map_err(|_| Problem::Malformed("command"))?;
+        let command: Command =
+            borsh::from_slice(&request.command).map_err(|_| Problem::Malformed("command"))?;
         let view = self.ledger.view();
         match &command {
             Command::Client(c) => {
@@ -115,7 +122,8 @@ impl MeshService {
         // A copy, so that applying does not wait for the hashing.
         let state = self.ledger.read(State::clone);
         let checkpoint = state.checkpoint();
-        let digest = tokio::task::spawn_blocking(move || state.digest()).await.map_err(|_| Problem::ShuttingDown)?;
+        let digest =
+            tokio::task::spawn_blocking(move || state.digest()).await.map_err(|_| Problem::ShuttingDown)?;
         *cached = Some((checkpoint.size, digest));
         Ok((checkpoint.size, checkpoint.root, digest))
     }
@@ -125,7 +133,9 @@ impl MeshService {
         let status = |member: &quorate_core::policy::Member| {
             let record = view.nodes.get(&member.id);
             let (attested, reason, age, software_tpm) = match record.map(|r| &r.status) {
-                Some(NodeStatus::Attested { at, software_tpm, .. }) => (true, String::new(), now.since_ms(*at), *software_tpm),
+                Some(NodeStatus::Attested { at, software_tpm, .. }) => {
+                    (true, String::new(), now.since_ms(*at), *software_tpm)
+                }
                 Some(NodeStatus::NotAttested(reason)) => (false, reason.to_string(), 0, member.software_tpm),
                 None => (false, "no record of it".to_owned(), 0, member.software_tpm),
             };
@@ -156,7 +166,10 @@ fn peer_key<T>(request: &Request<T>) -> Result<PublicKey, Status> {
 impl Mesh for MeshService {
     type TunnelStream = Down;
 
-    async fn directory(&self, _: Request<v1::DirectoryRequest>) -> Result<Response<v1::DirectoryReply>, Status> {
+    async fn directory(
+        &self,
+        _: Request<v1::DirectoryRequest>,
+    ) -> Result<Response<v1::DirectoryReply>, Status> {
         let proof = self.directory.directory().await.map_err(|p| p.status())?;
         Ok(Response::new(v1::DirectoryReply { proof }))
     }
@@ -166,12 +179,16 @@ impl Mesh for MeshService {
         let request = request.into_inner();
         let command = self.check_submission(&key, &request).map_err(|p| p.status())?;
         let blobs = request.blobs.iter().map(|b| b.to_vec()).collect();
-        let decided = self.ledger.decide(command, blobs, SUBMIT_WAIT).await.map_err(|e| Problem::from(e).status())?;
+        let decided =
+            self.ledger.decide(command, blobs, SUBMIT_WAIT).await.map_err(|e| Problem::from(e).status())?;
         let leaf_index = decided.leaf.as_ref().map(|leaf| leaf.index().0);
         Ok(Response::new(v1::SubmitReply { outcome: encode(&decided.outcome).into(), leaf_index }))
     }
 
-    async fn register(&self, request: Request<v1::RegisterRequest>) -> Result<Response<v1::RegisterReply>, Status> {
+    async fn register(
+        &self,
+        request: Request<v1::RegisterRequest>,
+    ) -> Result<Response<v1::RegisterReply>, Status> {
         let key = peer_key(&request)?;
         self.keyer.register(&key, request.into_inner()).await.map_err(|p| p.status())?;
         Ok(Response::new(v1::RegisterReply {}))
@@ -183,7 +200,10 @@ impl Mesh for MeshService {
         Ok(Response::new(down))
     }
 
-    async fn receipt(&self, request: Request<v1::ReceiptRequest>) -> Result<Response<v1::ReceiptReply>, Status> {
+    async fn receipt(
+        &self,
+        request: Request<v1::ReceiptRequest>,
+    ) -> Result<Response<v1::ReceiptReply>, Status> {
         let request = id(&request.get_ref().request, "request").map_err(|p| p.status())?;
         let request = RequestId(request);
         let ended = !self.relay.is_running(&request);
@@ -216,5 +236,118 @@ impl Mesh for MeshService {
             routes: view.policy.routes.keys().map(ToString::to_string).collect(),
             state_digest: digest.to_string(),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::relay::tests::lab::Lab;
+    use axum::body::{Body, to_bytes};
+    use quorate_core::command::{ClientSigned, NodeCommand, NodeSigned, PolicyCommand, Report};
+    use quorate_core::ids::ClientId;
+    use quorate_core::testing::{CLIENT, Fleet, key};
+    use tower::ServiceExt;
+
+    struct Facts(Option<String>);
+
+    impl NodeFacts for Facts {
+        fn leader(&self) -> Option<NodeId> {
+            Some(NodeId(3))
+        }
+        fn term(&self) -> u64 {
+            7
+        }
+        fn failed(&self) -> Option<String> {
+            self.0.clone()
+        }
+        fn connected(&self, node: NodeId) -> bool {
+            node == NodeId(2)
+        }
+    }
+
+    fn service(lab: &Lab) -> MeshService {
+        let (relay, keyer, directory) = (lab.relay.clone(), lab.keyer.clone(), lab.directory.clone());
+        MeshService::new(lab.ledger(), relay, keyer, directory, Arc::new(Facts(None)))
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn submit_takes_a_clients_own_commands_and_admins_documents() {
+        let lab = Lab::new().await;
+        let service = service(&lab);
+        let refused = |key: &PublicKey, command: &[u8], blobs: &[&[u8]]| {
+            let blobs = blobs.iter().map(|b| b.to_vec().into()).collect();
+            let request = v1::SubmitRequest { command: command.to_vec().into(), blobs };
+            service.check_submission(key, &request).err().map(|p| p.code().to_owned()).unwrap_or_default()
+        };
+        let (me, stranger) = (Lab::client_key(), PublicKey::from_bytes([7; 32]));
+        let client = ClientId::new(CLIENT).unwrap();
+        let report: Report = Fleet::report(RequestId([1; 16]));
+        let sign = |body| {
+            encode(&Command::Client(ClientSigned::sign(lab.cluster(), client.clone(), body, &key(CLIENT))))
+        };
+        let mine = sign(ClientCommand::Report(report));
+        assert_eq!(refused(&me, &mine, &[]), "");
+        assert_eq!(refused(&stranger, &mine, &[]), "not_the_client");
+        assert_eq!(refused(&me, &mine, &[b"x"]), "wrong_blobs");
+        assert_eq!(refused(&me, &[&mine[..], b"x"].concat(), &[]), "malformed");
+        assert_eq!(refused(&me, &vec![0; COMMAND_BYTES_MAX + 1], &[]), "too_large");
+        assert_eq!(refused(&me, &mine, &[&vec![0; POLICY_BYTES_MAX + 1]]), "too_large");
+
+        let sealed = lab.connect(1).await.seal(&lab.template, "/v1/chat/completions", 0);
+        let (_, authorise) = lab.authorise(sealed.id, &sealed.head, |_| ());
+        assert_eq!(refused(&me, &encode(&authorise), &[]), "wrong_command");
+        let node = NodeSigned::sign(lab.cluster(), NodeId(1), NodeCommand::Snapshot, &key("n"));
+        assert_eq!(refused(&me, &encode(&Command::Node(node)), &[]), "wrong_command");
+
+        let document = b"anything".to_vec();
+        let change = PolicyCommand { document: sha256(&document), signatures: Vec::new() };
+        let change = encode(&Command::Policy(change));
+        assert_eq!(refused(&stranger, &change, &[]), "wrong_blobs");
+        assert_eq!(refused(&stranger, &change, &[b"other"]), "wrong_blobs");
+        assert_eq!(refused(&stranger, &change, &[&document]), "too_few_signers");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn status_names_the_nodes() {
+        let lab = Lab::new().await;
+        let status = service(&lab).status(Request::new(v1::StatusRequest {})).await.unwrap().into_inner();
+        assert_eq!((status.node, status.leader, status.term, status.quorum), (1, 3, 7, 3));
+        assert_eq!((status.tree_size, status.certified_lag, status.dark), (status.certified_size, 0, false));
+        let nodes: Vec<_> = status.nodes.iter().map(|n| (n.node, n.attested, n.connected)).collect();
+        assert_eq!(nodes, [(1, true, true), (2, true, true), (3, true, false), (4, true, false)]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn http_serves_metrics_and_health() {
+        let lab = Lab::new().await;
+        let (_publish, checkpoint) = tokio::sync::watch::channel(Arc::from(""));
+        let get = async |facts: Facts, path: &str| {
+            let metrics = Arc::new(Metrics::new());
+            metrics.refused("no_quorum");
+            let router = crate::http::router(lab.ledger(), checkpoint.clone(), metrics, Arc::new(facts));
+            let request = axum::http::Request::get(path).body(Body::empty()).unwrap();
+            let response = router.oneshot(request).await.unwrap();
+            let status = response.status().as_u16();
+            (
+                status,
+                String::from_utf8(to_bytes(response.into_body(), 1 << 20).await.unwrap().to_vec()).unwrap(),
+            )
+        };
+        assert_eq!(get(Facts(None), "/healthz").await, (200, "ok\n".to_owned()));
+        let failed = get(Facts(Some("disk full".to_owned())), "/healthz").await;
+        assert_eq!(failed, (503, "failed: disk full\n".to_owned()));
+        assert_eq!(get(Facts(None), "/checkpoint").await.0, 404);
+        let (status, text) = get(Facts(None), "/metrics").await;
+        assert_eq!(status, 200);
+        for line in [
+            "quorate_nodes_attested 4",
+            "quorate_raft_leader 3",
+            "quorate_certified_lag 0",
+            "quorate_requests_refused_total{code=\"no_quorum\"} 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        }
     }
 }

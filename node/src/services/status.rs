@@ -162,7 +162,11 @@ impl Problem {
         let plain = |text: String| -> String {
             text.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(PEER_TEXT_BYTES_MAX).collect()
         };
-        Self::KeyerRefused { code: plain(refused.code), message: plain(refused.message), retryable: refused.retryable }
+        Self::KeyerRefused {
+            code: plain(refused.code),
+            message: plain(refused.message),
+            retryable: refused.retryable,
+        }
     }
 
     /// The stable code.
@@ -204,27 +208,50 @@ impl Problem {
         match self {
             Self::Refused(r) => of_refusal(*r),
             Self::NoQuorum => row(
-                "no_quorum", Mesh, Later, Code::Unavailable,
+                "no_quorum",
+                Mesh,
+                Later,
+                Code::Unavailable,
                 "fewer nodes than a quorum are reachable and attested: `quorate status` names the missing ones",
             ),
-            Self::Overloaded => row("overloaded", Mesh, Later, Code::ResourceExhausted, "slow down, or use another relay"),
+            Self::Overloaded => {
+                row("overloaded", Mesh, Later, Code::ResourceExhausted, "slow down, or use another relay")
+            }
             Self::ShuttingDown => row("shutting_down", Mesh, Now, Code::Unavailable, "use another node"),
-            Self::Malformed(_) => row("malformed", Client, Never, Code::InvalidArgument, "see the .proto files"),
+            Self::Malformed(_) => {
+                row("malformed", Client, Never, Code::InvalidArgument, "see the .proto files")
+            }
             Self::TooLarge { .. } => {
                 row("too_large", Client, Never, Code::InvalidArgument, "see the bounds in the .proto files")
             }
-            Self::WrongCommand => {
-                row("wrong_command", Client, Never, Code::InvalidArgument, "see the .proto files for what each call takes")
-            }
-            Self::WrongBlobs => {
-                row("wrong_blobs", Client, Never, Code::InvalidArgument, "send the one document that the command names")
-            }
-            Self::NotTheClient => {
-                row("not_the_client", Client, Never, Code::PermissionDenied, "connect with the client's own key")
-            }
-            Self::WrongNode => {
-                row("wrong_node", Client, Never, Code::FailedPrecondition, "call the relay and the keyer that the pool names")
-            }
+            Self::WrongCommand => row(
+                "wrong_command",
+                Client,
+                Never,
+                Code::InvalidArgument,
+                "see the .proto files for what each call takes",
+            ),
+            Self::WrongBlobs => row(
+                "wrong_blobs",
+                Client,
+                Never,
+                Code::InvalidArgument,
+                "send the one document that the command names",
+            ),
+            Self::NotTheClient => row(
+                "not_the_client",
+                Client,
+                Never,
+                Code::PermissionDenied,
+                "connect with the client's own key",
+            ),
+            Self::WrongNode => row(
+                "wrong_node",
+                Client,
+                Never,
+                Code::FailedPrecondition,
+                "call the relay and the keyer that the pool names",
+            ),
             Self::Restarted => row("node_restarted", Mesh, Now, Code::FailedPrecondition, "open a new pool"),
             Self::TooManyTunnels => {
                 row("too_many_tunnels", Mesh, Later, Code::ResourceExhausted, "use another relay, or wait")
@@ -232,50 +259,114 @@ impl Problem {
             Self::TooManyTunnelsOfClient => {
                 row("too_many_client_tunnels", Client, Later, Code::ResourceExhausted, "keep a smaller pool")
             }
-            Self::TooManyRegistrations => {
-                row("too_many_registrations", Mesh, Later, Code::ResourceExhausted, "open a new pool, with the other keyer")
-            }
-            Self::AlreadyRegistered => {
-                row("already_registered", Client, Now, Code::AlreadyExists, "use a new connection with a new random id")
-            }
-            Self::ConnectionInUse => {
-                row("connection_in_use", Client, Now, Code::AlreadyExists, "choose a new random id for each connection")
-            }
-            Self::RouteInvalid => {
-                row("route_invalid", Operator, Never, Code::FailedPrecondition, "run `quorate admin check` on the policy")
-            }
-            Self::ProviderUnreachable => {
-                row("provider_unreachable", Provider, Later, Code::Unavailable, "check the route's host and port, and the relay's network")
-            }
+            Self::TooManyRegistrations => row(
+                "too_many_registrations",
+                Mesh,
+                Later,
+                Code::ResourceExhausted,
+                "open a new pool, with the other keyer",
+            ),
+            Self::AlreadyRegistered => row(
+                "already_registered",
+                Client,
+                Now,
+                Code::AlreadyExists,
+                "use a new connection with a new random id",
+            ),
+            Self::ConnectionInUse => row(
+                "connection_in_use",
+                Client,
+                Now,
+                Code::AlreadyExists,
+                "choose a new random id for each connection",
+            ),
+            Self::RouteInvalid => row(
+                "route_invalid",
+                Operator,
+                Never,
+                Code::FailedPrecondition,
+                "run `quorate admin check` on the policy",
+            ),
+            Self::ProviderUnreachable => row(
+                "provider_unreachable",
+                Provider,
+                Later,
+                Code::Unavailable,
+                "check the route's host and port, and the relay's network",
+            ),
             Self::Handshake(refusal) => of_handshake(*refusal),
-            Self::ProviderClosed => {
-                row("provider_closed", Provider, Now, Code::Unavailable, "nothing was sent: try again on a new connection")
-            }
-            Self::OutOfTurn(_) => {
-                row("out_of_turn", Client, Never, Code::FailedPrecondition, "see Tunnel in the .proto files for the order of frames")
-            }
-            Self::NotOpened => row("not_opened", Client, Now, Code::DeadlineExceeded, "send Open as the tunnel's first frame"),
-            Self::Head(_) => row("head_malformed", Client, Never, Code::InvalidArgument, "send the head as sealed records, alone"),
-            Self::HeadDigest => {
-                row("head_digest", Client, Never, Code::InvalidArgument, "sign the digest of the very records that are sent")
-            }
-            Self::Body(_) => row("body_refused", Client, Never, Code::InvalidArgument, "send exactly content-length bytes of body"),
-            Self::BodyAboveCeiling => {
-                row("body_above_ceiling", Client, Never, Code::InvalidArgument, "sign a ceiling that holds the body")
-            }
+            Self::ProviderClosed => row(
+                "provider_closed",
+                Provider,
+                Now,
+                Code::Unavailable,
+                "nothing was sent: try again on a new connection",
+            ),
+            Self::OutOfTurn(_) => row(
+                "out_of_turn",
+                Client,
+                Never,
+                Code::FailedPrecondition,
+                "see Tunnel in the .proto files for the order of frames",
+            ),
+            Self::NotOpened => row(
+                "not_opened",
+                Client,
+                Now,
+                Code::DeadlineExceeded,
+                "send Open as the tunnel's first frame",
+            ),
+            Self::Head(_) => row(
+                "head_malformed",
+                Client,
+                Never,
+                Code::InvalidArgument,
+                "send the head as sealed records, alone",
+            ),
+            Self::HeadDigest => row(
+                "head_digest",
+                Client,
+                Never,
+                Code::InvalidArgument,
+                "sign the digest of the very records that are sent",
+            ),
+            Self::Body(_) => row(
+                "body_refused",
+                Client,
+                Never,
+                Code::InvalidArgument,
+                "send exactly content-length bytes of body",
+            ),
+            Self::BodyAboveCeiling => row(
+                "body_above_ceiling",
+                Client,
+                Never,
+                Code::InvalidArgument,
+                "sign a ceiling that holds the body",
+            ),
             Self::KeyerUnavailable => {
                 row("keyer_unavailable", Mesh, Now, Code::Unavailable, "open a pool with the other keyer")
             }
             Self::KeyerRefused { retryable: true, .. } => {
                 row("keyer_refused", Mesh, Now, Code::Unavailable, "try again on a new connection")
             }
-            Self::KeyerRefused { retryable: false, .. } => {
-                row("head_refused", Client, Never, Code::PermissionDenied, "the route's template says what a head may hold")
+            Self::KeyerRefused { retryable: false, .. } => row(
+                "head_refused",
+                Client,
+                Never,
+                Code::PermissionDenied,
+                "the route's template says what a head may hold",
+            ),
+            Self::NoSuchRequest => row(
+                "no_such_request",
+                Client,
+                Never,
+                Code::NotFound,
+                "ask the relay of the request, soon after it ended",
+            ),
+            Self::NothingCertified => {
+                row("nothing_certified", Mesh, Later, Code::Unavailable, "wait, or ask another node")
             }
-            Self::NoSuchRequest => {
-                row("no_such_request", Client, Never, Code::NotFound, "ask the relay of the request, soon after it ended")
-            }
-            Self::NothingCertified => row("nothing_certified", Mesh, Later, Code::Unavailable, "wait, or ask another node"),
             Self::Internal(_) => row("internal", Mesh, Later, Code::Internal, "see the node's trace"),
         }
     }
@@ -286,14 +377,22 @@ fn of_handshake(refusal: HandshakeRefusal) -> Row {
     use v1::Retry::{Never, Now};
     let code = match refusal {
         HandshakeRefusal::ProviderLacksSuite => "provider_lacks_suite",
-        HandshakeRefusal::ProviderLacksTls13 | HandshakeRefusal::ProviderVersion { .. } => "provider_lacks_tls13",
+        HandshakeRefusal::ProviderLacksTls13 | HandshakeRefusal::ProviderVersion { .. } => {
+            "provider_lacks_tls13"
+        }
         HandshakeRefusal::ProviderLacksHttp11 => "provider_lacks_http11",
         HandshakeRefusal::ProviderSuite { .. } => "provider_lacks_suite",
         HandshakeRefusal::ProviderNotTls(_) => "provider_not_tls",
         HandshakeRefusal::ClientCertificate => "provider_wants_certificate",
         // The client refused the provider's certificate, or went away: it knows why.
         HandshakeRefusal::ClientGaveUp => {
-            return row("client_gave_up", Client, Now, Code::Aborted, "the client's own error says why it gave up");
+            return row(
+                "client_gave_up",
+                Client,
+                Now,
+                Code::Aborted,
+                "the client's own error says why it gave up",
+            );
         }
         other => match other.fault() {
             Party::Client => "handshake_refused",
@@ -314,12 +413,17 @@ fn of_refusal(refusal: Refusal) -> Row {
     let grpc = match refusal {
         R::Dark | R::RelayNotAttested | R::KeyerNotAttested | R::NodeNotAttested => Code::Unavailable,
         R::BadSignature | R::UnknownClient | R::ClientExpired | R::ClientRevoked => Code::Unauthenticated,
-        R::OutOfScope | R::NotYours | R::SameCustodian | R::TooFewSigners | R::UnknownSigner | R::AppraisalFailed => {
-            Code::PermissionDenied
-        }
+        R::OutOfScope
+        | R::NotYours
+        | R::SameCustodian
+        | R::TooFewSigners
+        | R::UnknownSigner
+        | R::AppraisalFailed => Code::PermissionDenied,
         R::UnknownRoute | R::UnknownRequest | R::UnknownNode => Code::NotFound,
         R::DuplicatePool | R::Replayed | R::ConnectionUsed => Code::AlreadyExists,
-        R::RateExceeded | R::RequestBudgetExceeded | R::ByteBudgetExceeded | R::TooManyInFlight => Code::ResourceExhausted,
+        R::RateExceeded | R::RequestBudgetExceeded | R::ByteBudgetExceeded | R::TooManyInFlight => {
+            Code::ResourceExhausted
+        }
         R::WrongCluster
         | R::PoolTooLong
         | R::PoolMismatch
@@ -373,14 +477,20 @@ mod tests {
 
     #[test]
     fn a_keyers_text_is_bounded_and_plain() {
-        let refused = v1::HeadRefused { code: "path\n".into(), message: "x\u{1b}".repeat(500), retryable: false };
-        let Problem::KeyerRefused { code, message, .. } = Problem::from_keyer(refused) else { panic!("keyer's") };
+        let refused =
+            v1::HeadRefused { code: "path\n".into(), message: "x\u{1b}".repeat(500), retryable: false };
+        let Problem::KeyerRefused { code, message, .. } = Problem::from_keyer(refused) else {
+            panic!("keyer's")
+        };
         assert_eq!((code.as_str(), message.len()), ("path", PEER_TEXT_BYTES_MAX));
     }
 
     #[test]
     fn the_providers_lack_of_the_suite_is_named() {
         let refused = Problem::Handshake(HandshakeRefusal::ProviderLacksSuite).refused();
-        assert_eq!((refused.code.as_str(), refused.fault), ("provider_lacks_suite", v1::Fault::Provider.into()));
+        assert_eq!(
+            (refused.code.as_str(), refused.fault),
+            ("provider_lacks_suite", v1::Fault::Provider.into())
+        );
     }
 }

@@ -34,14 +34,15 @@ impl KeyLog for Log {
 }
 
 /// What the provider read as application data, over all its connections.
-pub(super) type Seen = Arc<Mutex<Vec<u8>>>;
+pub(crate) type Seen = Arc<Mutex<Vec<u8>>>;
 
 /// A TLS server that answers by what the body says: `big`, `hang`, anything else.
 async fn provider(seen: Seen) -> (u16, CertificateDer<'static>) {
     let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let certificate = own.cert.der().clone();
     let private = PrivateKeyDer::try_from(own.signing_key.serialize_der()).unwrap();
-    let builder = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    let builder =
+        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
     let mut config = builder
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
@@ -74,7 +75,10 @@ async fn provider(seen: Seen) -> (u16, CertificateDer<'static>) {
                         "big" => "x".repeat(200_000),
                         _ => "fine".to_owned(),
                     };
-                    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{answer}", answer.len());
+                    let answer = format!(
+                        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{answer}",
+                        answer.len()
+                    );
                     let _gone = tls.write_all(answer.as_bytes()).await;
                     let _gone = tls.shutdown().await;
                     return;
@@ -86,15 +90,19 @@ async fn provider(seen: Seen) -> (u16, CertificateDer<'static>) {
 }
 
 /// Hands heads to the keyer in this process.
-pub(super) struct Port {
+pub(crate) struct Port {
     keyer: Keyer,
     from: NodeId,
-    pub(super) silent: AtomicBool,
+    pub(crate) silent: AtomicBool,
 }
 
 #[tonic::async_trait]
 impl KeyerPort for Port {
-    async fn check_head(&self, _: NodeId, request: v1::CheckHeadRequest) -> Result<v1::CheckHeadReply, Status> {
+    async fn check_head(
+        &self,
+        _: NodeId,
+        request: v1::CheckHeadRequest,
+    ) -> Result<v1::CheckHeadReply, Status> {
         if self.silent.load(Ordering::Relaxed) {
             return Err(Status::unavailable("no link"));
         }
@@ -127,7 +135,11 @@ impl Leader {
         for node in &mut self.nodes {
             node.applier.apply(&entry, self.index).unwrap();
             if let Some(certified) = certified {
-                let certified = Certified { certified: certified.clone(), own: applied.checkpoint, log_index: self.index };
+                let certified = Certified {
+                    certified: certified.clone(),
+                    own: applied.checkpoint,
+                    log_index: self.index,
+                };
                 node.ledger.publish(certified);
             }
         }
@@ -145,28 +157,28 @@ impl Leader {
 }
 
 /// Everything a test needs.
-pub(super) struct Lab {
+pub(crate) struct Lab {
     leader: Arc<Mutex<Leader>>,
-    pub(super) relay: Relay,
-    pub(super) keyer: Keyer,
-    pub(super) port: Arc<Port>,
-    pub(super) directory: Directory,
-    pub(super) seen: Seen,
-    pub(super) pool: OpenPool,
-    pub(super) template: HeadTemplate,
+    pub(crate) relay: Relay,
+    pub(crate) keyer: Keyer,
+    pub(crate) port: Arc<Port>,
+    pub(crate) directory: Directory,
+    pub(crate) seen: Seen,
+    pub(crate) pool: OpenPool,
+    pub(crate) template: HeadTemplate,
     certificate: CertificateDer<'static>,
     _folder: tempfile::TempDir,
 }
 
 impl Lab {
     /// Four nodes attested, a pool open, the provider listening.
-    pub(super) async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let seen = Seen::default();
         let (port, certificate) = provider(seen.clone()).await;
         Self::with_provider(seen, port, certificate).await
     }
 
-    pub(super) async fn unreachable() -> Self {
+    pub(crate) async fn unreachable() -> Self {
         let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
         let (_, certificate) = provider(Seen::default()).await;
         Self::with_provider(Seen::default(), closed, certificate).await
@@ -201,7 +213,8 @@ impl Lab {
             let (applied, _) = mpsc::unbounded_channel();
             let (outgoing, queue) = mpsc::channel(1024);
             let me = NodeId(id);
-            let start = Start { me, state, log_index: 0, tiles, tiles_dir: dir, blobs: blobs.clone(), on_leaf };
+            let start =
+                Start { me, state, log_index: 0, tiles, tiles_dir: dir, blobs: blobs.clone(), on_leaf };
             let (ledger, applier) = Ledger::new(start, applied, outgoing);
             nodes.push(OneNode { id: me, ledger, applier });
             queues.push((me, queue));
@@ -221,10 +234,12 @@ impl Lab {
         let port = Arc::new(Port { keyer: keyer.clone(), from: NodeId(1), silent: AtomicBool::new(false) });
         let relay = Relay::new(ledger_of(NodeId(1)), pool.relay_boot.clone(), port.clone(), metrics, 8);
         slot.set(relay.clone()).ok().unwrap();
-        let chain = PolicyChain::open(&folder.path().join("chain"), leader.mesh.fleet.chain[0].clone()).unwrap();
+        let chain =
+            PolicyChain::open(&folder.path().join("chain"), leader.mesh.fleet.chain[0].clone()).unwrap();
         let directory = Directory::new(ledger_of(NodeId(1)), blobs, chain, index);
         let d = &leader.mesh.fleet.document.route[0];
-        let template = HeadTemplate::for_route(&d.host, d.port, &d.base_path, &d.paths, &d.dialect, &d.headers).unwrap();
+        let template =
+            HeadTemplate::for_route(&d.host, d.port, &d.base_path, &d.paths, &d.dialect, &d.headers).unwrap();
         let leader = Arc::new(Mutex::new(leader));
         for (from, mut queue) in queues {
             let leader = leader.clone();
@@ -237,29 +252,32 @@ impl Lab {
         Self { leader, relay, keyer, port, directory, seen, pool, template, certificate, _folder: folder }
     }
 
-    pub(super) fn client_key() -> PublicKey {
+    pub(crate) fn client_key() -> PublicKey {
         PublicKey::from_bytes(public_key(&key(CLIENT)).0)
     }
 
     /// So many nodes no longer cosign.
-    pub(super) fn silence(&self, nodes: &[u64]) {
+    pub(crate) fn silence(&self, nodes: &[u64]) {
         self.leader.lock().unwrap().mesh.silent.extend(nodes.iter().map(|n| NodeId(*n)));
     }
 
-    pub(super) fn cluster(&self) -> quorate_core::crypto::Hash {
+    pub(crate) fn cluster(&self) -> quorate_core::crypto::Hash {
         self.leader.lock().unwrap().mesh.fleet.cluster()
     }
 
+    /// The relay's ledger.
+    pub(crate) fn ledger(&self) -> Ledger {
+        self.relay.inner.ledger.clone()
+    }
+
     /// Has the leader order a command.
-    pub(super) fn order(&self, command: Command) {
+    pub(crate) fn order(&self, command: Command) {
         self.leader.lock().unwrap().apply(vec![command]);
     }
 
     /// How many alarms like this there are, once there is one.
-    pub(super) async fn alarms(&self, alarm: Alarm) -> usize {
-        let like = |body: &LeafBody| {
-            matches!(body, LeafBody::Decided { command: Command::Node(n), .. } if n.body == NodeCommand::Alarm(alarm.clone()))
-        };
+    pub(crate) async fn alarms(&self, alarm: Alarm) -> usize {
+        let like = |body: &LeafBody| matches!(body, LeafBody::Decided { command: Command::Node(n), .. } if n.body == NodeCommand::Alarm(alarm.clone()));
         for _ in 0..500 {
             match self.leaves().iter().filter(|body| like(body)).count() {
                 0 => tokio::time::sleep(Duration::from_millis(10)).await,
@@ -270,7 +288,7 @@ impl Lab {
     }
 
     /// The bodies of all leaves so far.
-    pub(super) fn leaves(&self) -> Vec<LeafBody> {
+    pub(crate) fn leaves(&self) -> Vec<LeafBody> {
         let leader = self.leader.lock().unwrap();
         let body = |bytes: &Vec<u8>| {
             let Leaf::V1 { body, .. } = borsh::from_slice(bytes).unwrap();
@@ -280,22 +298,24 @@ impl Lab {
     }
 
     /// Every settlement in the log.
-    pub(super) fn settlements(&self) -> Vec<Settlement> {
+    pub(crate) fn settlements(&self) -> Vec<Settlement> {
         let settled = |body| match body {
-            LeafBody::Decided { command: Command::Node(n), outcome: Outcome::Settled(refused) } => match n.body {
-                NodeCommand::Settle(s) => {
-                    assert!(refused.is_empty(), "{refused:?}");
-                    Some(s)
+            LeafBody::Decided { command: Command::Node(n), outcome: Outcome::Settled(refused) } => {
+                match n.body {
+                    NodeCommand::Settle(s) => {
+                        assert!(refused.is_empty(), "{refused:?}");
+                        Some(s)
+                    }
+                    _ => None,
                 }
-                _ => None,
-            },
+            }
             _ => None,
         };
         self.leaves().into_iter().filter_map(settled).flatten().collect()
     }
 
     /// Waits for the one settlement there must be.
-    pub(super) async fn settlement(&self) -> Settlement {
+    pub(crate) async fn settlement(&self) -> Settlement {
         for _ in 0..500 {
             if let [one] = self.settlements().as_slice() {
                 return one.clone();
@@ -306,14 +326,15 @@ impl Lab {
     }
 
     /// An authorisation for this head, changed before it is signed.
-    pub(super) fn authorise(
+    pub(crate) fn authorise(
         &self,
         connection: ConnectionId,
         head: &[u8],
         edit: impl FnOnce(&mut quorate_core::command::Authorise),
     ) -> (RequestId, Command) {
         let mut leader = self.leader.lock().unwrap();
-        let records = quorate_splitkey::framing::HeadRecords::from_bytes(head, self.template.shape()).unwrap();
+        let records =
+            quorate_splitkey::framing::HeadRecords::from_bytes(head, self.template.shape()).unwrap();
         let pool = self.pool.clone();
         leader.mesh.request_with(&pool, |a| {
             a.connection = connection;
@@ -324,14 +345,14 @@ impl Lab {
     }
 
     /// A tunnel without its Open.
-    pub(super) fn tunnel(&self, key: PublicKey) -> Result<Tunnelled, Problem> {
+    pub(crate) fn tunnel(&self, key: PublicKey) -> Result<Tunnelled, Problem> {
         let (up, stream) = mpsc::channel(64);
         let down = self.relay.tunnel(key, ReceiverStream::new(stream))?;
         Ok(Tunnelled { up, down })
     }
 
     /// A tunnel whose handshake is done and whose secret the keyer has.
-    pub(super) async fn connect(&self, connection: u8) -> Connected {
+    pub(crate) async fn connect(&self, connection: u8) -> Connected {
         let id = ConnectionId([connection; 16]);
         let mut tunnel = self.tunnel(Self::client_key()).unwrap();
         tunnel.open(&self.pool, id).await;
@@ -361,7 +382,8 @@ impl Lab {
             }
             early.extend_from_slice(input);
         }
-        let secret = |label: &str| -> TrafficSecret { secrets.lock().unwrap()[label].as_slice().try_into().unwrap() };
+        let secret =
+            |label: &str| -> TrafficSecret { secrets.lock().unwrap()[label].as_slice().try_into().unwrap() };
         let registered = v1::RegisterRequest {
             pool: Bytes::copy_from_slice(&self.pool.pool.0),
             connection: Bytes::copy_from_slice(&id.0),
@@ -376,7 +398,9 @@ impl Lab {
         let default = rustls::crypto::aws_lc_rs::default_provider();
         let suites = default.cipher_suites.iter().copied();
         let provider = rustls::crypto::CryptoProvider {
-            cipher_suites: suites.filter(|s| s.suite() == CipherSuite::TLS13_CHACHA20_POLY1305_SHA256).collect(),
+            cipher_suites: suites
+                .filter(|s| s.suite() == CipherSuite::TLS13_CHACHA20_POLY1305_SHA256)
+                .collect(),
             ..default
         };
         let mut roots = rustls::RootCertStore::empty();
@@ -396,26 +420,27 @@ impl Lab {
 }
 
 /// The client's end of a tunnel.
-pub(super) struct Tunnelled {
-    pub(super) up: mpsc::Sender<Result<v1::TunnelUp, Status>>,
-    pub(super) down: Down,
+pub(crate) struct Tunnelled {
+    pub(crate) up: mpsc::Sender<Result<v1::TunnelUp, Status>>,
+    pub(crate) down: Down,
 }
 
 impl Tunnelled {
     /// Sends, unless the relay has ended the tunnel already.
-    pub(super) async fn send(&self, frame: UpFrame) {
+    pub(crate) async fn send(&self, frame: UpFrame) {
         let _ended = self.up.send(Ok(v1::TunnelUp { frame: Some(frame) })).await;
     }
-    pub(super) async fn open(&self, pool: &OpenPool, id: ConnectionId) {
+    pub(crate) async fn open(&self, pool: &OpenPool, id: ConnectionId) {
         let (pool, connection) = (Bytes::copy_from_slice(&pool.pool.0), Bytes::copy_from_slice(&id.0));
         self.send(UpFrame::Open(v1::tunnel_up::Open { pool, connection })).await;
     }
-    pub(super) async fn next(&mut self) -> Option<DownFrame> {
-        let next = tokio::time::timeout(Duration::from_secs(10), self.down.next()).await.expect("nothing came");
+    pub(crate) async fn next(&mut self) -> Option<DownFrame> {
+        let next =
+            tokio::time::timeout(Duration::from_secs(10), self.down.next()).await.expect("nothing came");
         next.map(|message| message.unwrap().frame.unwrap())
     }
     /// The code of the refusal that ends the tunnel.
-    pub(super) async fn refusal(&mut self) -> String {
+    pub(crate) async fn refusal(&mut self) -> String {
         loop {
             match self.next().await {
                 Some(DownFrame::Refused(refused)) => {
@@ -430,26 +455,26 @@ impl Tunnelled {
 }
 
 /// After the handshake.
-pub(super) struct Connected {
-    pub(super) id: ConnectionId,
-    pub(super) tunnel: Tunnelled,
-    pub(super) connection: ClientConnection,
+pub(crate) struct Connected {
+    pub(crate) id: ConnectionId,
+    pub(crate) tunnel: Tunnelled,
+    pub(crate) connection: ClientConnection,
     early: Vec<u8>,
 }
 
 /// A request's parts, sealed.
-pub(super) struct Sealed {
-    pub(super) id: ConnectionId,
-    pub(super) tunnel: Tunnelled,
-    pub(super) head: Vec<u8>,
-    pub(super) body: BodySealer,
+pub(crate) struct Sealed {
+    pub(crate) id: ConnectionId,
+    pub(crate) tunnel: Tunnelled,
+    pub(crate) head: Vec<u8>,
+    pub(crate) body: BodySealer,
     response: RecordOpener,
     early: Vec<u8>,
 }
 
 impl Connected {
     /// Seals the head of a request with such a body.
-    pub(super) fn seal(self, template: &HeadTemplate, path: &str, content_length: u64) -> Sealed {
+    pub(crate) fn seal(self, template: &HeadTemplate, path: &str, content_length: u64) -> Sealed {
         let headers = vec![Header { name: "content-type".into(), value: "application/json".into() }];
         let head = Head { method: Method::Post, path: path.into(), headers, content_length };
         let request = self.connection.seal_request(template, &head).unwrap();
@@ -459,17 +484,21 @@ impl Connected {
 }
 
 impl Sealed {
-    pub(super) async fn request(&self, command: &Command, head: &[u8]) {
+    pub(crate) async fn request(&self, command: &Command, head: &[u8]) {
         let (command, head) = (encode(command).into(), Bytes::copy_from_slice(head));
         self.tunnel.send(UpFrame::Request(v1::tunnel_up::Request { command, head })).await;
     }
-    pub(super) async fn body(&mut self, body: &[u8]) {
+    pub(crate) async fn body(&mut self, body: &[u8]) {
         let mut records = Vec::new();
         self.body.seal_chunk(body, &mut records).unwrap();
         self.tunnel.send(UpFrame::Data(records.into())).await;
     }
+    /// Ends the client's direction.
+    pub(crate) fn half_close(&mut self) {
+        self.tunnel.up = mpsc::channel(1).0;
+    }
     /// Reads to the end: what the provider said, the authorisation, and how the relay says it ended.
-    pub(super) async fn answer(&mut self) -> (String, Option<v1::tunnel_down::Authorised>, String) {
+    pub(crate) async fn answer(&mut self) -> (String, Option<v1::tunnel_down::Authorised>, String) {
         let (mut text, mut authorised) = (Vec::new(), None);
         let mut input = std::mem::take(&mut self.early);
         loop {
@@ -485,7 +514,9 @@ impl Sealed {
                     authorised = Some(a);
                     input = Vec::new();
                 }
-                Some(DownFrame::Closed(closed)) => return (String::from_utf8(text).unwrap(), authorised, closed.reason),
+                Some(DownFrame::Closed(closed)) => {
+                    return (String::from_utf8(text).unwrap(), authorised, closed.reason);
+                }
                 other => panic!("{other:?}"),
             }
         }
