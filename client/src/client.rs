@@ -235,7 +235,10 @@ async fn first_contact(trust: &TrustFile, key: &ClientKey) -> Result<Directory, 
         match answer {
             Ok(directory) => return Ok(directory),
             Err(Contact::Failed(reason)) => {
-                failures.push(NodeFailure { address: address.to_string(), reason })
+                let address = address.to_string();
+                // Errors of connecting name the address themselves.
+                let reason = reason.strip_prefix(&format!("{address}: ")).unwrap_or(&reason).to_owned();
+                failures.push(NodeFailure { address, reason });
             }
             Err(Contact::Judged(error)) => {
                 failures.push(NodeFailure { address: address.to_string(), reason: chain(&error) });
@@ -508,7 +511,10 @@ impl Inner {
             };
             let (genesis, bytes) = (self.trust.genesis, reply.proof);
             let verified = tokio::task::spawn_blocking(move || {
-                let receipt = Receipt(Proof::from_bytes(&bytes)?);
+                let mut proof = Proof::from_bytes(&bytes)?;
+                // A receipt has its leaves in the log's order, whichever half of the settlement came first.
+                proof.leaves.sort_by_key(|leaf| leaf.index);
+                let receipt = Receipt(proof);
                 let (verified, authorisation) = receipt.verify(genesis)?;
                 let settled = settlements(&verified, request).next().is_some();
                 Ok((receipt, authorisation.request().request == request, settled))

@@ -6,10 +6,13 @@ use crate::http1::HttpError;
 use crate::pool::{Lane, PoolOptions};
 use crate::request::{Method, Request, Target};
 use crate::response::{Exchange, First, ResponseBody};
-use crate::{DangerDirect, head_template};
+use crate::{Client, DangerDirect, TrustFile, head_template};
+use aws_lc_rs::signature::Ed25519KeyPair;
 use futures::Stream;
-use quorate_core::crypto::Hash;
-use quorate_core::ids::{NodeId, PoolId};
+use quorate_core::command::{ClientCommand, ClientSigned, Command, Ended};
+use quorate_core::crypto::{Hash, encode};
+use quorate_core::ids::{ClientId, NodeId, PoolId};
+use quorate_core::leaf::Outcome;
 use quorate_core::policy::RouteDocument;
 use quorate_proto::v1::mesh_server::{Mesh, MeshServer};
 use quorate_proto::v1::{self, tunnel_down, tunnel_up};
@@ -19,6 +22,8 @@ use quorate_splitkey::record::TrafficSecret;
 use quorate_splitkey::watch::HandshakeWatch;
 use quorate_transport::{Expect, Identity, Incoming, Limits as NodeLimits, grpc_server};
 use rustls::pki_types::PrivateKeyDer;
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -153,6 +158,17 @@ struct MockNode {
     route: RouteDocument,
     word: Word,
     keyers: Secrets,
+    id: NodeId,
+    log: Option<Arc<MockLog>>,
+}
+
+/// What the nodes of a mock mesh share in place of a log.
+#[derive(Default)]
+struct MockLog {
+    directory: Vec<u8>,
+    submitted: Mutex<Vec<Command>>,
+    /// Nodes whose tunnels are refused as lapsed.
+    lapsed: Mutex<BTreeSet<NodeId>>,
 }
 
 type Down = Pin<Box<dyn Stream<Item = Result<v1::TunnelDown, Status>> + Send>>;
@@ -165,13 +181,22 @@ impl Mesh for MockNode {
         &self,
         _: tonic::Request<v1::DirectoryRequest>,
     ) -> Result<Response<v1::DirectoryReply>, Status> {
-        Err(Status::unimplemented("no log here"))
+        let log = self.log.as_ref().ok_or_else(|| Status::unimplemented("no log here"))?;
+        Ok(Response::new(v1::DirectoryReply { proof: log.directory.clone().into() }))
     }
     async fn submit(
         &self,
-        _: tonic::Request<v1::SubmitRequest>,
+        request: tonic::Request<v1::SubmitRequest>,
     ) -> Result<Response<v1::SubmitReply>, Status> {
-        Err(Status::unimplemented("no log here"))
+        let command: Command = borsh::from_slice(&request.into_inner().command).unwrap();
+        let Command::Client(signed) = &command else { panic!("clients submit client commands") };
+        let outcome = match &signed.body {
+            ClientCommand::OpenPool(_) => Outcome::PoolOpened,
+            ClientCommand::Report(_) => Outcome::Reported,
+            ClientCommand::Authorise(_) => panic!("authorisations go through the tunnel"),
+        };
+        self.log.as_ref().unwrap().submitted.lock().unwrap().push(command);
+        Ok(Response::new(v1::SubmitReply { outcome: encode(&outcome).into(), leaf_index: None }))
     }
     async fn register(
         &self,
@@ -198,6 +223,18 @@ impl Mesh for MockNode {
     }
     async fn tunnel(&self, up: tonic::Request<Streaming<v1::TunnelUp>>) -> Result<Response<Down>, Status> {
         let (down, receiver) = mpsc::channel(8);
+        if self.log.as_ref().is_some_and(|l| l.lapsed.lock().unwrap().contains(&self.id)) {
+            let refusal = quorate_core::refusal::Refusal::RelayNotAttested;
+            let refused = v1::Refused {
+                code: refusal.code().into(),
+                retry: v1::Retry::Now.into(),
+                fault: v1::Fault::Mesh.into(),
+                ..Default::default()
+            };
+            let frame = Some(tunnel_down::Frame::Refused(refused));
+            down.send(Ok(v1::TunnelDown { frame })).await.unwrap();
+            return Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))));
+        }
         let (route, word, keyers) = (self.route.clone(), self.word, self.keyers.clone());
         tokio::spawn(async move {
             let _ = relay(up.into_inner(), down, route, word, keyers).await;
@@ -277,7 +314,14 @@ async fn relay(
                 let mut keyer = KeyerConnection::new();
                 keyer.register(TrafficSecret::new(secret)).unwrap();
                 let checked = keyer.check_head(&template, &records).expect("a canonical head");
-                assert_eq!(request.command.as_ref(), records.digest().0, "the signature covers the head");
+                let signed = match borsh::from_slice::<Command>(&request.command) {
+                    Ok(Command::Client(ClientSigned { body: ClientCommand::Authorise(a), .. })) => {
+                        assert_eq!(a.connection.0, open.connection.as_ref());
+                        a.head_digest.0
+                    }
+                    _ => request.command.as_ref().try_into().unwrap(),
+                };
+                assert_eq!(signed, records.digest().0, "the signature covers the head");
                 meter = Some(BodyMeter::new(checked.content_length()));
                 forward = request.head.to_vec();
                 let authorised = v1::tunnel_down::Authorised { leaf_index: 7, tree_size: 9, timings: None };
@@ -303,7 +347,8 @@ async fn lane(route: &RouteDocument, word: Word, options: PoolOptions) -> Arc<La
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let incoming = Incoming::new(listener, &identity, NodeLimits::default()).unwrap();
         let address = incoming.local_addr().into();
-        let service = MockNode { route: route.clone(), word, keyers: Arc::clone(&keyers) };
+        let service =
+            MockNode { route: route.clone(), word, keyers: Arc::clone(&keyers), log: None, id: NodeId(node) };
         tokio::spawn(grpc_server().add_service(MeshServer::new(service)).serve_with_incoming(incoming));
         let client = Identity::generate().unwrap();
         let expect = Expect::Key(identity.public());
@@ -435,4 +480,177 @@ async fn an_unreachable_provider_is_the_providers_fault() {
     let lane = lane(&route, Word::Authorised, PoolOptions::default()).await;
     let error = whole(&lane, b"x").await.unwrap_err();
     assert!(matches!(error, Error::ProviderUnreachable { .. }), "{error:?}");
+}
+
+/// Writes a key pair the way key files are.
+fn key_file(path: &Path, pair: &Ed25519KeyPair) {
+    use std::os::unix::fs::PermissionsExt;
+    let der = pair.to_pkcs8v1().unwrap();
+    let body = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der.as_ref());
+    std::fs::write(path, format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n"))
+        .unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+struct MockMesh {
+    trust: TrustFile,
+    log: Arc<MockLog>,
+    nodes: Vec<Option<tokio::runtime::Runtime>>,
+    _dir: tempfile::TempDir,
+}
+
+impl MockMesh {
+    fn kill(&mut self, node: NodeId) {
+        self.nodes[node.0 as usize - 1].take().unwrap().shutdown_background();
+    }
+}
+
+impl Drop for MockMesh {
+    fn drop(&mut self) {
+        self.nodes.drain(..).flatten().for_each(tokio::runtime::Runtime::shutdown_background);
+    }
+}
+
+/// Four nodes whose directory is proven, with the boot keys that it names; `age_ms` is how old it is.
+async fn mesh(provider: &RouteDocument, age_ms: u64) -> MockMesh {
+    use quorate_core::testing::{CLIENT, Mesh as Honest, key};
+    let dir = tempfile::tempdir().unwrap();
+    let mut listeners = Vec::new();
+    for _ in 0..4 {
+        listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+    }
+    let addresses: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap()).collect();
+    let mut honest = Honest::dark(4, 1, |d| {
+        for (member, address) in d.member.iter_mut().zip(&addresses) {
+            member.address = address.to_string();
+        }
+        let route = d.route.first_mut().unwrap();
+        *route = RouteDocument { name: route.name.clone(), ..provider.clone() };
+    });
+    honest.time = quorate_core::ids::Timestamp(crate::directory::now().0 - age_ms);
+    honest.recover();
+    let directory = encode(&honest.proof(&[]));
+    let log = Arc::new(MockLog { directory, ..MockLog::default() });
+    let keyers = Secrets::default();
+    let mut nodes = Vec::new();
+    for (listener, (id, node)) in listeners.into_iter().zip(&honest.fleet.nodes) {
+        let path = dir.path().join(id.to_string());
+        key_file(&path, &node.tls_key());
+        let identity = Identity::load(&path).unwrap();
+        let service = MockNode {
+            route: provider.clone(),
+            word: Word::Authorised,
+            keyers: Arc::clone(&keyers),
+            log: Some(log.clone()),
+            id: *id,
+        };
+        // A runtime of its own: stopping it cuts every connection, as a crash does.
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = listener.into_std().unwrap();
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).unwrap();
+            let incoming = Incoming::new(listener, &identity, NodeLimits::default()).unwrap();
+            grpc_server().add_service(MeshServer::new(service)).serve_with_incoming(incoming).await
+        });
+        nodes.push(Some(runtime));
+    }
+    let client_key = dir.path().join("client.key");
+    key_file(&client_key, &key(CLIENT));
+    let trust = TrustFile {
+        genesis: honest.fleet.cluster(),
+        nodes: addresses.iter().map(|a| (*a).into()).collect(),
+        client: ClientId::new(CLIENT).unwrap(),
+        key: client_key,
+        freshness_ms: 90_000,
+    };
+    MockMesh { trust, log, nodes, _dir: dir }
+}
+
+fn ask(body: Vec<u8>) -> Request {
+    Request { target: Target::Model("any".into()), ..request(body) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_connects_asks_and_reports() {
+    let stage = provider(Provider::Good).await;
+    let mesh = mesh(&stage.route, 0).await;
+    let client = Client::connect(mesh.trust.clone()).await.unwrap();
+    let response = client.request(ask(body(100_000))).await.unwrap();
+    assert_eq!((response.status.as_u16(), response.provenance.authorised.leaf_index), (200, 7));
+    let request = response.provenance.request;
+    assert_eq!(response.body.bytes(1 << 20).await.unwrap(), body(100_000));
+    // One that is dropped is cancelled, and says so.
+    let dropped = client.request(ask(body(10))).await.unwrap();
+    let cancelled = dropped.provenance.request;
+    drop(dropped);
+    client.flush().await;
+    let submitted = mesh.log.submitted.lock().unwrap();
+    let ended = |id| {
+        submitted.iter().find_map(|c| match c {
+            Command::Client(ClientSigned { body: ClientCommand::Report(r), .. }) if r.request == id => {
+                Some((r.status, r.ended))
+            }
+            _ => None,
+        })
+    };
+    assert_eq!(ended(request), Some((200, Ended::Complete)));
+    assert_eq!(ended(cancelled), Some((200, Ended::Cancelled)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_relay_costs_a_retry_not_a_request() {
+    let stage = provider(Provider::Good).await;
+    let mut mesh = mesh(&stage.route, 0).await;
+    let client = Client::connect(mesh.trust.clone()).await.unwrap();
+    let first = client.request(ask(vec![])).await.unwrap().provenance;
+    mesh.kill(first.relay);
+    for _ in 0..6 {
+        // The first may be on its way when its relay dies: only the caller knows that it may be repeated.
+        let again = Request { idempotent: true, ..ask(body(5)) };
+        let next = client.request(again).await.unwrap().provenance;
+        assert_ne!(next.relay, first.relay);
+        assert_ne!(next.keyer, first.relay);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_lapses_is_left() {
+    let stage = provider(Provider::Good).await;
+    let mesh = mesh(&stage.route, 0).await;
+    let client = Client::connect(mesh.trust.clone()).await.unwrap();
+    let first = client.request(ask(vec![])).await.unwrap().provenance;
+    mesh.log.lapsed.lock().unwrap().insert(first.relay);
+    for _ in 0..12 {
+        client.request(ask(body(5))).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_directory_is_refused_and_nothing_is_sent() {
+    let stage = provider(Provider::Good).await;
+    let mesh = mesh(&stage.route, 120_000).await;
+    let error = Client::connect(mesh.trust.clone()).await.unwrap_err();
+    assert!(matches!(error, Error::Stale { .. }), "{error:?}");
+    assert_eq!(stage.accepted.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_there_fails_in_time_and_names_each_node() {
+    let stage = provider(Provider::Good).await;
+    let mut mesh = mesh(&stage.route, 0).await;
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gone = free.local_addr().unwrap();
+    // Accepts and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    drop(free);
+    mesh.trust.nodes = vec![gone.into(), silent.local_addr().unwrap().into()];
+    let began = std::time::Instant::now();
+    let Error::NoNode(failures) = Client::connect(mesh.trust.clone()).await.unwrap_err() else { panic!() };
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert_eq!(failures.len(), 2);
+    assert!(
+        failures.iter().any(|f| f.address == gone.to_string() && f.reason.contains("refused")),
+        "{failures:?}"
+    );
 }
