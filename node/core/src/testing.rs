@@ -14,25 +14,27 @@
 )]
 use crate::certificate::{CertifiedCheckpoint, Certifiers};
 use crate::command::{
-    Authorise, Batch, CheckpointRef, ClientCommand, ClientSigned, Command, Contribution, Ended, EvidenceCommand, NodeCommand,
-    NodeSigned, OpenPool, PolicyCommand, RecoverCommand, Report, Settlement,
+    Authorise, Batch, CheckpointRef, ClientCommand, ClientSigned, Command, Contribution, Ended,
+    EvidenceCommand, NodeCommand, NodeSigned, OpenPool, PolicyCommand, RecoverCommand, Report, Settlement,
 };
 use crate::crypto::{Hash, PublicKey, Signature, encode, public_key, sha256};
 use crate::ids::{ClientId, ConnectionId, NodeId, PolicyVersion, PoolId, RequestId, RouteId, Timestamp};
 use crate::leaf::{Leaf, LeafBody, Outcome};
 use crate::policy::{
-    AdminDocument, AttestationDocument, ClientDocument, MemberDocument, Policy, PolicyDocument, RouteDocument, SignedPolicy,
+    AdminDocument, AttestationDocument, ClientDocument, MemberDocument, Policy, PolicyDocument,
+    RouteDocument, SignedPolicy,
 };
 use crate::proof::{Proof, ProvenEvidence, ProvenLeaf, Receipt};
 use crate::refusal::Refusal;
 use crate::rendezvous;
 use crate::sshsig::SshSignature;
 use crate::state::{
-    Applied, Blobs, RecoveryPlan, State, build_recovery, checkpoint_of, evidence_nonce, genesis_checkpoint, plan_recovery,
-    recovery_nonce,
+    Applied, Blobs, RecoveryPlan, State, build_recovery, checkpoint_of, evidence_nonce, genesis_checkpoint,
+    plan_recovery, recovery_nonce,
 };
 use crate::tlog::{
-    Cosignature, Frontier, Hash as NodeHash, LeafIndex, NodeReader, TreeSize, leaf_hash, prove_consistency, prove_inclusion,
+    Cosignature, Frontier, Hash as NodeHash, LeafIndex, NodeReader, TreeSize, leaf_hash, prove_consistency,
+    prove_inclusion,
 };
 use aws_lc_rs::signature::Ed25519KeyPair;
 use base64::Engine as _;
@@ -191,7 +193,11 @@ pub struct Fleet {
     ids: u64,
 }
 
-fn document_of(nodes: &BTreeMap<NodeId, TestNode>, admins: &[Ed25519KeyPair], hostile_nodes_max: u32) -> PolicyDocument {
+fn document_of(
+    nodes: &BTreeMap<NodeId, TestNode>,
+    admins: &[Ed25519KeyPair],
+    hostile_nodes_max: u32,
+) -> PolicyDocument {
     let attestation = AttestationDocument { allow_software_tpm: true, ..AttestationDocument::default() };
     let machine = &nodes.values().next().unwrap().tpm;
     let values = machine.reference_values(&attestation.pcrs);
@@ -203,7 +209,11 @@ fn document_of(nodes: &BTreeMap<NodeId, TestNode>, admins: &[Ed25519KeyPair], ho
         expires: "2100-01-01T00:00:00Z".parse().unwrap(),
         hostile_nodes_max,
         admin_threshold: 2,
-        admin: admins.iter().enumerate().map(|(i, k)| AdminDocument { name: format!("admin-{i}"), key: ssh_line(k) }).collect(),
+        admin: admins
+            .iter()
+            .enumerate()
+            .map(|(i, k)| AdminDocument { name: format!("admin-{i}"), key: ssh_line(k) })
+            .collect(),
         attestation,
         member: nodes.values().map(Fleet::member_document).collect(),
         reference_values: BTreeMap::from([("plain".to_owned(), values)]),
@@ -252,7 +262,8 @@ impl Fleet {
         let admins: Vec<_> = (0..3).map(|i| key(&format!("admin {i}"))).collect();
         let mut document = document_of(&nodes, &admins, hostile_nodes_max);
         edit(&mut document);
-        let mut fleet = Self { nodes, admins, document, chain: Vec::new(), blobs: MemoryBlobs::default(), ids: 0 };
+        let mut fleet =
+            Self { nodes, admins, document, chain: Vec::new(), blobs: MemoryBlobs::default(), ids: 0 };
         let signed = fleet.sign_policy(fleet.document.clone(), &[0, 1]);
         fleet.chain.push(signed);
         fleet
@@ -310,7 +321,8 @@ impl Fleet {
         edit(&mut document);
         self.document = document.clone();
         let signed = self.sign_policy(document, &[0, 1]);
-        let command = PolicyCommand { document: sha256(&signed.document), signatures: signed.signatures.clone() };
+        let command =
+            PolicyCommand { document: sha256(&signed.document), signatures: signed.signatures.clone() };
         self.chain.push(signed);
         Command::Policy(command)
     }
@@ -339,7 +351,8 @@ impl Fleet {
         edit: impl FnOnce(&mut EvidenceCommand),
     ) -> EvidenceCommand {
         let boot = self.nodes[&id].boot();
-        let none = Evidence { attest: vec![], signature: vec![], pcrs: vec![], event_log: [0; 32], ima_log: None };
+        let none =
+            Evidence { attest: vec![], signature: vec![], pcrs: vec![], event_log: [0; 32], ima_log: None };
         let mut command = EvidenceCommand {
             node: id,
             boot,
@@ -360,23 +373,34 @@ impl Fleet {
     }
 
     /// What a node brings to a recovery.
-    pub fn contribution(&mut self, id: NodeId, certified: CheckpointRef, lock: CheckpointRef) -> Contribution {
+    pub fn contribution(
+        &mut self,
+        id: NodeId,
+        certified: CheckpointRef,
+        lock: CheckpointRef,
+    ) -> Contribution {
         let random = sha256(&self.fresh()).0;
         let node = &self.nodes[&id];
-        let unsigned = Contribution { node: id, boot: node.boot(), certified, lock, random, signature: Signature([0; 64]) };
+        let unsigned = Contribution {
+            node: id,
+            boot: node.boot(),
+            certified,
+            lock,
+            random,
+            signature: Signature([0; 64]),
+        };
         unsigned.sign(self.cluster(), node.cosign_key())
     }
 
     /// A recovery of this plan, quotes included.
     pub fn recovery(&mut self, state: &State, tree: &MemoryTree, plan: RecoveryPlan) -> RecoverCommand {
         let RecoveryPlan { base, contributions } = plan.clone();
-        let unproven = RecoverCommand { base, contributions, evidence: vec![], tree: TreeSize(0), proofs: vec![] };
+        let unproven =
+            RecoverCommand { base, contributions, evidence: vec![], tree: TreeSize(0), proofs: vec![] };
         let evidence: Vec<_> = plan
             .contributions
             .iter()
-            .map(|x| {
-                (x.node, recovery_nonce(state.cluster(), x.node, &x.boot, &unproven))
-            })
+            .map(|x| (x.node, recovery_nonce(state.cluster(), x.node, &x.boot, &unproven)))
             .collect();
         let evidence = evidence.into_iter().map(|(n, e)| (n, self.quote(state.policy(), n, &e))).collect();
         build_recovery(state, tree, plan, evidence).unwrap()
@@ -385,7 +409,8 @@ impl Fleet {
     /// A relay, and the keyers allowed beside it for [`CLIENT`] and [`ROUTE`].
     pub fn way(&self, state: &State, relay: u64) -> (NodeId, Vec<NodeId>) {
         let custodian = &state.policy().clients[&ClientId::new(CLIENT).unwrap()].custodian;
-        let keyers = rendezvous::keyers(state.policy(), state.attested_nodes(), &route(), NodeId(relay), custodian);
+        let keyers =
+            rendezvous::keyers(state.policy(), state.attested_nodes(), &route(), NodeId(relay), custodian);
         (NodeId(relay), keyers)
     }
 
@@ -437,7 +462,14 @@ impl Fleet {
     /// The relay's word on a request that went well.
     pub fn settlement(request: RequestId) -> Settlement {
         let (bytes_up, bytes_down) = (512, 2048);
-        Settlement { request, bytes_up, bytes_down, first_byte_ms: 100, total_ms: 900, ended: Ended::Complete }
+        Settlement {
+            request,
+            bytes_up,
+            bytes_down,
+            first_byte_ms: 100,
+            total_ms: 900,
+            ended: Ended::Complete,
+        }
     }
 
     /// The client's word on a request that went well.
@@ -510,7 +542,14 @@ impl Mesh {
     pub fn dark(members: u64, hostile_nodes_max: u32, edit: impl FnOnce(&mut PolicyDocument)) -> Self {
         let fleet = Fleet::new(members, hostile_nodes_max, edit);
         let log = Log::new(&fleet);
-        Self { fleet, log, time: START, silent: BTreeSet::new(), certified: BTreeMap::new(), applied: Vec::new() }
+        Self {
+            fleet,
+            log,
+            time: START,
+            silent: BTreeSet::new(),
+            certified: BTreeMap::new(),
+            applied: Vec::new(),
+        }
     }
 
     /// Recovered from genesis: everybody attested, everything certified.
@@ -563,7 +602,12 @@ impl Mesh {
         let able = |n: &&TestNode| {
             !self.silent.contains(&n.id) && certifiers.keys.get(&n.id) == Some(&PublicKey(n.boot().cosign))
         };
-        self.fleet.nodes.values().filter(able).map(|n| (n.id, n.cosign(&self.log.state, checkpoint))).collect()
+        self.fleet
+            .nodes
+            .values()
+            .filter(able)
+            .map(|n| (n.id, n.cosign(&self.log.state, checkpoint)))
+            .collect()
     }
 
     /// The newest certified checkpoint that evidence may name.
@@ -600,7 +644,11 @@ impl Mesh {
         let lock = self.log.state.checkpoint();
         let members: Vec<NodeId> = self.log.state.policy().members.keys().copied().collect();
         let speaking = members.into_iter().filter(|n| !self.silent.contains(n));
-        speaking.collect::<Vec<_>>().into_iter().map(|n| self.fleet.contribution(n, certified, lock)).collect()
+        speaking
+            .collect::<Vec<_>>()
+            .into_iter()
+            .map(|n| self.fleet.contribution(n, certified, lock))
+            .collect()
     }
 
     /// The honest recovery.
@@ -635,7 +683,11 @@ impl Mesh {
     }
 
     /// A request, changed before it is signed.
-    pub fn request_with(&mut self, pool: &OpenPool, edit: impl FnOnce(&mut Authorise)) -> (RequestId, Command) {
+    pub fn request_with(
+        &mut self,
+        pool: &OpenPool,
+        edit: impl FnOnce(&mut Authorise),
+    ) -> (RequestId, Command) {
         let mut request = self.fleet.request(&self.log.state, pool);
         request.expires = self.time.plus_ms(30_000);
         edit(&mut request);
@@ -651,7 +703,8 @@ impl Mesh {
 
     /// Settled by relay and client.
     pub fn settle(&mut self, pool: &OpenPool, request: RequestId) {
-        let settle = self.fleet.node_command(pool.relay, NodeCommand::Settle(vec![Fleet::settlement(request)]));
+        let settle =
+            self.fleet.node_command(pool.relay, NodeCommand::Settle(vec![Fleet::settlement(request)]));
         let report = self.fleet.client(CLIENT, ClientCommand::Report(Fleet::report(request)));
         let outcomes = self.apply(vec![settle, report]).outcomes;
         assert_eq!((&outcomes[0].1, &outcomes[1].1), (&Outcome::Settled(vec![]), &Outcome::Reported));
@@ -667,9 +720,14 @@ impl Mesh {
     pub fn proof(&self, leaves: &[LeafIndex]) -> Proof {
         let (size, certified) = self.certified.last_key_value().expect("nothing is certified");
         let size = *size;
-        assert_eq!(certified.reference(), self.log.state.checkpoint(), "the newest checkpoint is not certified");
+        assert_eq!(
+            certified.reference(),
+            self.log.state.checkpoint(),
+            "the newest checkpoint is not certified"
+        );
         let end = self.proven_leaf(LeafIndex(size.0 - 1), size);
-        let Leaf::V1 { body: LeafBody::BatchEnd(batch_end), .. } = borsh::from_slice(&end.bytes).unwrap() else {
+        let Leaf::V1 { body: LeafBody::BatchEnd(batch_end), .. } = borsh::from_slice(&end.bytes).unwrap()
+        else {
             unreachable!("every batch has an end")
         };
         let mut blobs = BTreeMap::new();
@@ -690,7 +748,8 @@ impl Mesh {
         let version = self.log.state.policy().version.0 as usize;
         // A removed member may have agreed to its removal, but nothing proves its key to a client.
         let attested: BTreeSet<NodeId> = batch_end.attested.iter().map(|(n, _)| *n).collect();
-        let cosignatures = certified.cosignatures().iter().filter(|(n, _)| attested.contains(n)).copied().collect();
+        let cosignatures =
+            certified.cosignatures().iter().filter(|(n, _)| attested.contains(n)).copied().collect();
         Proof {
             chain: self.fleet.chain[..version].to_vec(),
             checkpoint: certified.reference(),
@@ -719,7 +778,8 @@ impl Mesh {
                 _ => false,
             }
         };
-        let leaves = self.log.leaves.iter().enumerate().filter(|(_, b)| speaks(b)).map(|(i, _)| LeafIndex(i as u64));
+        let leaves =
+            self.log.leaves.iter().enumerate().filter(|(_, b)| speaks(b)).map(|(i, _)| LeafIndex(i as u64));
         Receipt(self.proof(&leaves.collect::<Vec<_>>()))
     }
 

@@ -87,8 +87,16 @@ fn one_change_is_named() {
     type Case = (&'static str, fn(&Mesh, &mut Proof), fn(&ProofError) -> bool);
     let cases: &[Case] = &[
         ("no chain", |_, p| p.chain.clear(), |e| matches!(e, ProofError::WrongGenesis { .. })),
-        ("genesis signed by one admin", |_, p| drop(p.chain[0].signatures.pop()), |e| matches!(e, ProofError::Chain(PolicyVersion(1), crate::refusal::Refusal::TooFewSigners))),
-        ("genesis twice", |_, p| p.chain.push(p.chain[0].clone()), |e| matches!(e, ProofError::Chain(PolicyVersion(2), _))),
+        (
+            "genesis signed by one admin",
+            |_, p| drop(p.chain[0].signatures.pop()),
+            |e| matches!(e, ProofError::Chain(PolicyVersion(1), crate::refusal::Refusal::TooFewSigners)),
+        ),
+        (
+            "genesis twice",
+            |_, p| p.chain.push(p.chain[0].clone()),
+            |e| matches!(e, ProofError::Chain(PolicyVersion(2), _)),
+        ),
         ("checkpoint's root", |_, p| p.checkpoint.root.0[0] ^= 1, |e| matches!(e, ProofError::NotIncluded)),
         ("checkpoint's size", |_, p| p.checkpoint.size.0 += 1, |e| matches!(e, ProofError::NotIncluded)),
         ("another leaf for the end", |_, p| p.end = p.leaves[0].clone(), |e| matches!(e, ProofError::End)),
@@ -96,22 +104,64 @@ fn one_change_is_named() {
         ("evidence dropped", |_, p| drop(p.evidence.pop()), |e| matches!(e, ProofError::End)),
         ("evidence doubled", |_, p| p.evidence.push(p.evidence[0].clone()), |e| matches!(e, ProofError::End)),
         ("evidence swapped", |_, p| p.evidence.swap(0, 1), |e| matches!(e, ProofError::Evidence(NodeId(1)))),
-        ("one's evidence for another", |_, p| p.evidence[1] = p.evidence[0].clone(), |e| matches!(e, ProofError::Evidence(NodeId(2)))),
-        ("no evidence at all", |_, p| p.evidence[0].leaf = p.leaves[0].clone(), |e| matches!(e, ProofError::Evidence(NodeId(1)))),
-        ("nonce's proof", |_, p| p.evidence[2].nonce = ConsistencyProof::default(), |e| matches!(e, ProofError::Nonce(NodeId(3)))),
+        (
+            "one's evidence for another",
+            |_, p| p.evidence[1] = p.evidence[0].clone(),
+            |e| matches!(e, ProofError::Evidence(NodeId(2))),
+        ),
+        (
+            "no evidence at all",
+            |_, p| p.evidence[0].leaf = p.leaves[0].clone(),
+            |e| matches!(e, ProofError::Evidence(NodeId(1))),
+        ),
+        (
+            "nonce's proof",
+            |_, p| p.evidence[2].nonce = ConsistencyProof::default(),
+            |e| matches!(e, ProofError::Nonce(NodeId(3))),
+        ),
         ("blob dropped", |_, p| drop(p.blobs.pop()), |e| matches!(e, ProofError::Evidence(_))),
         ("blob doubled", |_, p| p.blobs.push(p.blobs[0].clone()), |e| matches!(e, ProofError::Surplus)),
         ("blob added", |_, p| p.blobs.push(vec![1]), |e| matches!(e, ProofError::Surplus)),
-        ("two cosignatures", |_, p| drop(p.cosignatures.drain(..2)), |e| matches!(e, ProofError::NotCertified(NotCertified::TooFew { have: 2, need: 3 }))),
-        ("none", |_, p| p.cosignatures.clear(), |e| matches!(e, ProofError::NotCertified(NotCertified::TooFew { have: 0, need: 3 }))),
-        ("one doubled", |_, p| p.cosignatures.push(p.cosignatures[0]), |e| matches!(e, ProofError::NotCertified(NotCertified::Doubled(NodeId(1))))),
-        ("a foreign one", foreign, |e| matches!(e, ProofError::NotCertified(NotCertified::NotACertifier(NodeId(9))))),
-        ("one under another's name", |_, p| p.cosignatures[0].1 = p.cosignatures[1].1, |e| matches!(e, ProofError::NotCertified(NotCertified::BadCosignature(NodeId(1))))),
-        ("leaf's bytes", |_, p| p.leaves[0].bytes[9] ^= 1, |e| matches!(e, ProofError::NotCertified(NotCertified::NotIncluded))),
-        ("leaf's place", |_, p| p.leaves[0].index.0 += 1, |e| matches!(e, ProofError::NotCertified(NotCertified::NotIncluded))),
+        (
+            "two cosignatures",
+            |_, p| drop(p.cosignatures.drain(..2)),
+            |e| matches!(e, ProofError::NotCertified(NotCertified::TooFew { have: 2, need: 3 })),
+        ),
+        (
+            "none",
+            |_, p| p.cosignatures.clear(),
+            |e| matches!(e, ProofError::NotCertified(NotCertified::TooFew { have: 0, need: 3 })),
+        ),
+        (
+            "one doubled",
+            |_, p| p.cosignatures.push(p.cosignatures[0]),
+            |e| matches!(e, ProofError::NotCertified(NotCertified::Doubled(NodeId(1)))),
+        ),
+        ("a foreign one", foreign, |e| {
+            matches!(e, ProofError::NotCertified(NotCertified::NotACertifier(NodeId(9))))
+        }),
+        (
+            "one under another's name",
+            |_, p| p.cosignatures[0].1 = p.cosignatures[1].1,
+            |e| matches!(e, ProofError::NotCertified(NotCertified::BadCosignature(NodeId(1)))),
+        ),
+        (
+            "leaf's bytes",
+            |_, p| p.leaves[0].bytes[9] ^= 1,
+            |e| matches!(e, ProofError::NotCertified(NotCertified::NotIncluded)),
+        ),
+        (
+            "leaf's place",
+            |_, p| p.leaves[0].index.0 += 1,
+            |e| matches!(e, ProofError::NotCertified(NotCertified::NotIncluded)),
+        ),
         ("no leaves", |_, p| p.leaves.clear(), |e| matches!(e, ProofError::NoAuthorisation)),
         ("no authorisation", |_, p| drop(p.leaves.remove(0)), |e| matches!(e, ProofError::NoAuthorisation)),
-        ("a leaf twice", |_, p| p.leaves.insert(1, p.leaves[1].clone()), |e| matches!(e, ProofError::Surplus)),
+        (
+            "a leaf twice",
+            |_, p| p.leaves.insert(1, p.leaves[1].clone()),
+            |e| matches!(e, ProofError::Surplus),
+        ),
         ("leaves swapped", |_, p| p.leaves.swap(1, 2), |e| matches!(e, ProofError::Surplus)),
         ("another's leaf", other_leaf, |e| matches!(e, ProofError::Surplus)),
     ];
@@ -171,7 +221,10 @@ fn a_refused_request_makes_no_receipt() {
     let (_, command) = mesh.request_with(&pool, |a: &mut Authorise| a.policy = PolicyVersion(7));
     let applied = mesh.apply(vec![command]);
     let leaf = applied.leaves[0].index();
-    assert!(matches!(Receipt(mesh.proof(&[leaf])).verify(mesh.fleet.cluster()), Err(ProofError::NoAuthorisation)));
+    assert!(matches!(
+        Receipt(mesh.proof(&[leaf])).verify(mesh.fleet.cluster()),
+        Err(ProofError::NoAuthorisation)
+    ));
 }
 
 #[test]
@@ -195,18 +248,25 @@ fn lapsed_evidence_proves_nothing() {
             inclusion: crate::tlog::prove_inclusion(&tree, l.index, size).unwrap(),
         };
         let nonce = |e: &ProvenEvidence| {
-            let Leaf::V1 { body: LeafBody::Decided { command: Command::Evidence(c), .. }, .. } = borsh::from_slice(&e.leaf.bytes).unwrap() else {
+            let Leaf::V1 { body: LeafBody::Decided { command: Command::Evidence(c), .. }, .. } =
+                borsh::from_slice(&e.leaf.bytes).unwrap()
+            else {
                 unreachable!("evidence")
             };
             crate::tlog::prove_consistency(&tree, c.nonce.size, size).unwrap()
         };
-        let cosignatures = mesh.fleet.nodes.values().map(|n| (n.id, n.cosign(mesh.state(), checkpoint))).collect();
+        let cosignatures =
+            mesh.fleet.nodes.values().map(|n| (n.id, n.cosign(mesh.state(), checkpoint))).collect();
         let proof = Proof {
             chain: honest.chain.clone(),
             checkpoint,
             cosignatures,
             end: proven(&honest.end),
-            evidence: honest.evidence.iter().map(|e| ProvenEvidence { leaf: proven(&e.leaf), nonce: nonce(e) }).collect(),
+            evidence: honest
+                .evidence
+                .iter()
+                .map(|e| ProvenEvidence { leaf: proven(&e.leaf), nonce: nonce(e) })
+                .collect(),
             leaves: honest.leaves.iter().map(proven).collect(),
             blobs: honest.blobs.clone(),
         };

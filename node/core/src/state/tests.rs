@@ -23,7 +23,11 @@ fn pools_are_refused_for_one_thing_at_a_time() {
         ("relay's boot", |_, p| p.relay_boot.cosign[0] ^= 1, Refusal::RelayNotAttested),
         ("relay's TLS key", |_, p| p.relay_boot.tls[0] ^= 1, Refusal::RelayNotAttested),
         ("keyer's boot", |_, p| p.keyer_boot.tls[0] ^= 1, Refusal::KeyerNotAttested),
-        ("relay is keyer", |_, p| (p.keyer, p.keyer_boot) = (p.relay, p.relay_boot.clone()), Refusal::SameCustodian),
+        (
+            "relay is keyer",
+            |_, p| (p.keyer, p.keyer_boot) = (p.relay, p.relay_boot.clone()),
+            Refusal::SameCustodian,
+        ),
         ("lives a millisecond too long", |_, p| p.expires = p.expires.plus_ms(2), Refusal::PoolTooLong),
         ("is over", |m, p| p.expires = m.state().time().plus_ms(1), Refusal::PoolTooLong),
         ("id in use", |m, p| p.pool = m.open_pool().pool, Refusal::DuplicatePool),
@@ -48,7 +52,8 @@ fn third_keyer(mesh: &mut Mesh, pool: &mut OpenPool) {
 #[test]
 fn custodians_of_client_relay_and_keyer_differ() {
     // The relay's machine is run by the client's custodian, or by the keyer's.
-    for (member, custodian) in [(0, "developers"), (0, "custodian-2"), (0, "custodian-3"), (0, "custodian-4")] {
+    for (member, custodian) in [(0, "developers"), (0, "custodian-2"), (0, "custodian-3"), (0, "custodian-4")]
+    {
         let mut mesh = Mesh::new(4, 1, |d| d.member[member].custodian = custodian.into());
         let relay = mesh.fleet.nodes[&NodeId(1)].boot();
         for keyer in 2..=4 {
@@ -161,13 +166,19 @@ fn a_client_speaks_only_for_itself_and_while_it_may() {
     let pool = ClientCommand::OpenPool(mesh.fleet.pool(&mesh.log.state, 1));
     let cluster = mesh.fleet.cluster();
     let app = ClientId::new(CLIENT).unwrap();
-    let sign = |cluster, name: &ClientId, k: &str| Command::Client(ClientSigned::sign(cluster, name.clone(), pool.clone(), &key(k)));
+    let sign = |cluster, name: &ClientId, k: &str| {
+        Command::Client(ClientSigned::sign(cluster, name.clone(), pool.clone(), &key(k)))
+    };
     let stranger = sign(cluster, &ClientId::new("nobody").unwrap(), "nobody");
     let before = mesh.log.leaves.len();
     mesh.refuses(stranger, Refusal::UnknownClient);
     mesh.refuses(sign(cluster, &app, "gone"), Refusal::BadSignature);
     mesh.refuses(sign(Hash([0; 32]), &app, CLIENT), Refusal::BadSignature);
-    assert_eq!(mesh.log.leaves.len(), before + 3, "bytes that anybody can make up leave no leaf but the batch's end");
+    assert_eq!(
+        mesh.log.leaves.len(),
+        before + 3,
+        "bytes that anybody can make up leave no leaf but the batch's end"
+    );
     mesh.refuses(mesh.fleet.client("gone", pool.clone()), Refusal::ClientRevoked);
     mesh.refuses(mesh.fleet.client("late", pool.clone()), Refusal::ClientExpired);
     assert_eq!(mesh.decide(sign(cluster, &app, CLIENT)), Outcome::PoolOpened);
@@ -175,7 +186,8 @@ fn a_client_speaks_only_for_itself_and_while_it_may() {
 
 #[test]
 fn rates_hold_exactly_and_roll_with_minute_and_day() {
-    let mut mesh = Mesh::new(4, 1, |d| (d.client[0].requests_per_minute, d.client[0].requests_per_day) = (2, 3));
+    let mut mesh =
+        Mesh::new(4, 1, |d| (d.client[0].requests_per_minute, d.client[0].requests_per_day) = (2, 3));
     let pool = mesh.open_pool();
     let ask = |m: &mut Mesh| {
         let (_, c) = m.request_with(&pool, |_| ());
@@ -203,7 +215,9 @@ fn bytes_are_reserved_then_charged_as_settled() {
     let app = ClientId::new(CLIENT).unwrap();
     let pool = mesh.open_pool();
     let (first, _second) = (mesh.authorise(&pool), mesh.authorise(&pool));
-    let too_much = |m: &mut Mesh, bytes| m.request_with(&pool, |a| (a.body_bytes_max, a.response_bytes_max) = (0, bytes)).1;
+    let too_much = |m: &mut Mesh, bytes| {
+        m.request_with(&pool, |a| (a.body_bytes_max, a.response_bytes_max) = (0, bytes)).1
+    };
     let c = too_much(&mut mesh, 5001);
     mesh.refuses(c, Refusal::ByteBudgetExceeded);
     mesh.settle(&pool, first);
@@ -335,7 +349,10 @@ fn alarms_of_equivocation_prove_themselves() {
     let key_of = |m: &Mesh, n: u64| PublicKey(m.fleet.nodes[&NodeId(n)].boot().cosign);
     let key = key_of(&mesh, 3);
     let alarm = |m: &Mesh, accused, key, one, other| {
-        m.fleet.node_command(NodeId(1), NodeCommand::Alarm(Alarm::Equivocation { accused, key, size, one, other }))
+        m.fleet.node_command(
+            NodeId(1),
+            NodeCommand::Alarm(Alarm::Equivocation { accused, key, size, one, other }),
+        )
     };
     let bad = Refusal::BadSignature;
     mesh.refuses(alarm(&mesh, accused, key, one, one), bad);
@@ -360,7 +377,8 @@ fn a_request_that_nobody_settles_is_an_anomaly_and_costs_its_ceiling() {
         let pool = mesh.open_pool();
         let request = mesh.authorise(&pool);
         if relay_speaks {
-            let c = mesh.fleet.node_command(pool.relay, NodeCommand::Settle(vec![Fleet::settlement(request)]));
+            let c =
+                mesh.fleet.node_command(pool.relay, NodeCommand::Settle(vec![Fleet::settlement(request)]));
             mesh.apply(vec![c]);
         }
         if client_speaks {
@@ -372,11 +390,20 @@ fn a_request_that_nobody_settles_is_an_anomaly_and_costs_its_ceiling() {
         mesh.apply(vec![]);
         assert!(mesh.state().request(&request).is_some(), "its nonce is kept");
         let leaves = mesh.apply(vec![]).leaves;
-        let unsettled: Vec<_> = leaves.iter().filter_map(|l| match l.leaf() {
-            Leaf::V1 { body: LeafBody::Unsettled { request, relay, client }, .. } => Some((*request, *relay, *client)),
-            _ => None,
-        }).collect();
-        let expected = if relay_speaks && client_speaks { vec![] } else { vec![(request, !relay_speaks, !client_speaks)] };
+        let unsettled: Vec<_> = leaves
+            .iter()
+            .filter_map(|l| match l.leaf() {
+                Leaf::V1 { body: LeafBody::Unsettled { request, relay, client }, .. } => {
+                    Some((*request, *relay, *client))
+                }
+                _ => None,
+            })
+            .collect();
+        let expected = if relay_speaks && client_speaks {
+            vec![]
+        } else {
+            vec![(request, !relay_speaks, !client_speaks)]
+        };
         assert_eq!(unsettled, expected);
         let usage = mesh.state().usage(&app).unwrap();
         let charged = if relay_speaks { 2560 } else { 10_000 };
@@ -424,16 +451,28 @@ fn evidence_is_refused_for_one_thing_at_a_time() {
         ("nonce's root", |_, c| c.nonce.root.0[0] ^= 1, refused(Refusal::StaleNonce)),
         ("nonce's size", |_, c| c.nonce.size.0 += 1, refused(Refusal::StaleNonce)),
         ("too few cosignatures", |_, c| drop(c.certificate.drain(..2)), refused(Refusal::UncertifiedNonce)),
-        ("one cosignature twice", |_, c| c.certificate[1] = c.certificate[0], refused(Refusal::UncertifiedNonce)),
+        (
+            "one cosignature twice",
+            |_, c| c.certificate[1] = c.certificate[0],
+            refused(Refusal::UncertifiedNonce),
+        ),
         ("a cosignature's time", |_, c| c.certificate[1].1.time_s += 1, refused(Refusal::UncertifiedNonce)),
         ("blob", |_, c| c.evidence.event_log[0] ^= 1, refused(Refusal::MissingBlob)),
         ("IMA blob", |_, c| c.evidence.ima_log = Some([1; 32]), refused(Refusal::MissingBlob)),
         ("list of PCRs", |_, c| c.evidence.pcrs = vec![(0, [0; 32]); 25], refused(Refusal::Oversized)),
-        ("list of cosignatures", |_, c| c.certificate = vec![c.certificate[0]; 8], refused(Refusal::Oversized)),
+        (
+            "list of cosignatures",
+            |_, c| c.certificate = vec![c.certificate[0]; 8],
+            refused(Refusal::Oversized),
+        ),
         ("long signature", |_, c| c.evidence.signature = vec![0; 1025], refused(Refusal::Oversized)),
         ("signature", |_, c| c.evidence.signature[20] ^= 1, check("signature")),
         ("another node's quote", |m, c| c.evidence = quote_of(m, 2, c), check("signature")),
-        ("another root in the quote", |m, c| c.evidence = m.fleet.quote(&m.log.state.policy().clone(), c.node, &[9; 32]), check("qualifying-data")),
+        (
+            "another root in the quote",
+            |m, c| c.evidence = m.fleet.quote(&m.log.state.policy().clone(), c.node, &[9; 32]),
+            check("qualifying-data"),
+        ),
         ("PCR values", |_, c| c.evidence.pcrs[0].1[0] ^= 1, check("pcr-digest")),
     ];
     for (what, edit, outcome) in cases {
@@ -448,7 +487,11 @@ fn evidence_is_refused_for_one_thing_at_a_time() {
         let forged = matches!(&outcome, Outcome::AppraisalRefused { check } if check == "signature" || check == "qualifying-data");
         assert_eq!(mesh.decide(Command::Evidence(Box::new(command))), outcome, "{what}");
         let kept = forged || matches!(outcome, Outcome::Refused(_));
-        assert_eq!(mesh.state().attested(NodeId(1)).is_some(), kept, "{what}: only a quote of its own TPM costs a node its place");
+        assert_eq!(
+            mesh.state().attested(NodeId(1)).is_some(),
+            kept,
+            "{what}: only a quote of its own TPM costs a node its place"
+        );
     }
 }
 
@@ -534,7 +577,8 @@ fn evidence_lapses_exactly_then() {
     assert_eq!(mesh.apply(vec![]).certifiers.keys.len(), 4);
     let applied = mesh.apply(vec![]);
     assert!(mesh.state().is_dark() && applied.certifiers.keys.is_empty());
-    let lapses = applied.leaves.iter().filter(|l| matches!(l.leaf(), Leaf::V1 { body: LeafBody::Lapsed { .. }, .. }));
+    let lapses =
+        applied.leaves.iter().filter(|l| matches!(l.leaf(), Leaf::V1 { body: LeafBody::Lapsed { .. }, .. }));
     assert_eq!(lapses.count(), 4);
     // In the dark nothing is forwarded; out of it, without an admin.
     let node = mesh.fleet.node_command(NodeId(1), NodeCommand::Snapshot);
@@ -730,7 +774,9 @@ fn policy_changes_are_refused_for_one_thing_at_a_time() {
         let good = change(&mut mesh, |_| (), &[0, 2]);
         let signers = vec!["admin-0".into(), "admin-2".into()];
         let outcome = Outcome::PolicyChanged { version: PolicyVersion(2), signers };
-        let Outcome::PolicyChanged { version, mut signers } = mesh.decide(Command::Policy(good)) else { panic!("{what}") };
+        let Outcome::PolicyChanged { version, mut signers } = mesh.decide(Command::Policy(good)) else {
+            panic!("{what}")
+        };
         signers.sort();
         assert_eq!(Outcome::PolicyChanged { version, signers }, outcome);
         assert!(!mesh.state().is_dark(), "what nobody's evidence depends on costs nobody its place");
@@ -738,7 +784,11 @@ fn policy_changes_are_refused_for_one_thing_at_a_time() {
 }
 
 /// A successor of version 1 that the fleet does not follow.
-fn change(mesh: &mut Mesh, edit: impl FnOnce(&mut crate::policy::PolicyDocument), admins: &[usize]) -> PolicyCommand {
+fn change(
+    mesh: &mut Mesh,
+    edit: impl FnOnce(&mut crate::policy::PolicyDocument),
+    admins: &[usize],
+) -> PolicyCommand {
     let mut document = mesh.fleet.document.clone();
     document.previous = hex::encode(mesh.fleet.cluster().0);
     document.version = 2;
@@ -799,7 +849,9 @@ fn firmware_that_is_no_longer_good_costs_nodes_their_place() {
     let mut mesh = Mesh::four();
     let good = mesh.fleet.nodes[&NodeId(1)].tpm.firmware_version;
     for (versions, attested) in [(BTreeSet::from([good]), 4), (BTreeSet::from([good + 1]), 0)] {
-        let command = mesh.fleet.change_policy(|d| d.reference_values.get_mut("plain").unwrap().firmware_versions = Some(versions));
+        let command = mesh.fleet.change_policy(|d| {
+            d.reference_values.get_mut("plain").unwrap().firmware_versions = Some(versions)
+        });
         assert!(matches!(mesh.decide(command), Outcome::PolicyChanged { .. }));
         assert_eq!(mesh.state().attested_nodes().count(), attested);
     }
@@ -818,7 +870,9 @@ fn software_tpms_count_only_while_the_policy_says_so() {
 
 #[test]
 fn a_route_or_grant_withdrawn_under_an_open_pool_counts_at_once() {
-    for (routes, scope, refusal) in [(false, false, Refusal::UnknownRoute), (true, false, Refusal::OutOfScope)] {
+    for (routes, scope, refusal) in
+        [(false, false, Refusal::UnknownRoute), (true, false, Refusal::OutOfScope)]
+    {
         let mut mesh = Mesh::new(4, 1, |d| d.route.push(route_document("other")));
         let pool = mesh.open_pool();
         let command = mesh.fleet.change_policy(|d| {
@@ -840,21 +894,26 @@ fn a_change_of_members_needs_both_sets_until_both_have_certified_it() {
     mesh.silent = BTreeSet::from([NodeId(3)]);
     let leave = mesh.fleet.change_policy(|d| drop(d.member.remove(3)));
     let applied = mesh.apply(vec![leave]);
-    let thresholds = |a: &Applied| a.certifiers.rules.iter().map(|r| (r.members.len(), r.threshold)).collect::<Vec<_>>();
+    let thresholds =
+        |a: &Applied| a.certifiers.rules.iter().map(|r| (r.members.len(), r.threshold)).collect::<Vec<_>>();
     assert_eq!(thresholds(&applied), [(3, 3), (4, 3)]);
     assert_eq!(applied.certifiers.keys.len(), 4, "the removed one may agree to its removal");
     assert!(!mesh.certified.contains_key(&applied.checkpoint.size));
     // Not even the next checkpoint steps over it, and no second change begins.
     assert_eq!(thresholds(&mesh.apply(vec![])), [(3, 3), (4, 3)]);
     let back = mesh.fleet.change_policy(|d| d.hostile_nodes_max = 1);
-    assert!(matches!(mesh.decide(back), Outcome::PolicyChanged { .. }), "another policy change is none of members");
+    assert!(
+        matches!(mesh.decide(back), Outcome::PolicyChanged { .. }),
+        "another policy change is none of members"
+    );
     let node = TestNode::new(5, 5);
     let mut document = mesh.fleet.document.clone();
     document.member.push(Fleet::member_document(&node));
     document.previous = hex::encode(sha256(&mesh.fleet.chain.last().unwrap().document).0);
     document.version += 1;
     let signed = mesh.fleet.sign_policy(document, &[0, 1]);
-    let add = Command::Policy(PolicyCommand { document: sha256(&signed.document), signatures: signed.signatures });
+    let add =
+        Command::Policy(PolicyCommand { document: sha256(&signed.document), signatures: signed.signatures });
     mesh.refuses(add.clone(), Refusal::TooManyMemberChanges);
     // 3 speaks again: both rules are met, evidence shows it, the old one is gone.
     mesh.silent.clear();
@@ -878,7 +937,11 @@ fn a_member_with_another_tpm_is_another_machine() {
     let applied = mesh.apply(vec![replace]);
     assert_eq!(mesh.state().nodes()[&NodeId(4)], NodeRecord::default());
     let old: Vec<_> = applied.certifiers.rules[1].members.iter().map(|n| n.0).collect();
-    assert_eq!((old, applied.certifiers.rules[1].threshold), (vec![1, 2, 3], 3), "it does not speak for the old one");
+    assert_eq!(
+        (old, applied.certifiers.rules[1].threshold),
+        (vec![1, 2, 3], 3),
+        "it does not speak for the old one"
+    );
     mesh.attest_all();
     assert!(mesh.state().attested(NodeId(4)).is_some());
 }
@@ -888,9 +951,17 @@ fn a_member_with_another_tpm_is_another_machine() {
 #[test]
 fn an_entry_that_does_not_decode_leaves_its_digest() {
     let mut mesh = Mesh::four();
-    let mut garbage = encode(&Batch { time: mesh.time.plus_ms(1 << 40), proposer: NodeId(1), commands: vec![] });
+    let mut garbage =
+        encode(&Batch { time: mesh.time.plus_ms(1 << 40), proposer: NodeId(1), commands: vec![] });
     garbage.push(0);
-    let too_many = Batch { time: mesh.time, proposer: NodeId(1), commands: vec![Command::Policy(PolicyCommand { document: Hash([0; 32]), signatures: vec![] }); COMMANDS_MAX + 1] };
+    let too_many = Batch {
+        time: mesh.time,
+        proposer: NodeId(1),
+        commands: vec![
+            Command::Policy(PolicyCommand { document: Hash([0; 32]), signatures: vec![] });
+            COMMANDS_MAX + 1
+        ],
+    };
     for entry in [garbage, vec![], encode(&too_many)] {
         let time = mesh.state().time();
         let applied = mesh.log.apply_bytes(&entry, &mesh.fleet.blobs);
@@ -921,7 +992,8 @@ fn a_snapshots_digest_is_the_next_batchs_first_leaf_whatever_that_batch_is() {
         assert!(applied.snapshot_point && mesh.state().digest_due());
         let copy = State::from_bytes(&mesh.state().to_bytes(), mesh.fleet.cluster()).unwrap();
         let expected = LeafBody::StateDigest { size: mesh.state().checkpoint().size, digest: copy.digest() };
-        let applied = if garbage { mesh.log.apply_bytes(b"?", &mesh.fleet.blobs) } else { mesh.apply(vec![]) };
+        let applied =
+            if garbage { mesh.log.apply_bytes(b"?", &mesh.fleet.blobs) } else { mesh.apply(vec![]) };
         assert!(matches!(applied.leaves[0].leaf(), Leaf::V1 { body, .. } if *body == expected));
         assert!(!mesh.state().digest_due());
     }
@@ -965,7 +1037,10 @@ fn a_restored_state_goes_on_alike_and_the_tlog_replays_to_the_same_leaves() {
             _ => (),
         }
     }
-    assert_eq!((restored.digest(), restored.checkpoint()), (mesh.state().digest(), mesh.state().checkpoint()));
+    assert_eq!(
+        (restored.digest(), restored.checkpoint()),
+        (mesh.state().digest(), mesh.state().checkpoint())
+    );
 }
 
 #[test]
@@ -1013,7 +1088,10 @@ fn no_leaf_is_too_large_for_a_tile() {
             evidence,
             signature,
         })),
-        Command::Policy(PolicyCommand { document: hash, signatures: vec![crate::sshsig::SshSignature(vec![0; 1024]); 32] }),
+        Command::Policy(PolicyCommand {
+            document: hash,
+            signatures: vec![crate::sshsig::SshSignature(vec![0; 1024]); 32],
+        }),
         mesh.fleet.node_command(NodeId(1), NodeCommand::Settle(vec![settlement; SETTLEMENTS_MAX])),
     ];
     let outcomes = [
@@ -1036,7 +1114,9 @@ fn oversized_commands_leave_no_leaf() {
     let mut mesh = Mesh::four();
     let settlement = Fleet::settlement(RequestId([0; 16]));
     for node in [NodeId(1), NodeId(7)] {
-        let mut long = mesh.fleet.node_command(NodeId(1), NodeCommand::Settle(vec![settlement.clone(); SETTLEMENTS_MAX + 1]));
+        let mut long = mesh
+            .fleet
+            .node_command(NodeId(1), NodeCommand::Settle(vec![settlement.clone(); SETTLEMENTS_MAX + 1]));
         if let Command::Node(n) = &mut long {
             n.node = node;
         }
