@@ -1006,6 +1006,27 @@ mod tests {
     }
 
     #[test]
+    fn a_plain_route_has_one_template() {
+        let paths = ["/v1/messages".to_owned(), "/v1/models".to_owned(), "/v1/models/*".to_owned()];
+        let headers = ["x-trace".to_owned(), "accept".to_owned()];
+        let template = HeadTemplate::for_route("h.example", 443, "", &paths, "anthropic", &headers).unwrap();
+        let spec = template.spec();
+        assert_eq!(spec.headers, ["content-type", "accept", "anthropic-version", "x-trace"]);
+        let rules: Vec<_> = spec.paths.iter().map(|r| (r.method, r.path.as_str(), r.prefix)).collect();
+        let expected = [
+            (Method::Post, "/v1/messages", false),
+            (Method::Get, "/v1/models", false),
+            (Method::Get, "/v1/models/", true),
+        ];
+        assert_eq!(rules, expected);
+        let forbidden = ["authorization".to_owned()];
+        assert_eq!(
+            HeadTemplate::for_route("h.example", 443, "", &paths, "openai", &forbidden),
+            Err(TemplateError::HeaderForbidden { name: "authorization".to_owned() })
+        );
+    }
+
+    #[test]
     fn templates_are_checked_wherever_they_are_read() {
         let toml = r#"
             host = "api.anthropic.com"
