@@ -2,4 +2,5 @@
 #![forbid(unsafe_code)]
 
 pub mod firmware;
+pub mod mesh;
 pub mod provider;

@@ -1,0 +1,557 @@
+//! A whole mesh on this machine: software TPMs, nodes, a provider, one client. The demo, the end-to-end tests and the
+//! benchmarks all make theirs here, with the same commands an operator types.
+//!
+//! Everything lives in one folder: `mesh.json` says what runs where, `env` is for shells to source. Processes outlive the one
+//! that started them and are ended by their id.
+use anyhow::{Context as _, bail, ensure};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, OpenOptions};
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Ports are taken from here: below the kernel's range for outgoing connections.
+const PORTS: std::ops::Range<u16> = 20_000..30_000;
+/// Each node's: gRPC, HTTP, TPM, TPM control.
+const PORTS_PER_NODE: u16 = 4;
+
+/// What to make.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Folder for everything; made when missing, must hold no mesh.
+    pub dir: PathBuf,
+    /// Folder of the binaries.
+    pub bin: PathBuf,
+    /// Nodes, three to seven.
+    pub nodes: u64,
+    /// Certification survives so many hostile nodes.
+    pub hostile_nodes_max: u32,
+    /// Evidence interval, lapse and nonce age, ms; the policy's defaults when `None`.
+    pub timing: Option<(u64, u64, u64)>,
+    /// What stands behind the mesh.
+    pub provider: Provider,
+    /// Requests a minute and a day, and bytes a day, for the client.
+    pub grant: (u64, u64, u64),
+    /// Further lines for each node's configuration.
+    pub node_config: String,
+}
+
+/// What stands behind the mesh.
+#[derive(Debug, Clone)]
+pub enum Provider {
+    /// The demo's own, with these flags.
+    Demo(Vec<String>),
+    /// Somebody's.
+    External {
+        /// `https://host:port/base`.
+        url: String,
+        /// PEM of its root; the system's roots when `None`.
+        ca: Option<PathBuf>,
+        /// Model name.
+        model: String,
+        /// `openai` or `anthropic`.
+        dialect: String,
+    },
+}
+
+/// A node's place.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Site {
+    /// Number.
+    pub id: u64,
+    /// Name.
+    pub name: String,
+    /// Folder.
+    pub dir: PathBuf,
+    /// `host:port`, gRPC.
+    pub grpc: String,
+    /// `host:port`, HTTP.
+    pub http: String,
+    /// TPM folder.
+    pub tpm_dir: PathBuf,
+    /// TPM port.
+    pub tpm_port: u16,
+}
+
+/// A mesh in a folder.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Mesh {
+    /// The folder.
+    pub dir: PathBuf,
+    /// Binaries.
+    pub bin: PathBuf,
+    /// Nodes.
+    pub sites: Vec<Site>,
+    /// Genesis digest, hex.
+    pub genesis: String,
+    /// Model to ask for.
+    pub model: String,
+    /// Whether the demo's own provider serves it, and its flags.
+    pub demo_provider: Option<Vec<String>>,
+}
+
+/// Runs a command to its end; its output is the error's text when it fails.
+pub fn run(command: &mut Command) -> anyhow::Result<String> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{command:?} failed ({}): {}{}", output.status, err.trim(), out.trim());
+    Ok(out.into_owned())
+}
+
+/// Tries until it is so, or the time is up; then says what was awaited and what the last try said.
+pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match probe() {
+            Ok(value) => return Ok(value),
+            Err(error) if Instant::now() >= deadline => {
+                return Err(error.context(format!("not within {} s: {what}", limit.as_secs())));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+/// A run of free ports.
+fn free_ports(count: u16) -> anyhow::Result<u16> {
+    // A different start for each process, so that meshes made at the same time seldom meet.
+    let span = PORTS.end - PORTS.start - count;
+    let mut from = PORTS.start + (std::process::id().wrapping_mul(131) % u32::from(span)) as u16;
+    for _ in 0..2000 {
+        if from + count >= PORTS.end {
+            from = PORTS.start;
+        }
+        let held: Vec<_> = (from..from + count).map_while(|p| TcpListener::bind(("127.0.0.1", p)).ok()).collect();
+        if held.len() == usize::from(count) {
+            return Ok(from);
+        }
+        from += held.len() as u16 + 1;
+    }
+    bail!("no {count} free ports in a row between {} and {}", PORTS.start, PORTS.end)
+}
+
+fn pid_in(file: &Path) -> Option<rustix::process::Pid> {
+    let pid = fs::read_to_string(file).ok()?.trim().parse().ok()?;
+    rustix::process::Pid::from_raw(pid)
+}
+
+fn signal(file: &Path, signal: rustix::process::Signal) -> bool {
+    pid_in(file).is_some_and(|pid| rustix::process::kill_process(pid, signal).is_ok())
+}
+
+/// Whether the process of a pid file runs (a zombie does not).
+pub fn runs(file: &Path) -> bool {
+    let Some(pid) = pid_in(file) else { return false };
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+impl Site {
+    fn pid_file(&self) -> PathBuf {
+        self.dir.join("pid")
+    }
+    /// Trace lines of all its starts.
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+    /// Its configuration.
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("node.toml")
+    }
+    /// Its process.
+    pub fn pid(&self) -> Option<u32> {
+        pid_in(&self.pid_file()).map(|p| p.as_raw_nonzero().get().unsigned_abs())
+    }
+    /// Whether its process runs.
+    pub fn runs(&self) -> bool {
+        runs(&self.pid_file())
+    }
+}
+
+impl Mesh {
+    /// Makes everything, starts nothing but TPMs: enrols each node by credential activation, signs the genesis policy, makes
+    /// the data folders and the client's trust file. `say` hears what happens.
+    pub fn create(plan: &Plan, say: &mut dyn FnMut(&str)) -> anyhow::Result<Self> {
+        let dir = &plan.dir;
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let dir = fs::canonicalize(dir)?;
+        ensure!(!dir.join("mesh.json").exists(), "{} holds a mesh already", dir.display());
+        let first = free_ports(PORTS_PER_NODE * plan.nodes as u16 + 1)?;
+        let site = |id: u64| {
+            let port = first + PORTS_PER_NODE * (id - 1) as u16;
+            Site {
+                id,
+                name: format!("n{id}"),
+                dir: dir.join(format!("n{id}")),
+                grpc: format!("127.0.0.1:{port}"),
+                http: format!("127.0.0.1:{}", port + 1),
+                tpm_dir: dir.join(format!("tpm{id}")),
+                tpm_port: port + 2,
+            }
+        };
+        let sites: Vec<Site> = (1..=plan.nodes).map(site).collect();
+        let demo_provider = match &plan.provider {
+            Provider::Demo(flags) => {
+                let port = first + PORTS_PER_NODE * plan.nodes as u16;
+                let listen = ["--listen".to_owned(), format!("127.0.0.1:{port}")];
+                Some(listen.into_iter().chain(flags.iter().cloned()).collect())
+            }
+            Provider::External { .. } => None,
+        };
+        let model = match &plan.provider {
+            Provider::Demo(_) => "demo-chat".to_owned(),
+            Provider::External { model, .. } => model.clone(),
+        };
+        let mut mesh =
+            Self { dir: dir.clone(), bin: plan.bin.clone(), sites, genesis: String::new(), model, demo_provider };
+        mesh.set_up(plan, say)?;
+        fs::write(dir.join("mesh.json"), serde_json::to_vec_pretty(&mesh)?)?;
+        mesh.write_env()?;
+        Ok(mesh)
+    }
+
+    /// The mesh that a folder holds.
+    pub fn load(dir: &Path) -> anyhow::Result<Self> {
+        let path = dir.join("mesh.json");
+        let text = fs::read(&path).with_context(|| format!("{} holds no mesh", dir.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))
+    }
+
+    /// A command of the binaries' folder.
+    pub fn command(&self, name: &str) -> Command {
+        Command::new(self.bin.join(name))
+    }
+    /// `quorate` with this mesh's trust file.
+    pub fn quorate(&self, arguments: &[&str]) -> Command {
+        let mut command = self.command("quorate");
+        command.env("QUORATE_TRUST", self.trust()).args(arguments);
+        command
+    }
+    /// The client's trust file.
+    pub fn trust(&self) -> PathBuf {
+        self.dir.join("trust.toml")
+    }
+    /// The policy that the admins signed last.
+    pub fn policy(&self) -> PathBuf {
+        self.dir.join("policy.toml")
+    }
+    /// The admin's SSH key.
+    pub fn admin_key(&self) -> PathBuf {
+        self.dir.join("admin")
+    }
+    /// A node's place.
+    pub fn site(&self, id: u64) -> anyhow::Result<&Site> {
+        self.sites.iter().find(|s| s.id == id).with_context(|| format!("no node {id}"))
+    }
+
+    fn set_up(&mut self, plan: &Plan, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+        let (dir, policy) = (self.dir.clone(), self.policy());
+        run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "admin"]).arg("-f").arg(self.admin_key()))?;
+        run(self.command("quorate-launch").arg("event-log").arg("--out").arg(dir.join("events")))?;
+        let mut init = self.command("quorate");
+        init.args(["admin", "init", "--cluster", "demo", "--allow-software-tpm", "--admin"]);
+        init.arg(dir.join("admin.pub")).arg("--out").arg(&policy);
+        if let Some((evidence, lapse, nonce)) = plan.timing {
+            init.args(["--evidence-interval-ms", &evidence.to_string(), "--lapse-ms", &lapse.to_string()]);
+            init.args(["--nonce-age-ms", &nonce.to_string()]);
+        }
+        run(&mut init)?;
+        let values = run(
+            self.command("quorate-launch").arg("reference-values").arg("--event-log").arg(dir.join("events")).arg("--binary").arg(self.bin.join("quorated")),
+        )?;
+        fs::write(dir.join("reference-values.toml"), values)?;
+        self.admin(&["reference-values", "set", "--name", "demo", "--file"], &[&dir.join("reference-values.toml")])?;
+        say("making software TPMs, each with an endorsement key certified by a CA of its own folder");
+        for site in &self.sites {
+            self.set_up_node(site, plan)?;
+            self.enrol(site)?;
+            say(&format!("{}: enrolled; its TPM activated the credential made for its EK and AK", site.name));
+        }
+        self.add_route(plan)?;
+        let key = run(self.command("quorate").arg("keygen").arg(dir.join("client.key")))?;
+        let key = key.split_whitespace().last().context("keygen printed no key")?.to_owned();
+        let (minute, day, bytes) = plan.grant;
+        let (minute, day, bytes) = (minute.to_string(), day.to_string(), bytes.to_string());
+        self.admin(
+            &["client", "add", "--name", "app", "--key", &key, "--custodian", "developers", "--route", "provider",
+              "--requests-per-minute", &minute, "--requests-per-day", &day, "--bytes-per-day", &bytes],
+            &[],
+        )?;
+        if plan.hostile_nodes_max != 1 {
+            self.edit_policy(|text| text.replace("hostile_nodes_max = 1", &format!("hostile_nodes_max = {}", plan.hostile_nodes_max)))?;
+        }
+        self.sign(&policy)?;
+        for site in &self.sites {
+            let mut init = self.command("quorated");
+            init.arg("--config").arg(site.config()).arg("init").arg("--policy").arg(&policy);
+            let said = run(init.arg("--signature").arg(dir.join("policy.toml.sig")))?;
+            self.genesis = said.split_whitespace().last().context("init printed no digest")?.to_owned();
+        }
+        let nodes: Vec<&str> = self.sites.iter().map(|s| s.grpc.as_str()).collect();
+        let trust = format!("genesis = \"{}\"\nnodes = {nodes:?}\nclient = \"app\"\nkey = \"client.key\"\n", self.genesis);
+        fs::write(self.trust(), trust)?;
+        Ok(())
+    }
+
+    fn set_up_node(&self, site: &Site, plan: &Plan) -> anyhow::Result<()> {
+        fs::create_dir_all(&site.dir)?;
+        let mut setup = self.command("quorate-launch");
+        setup.args(["tpm", "setup", "--name", &site.name]).arg("--dir").arg(&site.tpm_dir).arg("--ca-dir").arg(self.dir.join("ca"));
+        run(&mut setup)?;
+        self.tpm(site, "start")?;
+        let config = format!(
+            "node = {}\ndata_dir = \"data\"\nlisten = \"{}\"\nhttp_listen = \"{}\"\n{}\n[tpm]\ntcti = \"swtpm:host=127.0.0.1,port={}\"\nevent_log = \"events\"\n",
+            site.id, site.grpc, site.http, plan.node_config, site.tpm_port
+        );
+        fs::write(site.config(), config)?;
+        Ok(())
+    }
+
+    /// Enrols a node into the policy draft.
+    pub fn enrol(&self, site: &Site) -> anyhow::Result<()> {
+        let (id, custodian) = (site.id.to_string(), format!("operators-{}", site.id));
+        let ca = self.dir.join("ca");
+        let mut enrol = self.command("quorate");
+        enrol.args(["admin", "enrol", "--id", &id, "--name", &site.name, "--custodian", &custodian]);
+        enrol.args(["--address", &site.grpc, "--http", &site.http, "--reference-values", "demo"]);
+        enrol.arg("--policy").arg(self.policy());
+        enrol.arg("--ek-roots").arg(ca.join("swtpm-localca-rootca-cert.pem")).arg("--ek-intermediates").arg(ca.join("issuercert.pem"));
+        enrol.arg("--").arg(self.bin.join("quorated")).arg("--config").arg(site.config()).arg("enrol");
+        run(&mut enrol).map(drop)
+    }
+
+    fn add_route(&self, plan: &Plan) -> anyhow::Result<()> {
+        let (url, ca, models, dialect) = match &plan.provider {
+            Provider::Demo(flags) => {
+                // Started once, so that its CA is there to be named in the policy.
+                self.start_provider()?;
+                let provider = self.dir.join("provider");
+                let port = self.demo_provider.as_ref().and_then(|f| f.get(1)).and_then(|a| a.rsplit_once(':')).map(|(_, p)| p.to_owned());
+                let port = port.context("the demo provider has no port")?;
+                let mut models = vec!["demo-chat".to_owned(), "demo-embed".to_owned()];
+                models.extend(
+                    ["close-mid-stream", "close", "slow", "400", "401", "429", "500", "502-html"].map(|f| format!("fault-{f}")),
+                );
+                let _shown_in_mesh_json = flags;
+                (format!("https://localhost:{port}"), Some(provider.join("ca.pem")), models, "openai".to_owned())
+            }
+            Provider::External { url, ca, model, dialect } => {
+                let url = url.trim_end_matches('/');
+                // The paths of a dialect begin with /v1 already.
+                let url = url.strip_suffix("/v1").unwrap_or(url).to_owned();
+                (url, ca.clone(), vec![model.clone()], dialect.clone())
+            }
+        };
+        let rest = url.strip_prefix("https://").context("the provider's URL begins with https://")?;
+        let (authority, base) = rest.split_once('/').map_or((rest, String::new()), |(a, b)| (a, format!("/{b}")));
+        let (host, port) = authority.rsplit_once(':').unwrap_or((authority, "443"));
+        let mut arguments = vec!["route", "add", "--name", "provider", "--host", host, "--port", port, "--dialect", &dialect];
+        if !base.is_empty() {
+            arguments.extend(["--base-path", &base]);
+        }
+        for model in &models {
+            arguments.extend(["--model", model]);
+        }
+        let mut paths: Vec<&Path> = Vec::new();
+        if let Some(ca) = &ca {
+            arguments.push("--ca");
+            paths.push(ca);
+        }
+        self.admin(&arguments, &paths)
+    }
+
+    /// `quorate admin … --policy POLICY`, with paths at the end of the arguments.
+    pub fn admin(&self, arguments: &[&str], paths: &[&Path]) -> anyhow::Result<()> {
+        let mut command = self.command("quorate");
+        command.arg("admin").args(arguments).args(paths).arg("--policy").arg(self.policy());
+        run(&mut command).map(drop)
+    }
+
+    /// Signs a policy document with the admin's key, to `FILE.sig`.
+    pub fn sign(&self, policy: &Path) -> anyhow::Result<PathBuf> {
+        let sig = PathBuf::from(format!("{}.sig", policy.display()));
+        let _stale = fs::remove_file(&sig);
+        run(self.command("quorate").args(["admin", "sign", "--key"]).arg(self.admin_key()).arg(policy))?;
+        Ok(sig)
+    }
+
+    /// Changes the policy draft's text.
+    pub fn edit_policy(&self, edit: impl FnOnce(String) -> String) -> anyhow::Result<()> {
+        Ok(fs::write(self.policy(), edit(fs::read_to_string(self.policy())?))?)
+    }
+
+    fn write_env(&self) -> anyhow::Result<()> {
+        let join = |f: &dyn Fn(&Site) -> String| self.sites.iter().map(f).collect::<Vec<_>>().join(" ");
+        let text = format!(
+            "export QUORATE_TRUST='{}'\nexport QUORATE_NODES='{}'\nexport QUORATE_LOG_URLS='{}'\nexport QUORATE_METRICS_URLS='{}'\nexport QUORATE_MODEL='{}'\nexport PATH='{}':\"$PATH\"\n",
+            self.trust().display(),
+            join(&|s| s.grpc.clone()),
+            join(&|s| format!("http://{}", s.http)),
+            join(&|s| format!("http://{}/metrics", s.http)),
+            self.model,
+            self.bin.display(),
+        );
+        Ok(fs::write(self.dir.join("env"), text)?)
+    }
+
+    /// `quorate-launch tpm VERB` for a node.
+    pub fn tpm(&self, site: &Site, verb: &str) -> anyhow::Result<()> {
+        let port = site.tpm_port.to_string();
+        run(self.command("quorate-launch").args(["tpm", verb, "--port", &port]).arg("--dir").arg(&site.tpm_dir)).map(drop)
+    }
+
+    /// Starts a node's process through the launcher.
+    pub fn start_node(&self, id: u64) -> anyhow::Result<()> {
+        self.start_node_with(id, &self.bin.join("quorated"), &[])
+    }
+
+    /// Starts a node with another program, or further flags for the launcher.
+    pub fn start_node_with(&self, id: u64, program: &Path, launch: &[&str]) -> anyhow::Result<()> {
+        let site = self.site(id)?;
+        ensure!(!site.runs(), "{} runs already", site.name);
+        let mut command = self.command("quorate-launch");
+        command.args(["node", "--port", &site.tpm_port.to_string()]).arg("--tpm-dir").arg(&site.tpm_dir);
+        command.arg("--event-log").arg(self.dir.join("events")).arg("--log-out").arg(site.dir.join("events"));
+        command.args(launch).arg("--").arg(program).arg("--config").arg(site.config());
+        detach(&mut command, &site.log(), &site.pid_file())
+    }
+
+    /// Starts all nodes.
+    pub fn start_nodes(&self) -> anyhow::Result<()> {
+        self.sites.iter().try_for_each(|s| self.start_node(s.id))
+    }
+
+    /// SIGKILL.
+    pub fn kill_node(&self, id: u64) -> anyhow::Result<()> {
+        let file = self.site(id)?.pid_file();
+        ensure!(signal(&file, rustix::process::Signal::KILL), "node {id} does not run");
+        wait_for("the process is gone", Duration::from_secs(5), || if runs(&file) { bail!("it runs") } else { Ok(()) })
+    }
+
+    /// SIGTERM, and waits for a clean end.
+    pub fn stop_node(&self, id: u64) -> anyhow::Result<()> {
+        let file = self.site(id)?.pid_file();
+        ensure!(signal(&file, rustix::process::Signal::TERM), "node {id} does not run");
+        wait_for("the process is gone", Duration::from_secs(20), || if runs(&file) { bail!("it runs") } else { Ok(()) })
+    }
+
+    /// SIGSTOP or SIGCONT.
+    pub fn pause_node(&self, id: u64, pause: bool) -> anyhow::Result<()> {
+        let which = if pause { rustix::process::Signal::STOP } else { rustix::process::Signal::CONT };
+        ensure!(signal(&self.site(id)?.pid_file(), which), "node {id} does not run");
+        Ok(())
+    }
+
+    /// Starts the demo's provider, if the mesh has it and it does not run.
+    pub fn start_provider(&self) -> anyhow::Result<()> {
+        let Some(flags) = &self.demo_provider else { return Ok(()) };
+        let (dir, pid) = (self.dir.join("provider"), self.provider_pid_file());
+        if runs(&pid) {
+            return Ok(());
+        }
+        let mut command = self.command("quorate-demo-provider");
+        command.args(flags).arg("--dir").arg(&dir).arg("--access-log").arg(self.dir.join("provider.access"));
+        detach(&mut command, &self.dir.join("provider.log"), &pid)?;
+        let ready = || {
+            ensure!(runs(&pid), "it ended; see {}", self.dir.join("provider.log").display());
+            ensure!(dir.join("ca.pem").exists() && dir.join("addr").exists(), "not ready");
+            Ok(())
+        };
+        wait_for("the demo provider is ready", Duration::from_secs(10), ready)
+    }
+
+    /// Where the provider's pid is.
+    pub fn provider_pid_file(&self) -> PathBuf {
+        self.dir.join("provider.pid")
+    }
+
+    /// Ends the provider.
+    pub fn stop_provider(&self) {
+        let file = self.provider_pid_file();
+        signal(&file, rustix::process::Signal::TERM);
+        let _late = wait_for("the provider is gone", Duration::from_secs(5), || if runs(&file) { bail!("it runs") } else { Ok(()) });
+    }
+
+    /// `quorate status --json`.
+    pub fn status(&self) -> anyhow::Result<serde_json::Value> {
+        Ok(serde_json::from_str(&run(&mut self.quorate(&["status", "--json"]))?)?)
+    }
+
+    /// The health of a node, by its HTTP service: the body, which says `ok` or why not.
+    pub fn health(&self, id: u64) -> anyhow::Result<String> {
+        http_get(&self.site(id)?.http, "/healthz").map(|(_, body)| body)
+    }
+
+    /// Waits until these nodes all count as attested and a quorum does.
+    pub fn wait_healthy(&self, nodes: &[u64], limit: Duration) -> anyhow::Result<()> {
+        wait_for(&format!("nodes {nodes:?} are attested"), limit, || {
+            for id in nodes {
+                let health = self.health(*id)?;
+                ensure!(health.trim() == "ok", "node {id}: {}", health.trim());
+            }
+            Ok(())
+        })
+    }
+
+    /// Waits until all nodes are attested.
+    pub fn wait_all_healthy(&self, limit: Duration) -> anyhow::Result<()> {
+        let all: Vec<u64> = self.sites.iter().map(|s| s.id).collect();
+        self.wait_healthy(&all, limit)
+    }
+
+    /// Ends everything this folder's mesh has running.
+    pub fn stop(&self) {
+        for site in &self.sites {
+            signal(&site.pid_file(), rustix::process::Signal::CONT);
+            signal(&site.pid_file(), rustix::process::Signal::TERM);
+        }
+        let gone = || if self.sites.iter().any(Site::runs) { bail!("some run") } else { Ok(()) };
+        if wait_for("all nodes are gone", Duration::from_secs(15), gone).is_err() {
+            for site in &self.sites {
+                signal(&site.pid_file(), rustix::process::Signal::KILL);
+            }
+        }
+        self.stop_provider();
+        for site in &self.sites {
+            let _not_running = self.tpm(site, "stop");
+        }
+    }
+}
+
+/// A GET over plain HTTP/1.1, for health and tiles: status and body.
+pub fn http_get(address: &str, path: &str) -> anyhow::Result<(u16, String)> {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(16 * 1024 * 1024).read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).context("no HTTP status")?;
+    Ok((status, body.to_owned()))
+}
+
+/// Starts a process that outlives this one, its output appended to a file.
+fn detach(command: &mut Command, log: &Path, pid_file: &Path) -> anyhow::Result<()> {
+    let log_file = OpenOptions::new().create(true).append(true).open(log)?;
+    command.stdin(Stdio::null()).stdout(log_file.try_clone()?).stderr(log_file).process_group(0);
+    let child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+    fs::write(pid_file, child.id().to_string())?;
+    // Reaped by a thread of its own, so that no zombie looks like a running process.
+    std::thread::spawn(move || {
+        let mut child = child;
+        child.wait()
+    });
+    Ok(())
+}
+
+/// The folder of this program's binaries.
+pub fn bin_dir() -> anyhow::Result<PathBuf> {
+    let exe = std::env::current_exe()?;
+    let dir = exe.parent().context("this program is in no folder")?;
+    Ok(if dir.ends_with("deps") { dir.parent().context("no target folder")?.into() } else { dir.into() })
+}
+
