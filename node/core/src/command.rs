@@ -14,6 +14,8 @@ use quorate_attest::tpm;
 pub const COMMANDS_MAX: usize = 1024;
 /// Most settlements in one node command: a leaf stays under 64 KiB.
 pub const SETTLEMENTS_MAX: usize = 256;
+/// Longest code of a failed check.
+pub const CHECK_BYTES_MAX: usize = 64;
 /// Most cosignatures listed anywhere: one per member.
 pub const COSIGNATURES_MAX: usize = crate::policy::MEMBERS_MAX;
 
@@ -66,6 +68,9 @@ impl Command {
         match self {
             Self::Client(_) => true,
             Self::Node(NodeSigned { body: NodeCommand::Settle(settlements), .. }) => settlements.len() <= SETTLEMENTS_MAX,
+            Self::Node(NodeSigned { body: NodeCommand::Alarm(Alarm::AdmissionRefused { check, .. }), .. }) => {
+                check.len() <= CHECK_BYTES_MAX
+            }
             Self::Node(_) => true,
             Self::Evidence(c) => c.certificate.len() <= COSIGNATURES_MAX && quote(&c.evidence),
             Self::Recover(c) => {
@@ -228,6 +233,7 @@ pub struct NodeSigned {
 }
 
 /// What a node may say.
+#[expect(clippy::large_enum_variant, reason = "an alarm is rare and short-lived; boxing it would cost every reader")]
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum NodeCommand {
     /// Requests it relayed have ended; at most [`SETTLEMENTS_MAX`].
@@ -276,6 +282,7 @@ pub fn bucketed(bytes: u64) -> u64 {
 }
 
 /// What a node raises.
+#[expect(clippy::large_enum_variant, reason = "rare and short-lived")]
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Alarm {
     /// A keyer refused the head of an authorised request; the code is the head refusal's.
@@ -302,6 +309,14 @@ pub enum Alarm {
     Withheld {
         /// Digest of the command.
         command: Hash,
+    },
+    /// A member did not prove itself to the author in the channel. The author's word: whoever is refused there never gets
+    /// to write evidence of its own, and yet the log must say why.
+    AdmissionRefused {
+        /// Whom it claimed to be, or whom the policy has at that address.
+        node: NodeId,
+        /// The Verifier's stable code; at most [`CHECK_BYTES_MAX`] bytes.
+        check: String,
     },
 }
 

@@ -20,6 +20,7 @@ pub enum Leaf {
 }
 
 /// What happened.
+#[expect(clippy::large_enum_variant, reason = "most leaves are the large variant")]
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum LeafBody {
     /// Leaf 0: which document began it all.

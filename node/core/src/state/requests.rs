@@ -370,6 +370,11 @@ impl Run<'_> {
                 return Err(Refusal::BadSignature);
             }
         }
+        if let Alarm::AdmissionRefused { node, .. } = alarm
+            && !self.state.data.nodes.contains_key(node)
+        {
+            return Err(Refusal::UnknownNode);
+        }
         Ok(Outcome::AlarmRaised)
     }
 }
