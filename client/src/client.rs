@@ -139,7 +139,45 @@ impl Client {
     /// Sends one request and gives its answer as soon as the answer's head is there. Refusals and failures that left the
     /// request unforwarded are retried through other nodes, at most three attempts in all.
     pub async fn request(&self, request: Request) -> Result<Response, Error> {
-        self.inner.request(&request).await
+        match self.inner.request(&request).await {
+            Err(error) => Err(self.explain(error).await),
+            response => response,
+        }
+    }
+
+    /// Puts names to a lost quorum: who cannot be reached from here, and who is not attested by the others' word.
+    async fn explain(&self, error: Error) -> Error {
+        match &error {
+            Error::Refused(refusal) if matches!(refusal.code.as_str(), "no_quorum" | "dark") => {}
+            _ => return error,
+        }
+        let directory = self.inner.directory();
+        let policy = &directory.verified().policy;
+        let asked = policy.members.keys().map(|node| async move {
+            let status = async {
+                mesh_client(&*self.inner.link(*node).await.ok()?).status(v1::StatusRequest {}).await.ok()
+            };
+            (*node, timeout(DIAGNOSE_TIMEOUT, status).await.ok().flatten().map(tonic::Response::into_inner))
+        });
+        let answers = futures::future::join_all(asked).await;
+        let mut missing = Vec::new();
+        for (node, member) in &policy.members {
+            let answered = answers.iter().any(|(n, a)| n == node && a.is_some());
+            let lapsed = answers
+                .iter()
+                .filter_map(|(_, a)| a.as_ref())
+                .flat_map(|a| &a.nodes)
+                .any(|n| n.node == node.0 && !n.attested);
+            match (answered, lapsed) {
+                (false, _) => missing.push(format!("{} (cannot be reached from here)", member.name)),
+                (true, true) => missing.push(format!("{} (not attested)", member.name)),
+                (true, false) => {}
+            }
+        }
+        let (attested, quorum) =
+            (policy.members.len().saturating_sub(missing.len()) as u64, policy.quorum() as u64);
+        // If enough are there by now, the refusal itself says more.
+        if attested < quorum { Error::Dark(Darkness { attested, quorum, missing }) } else { error }
     }
 
     /// The receipt of a request: waits, up to 20 s, until the log settled it, and verifies it.
@@ -288,16 +326,20 @@ async fn verify_off_thread(proof: Bytes, trust: TrustFile, node: String) -> Resu
 
 async fn darkness(trust: &TrustFile, key: &ClientKey) -> Option<Darkness> {
     let statuses = status_of_any(trust, key).await;
-    let status = statuses.into_iter().filter_map(|(_, s)| s.ok()).find(|s| s.dark)?;
+    // Without a quorum nobody's lapse can be logged: who is cut off counts as missing too.
+    let there = |s: &v1::StatusReply, n: &v1::NodeStatus| n.attested && (n.connected || n.node == s.node);
+    let count = |s: &v1::StatusReply| s.nodes.iter().filter(|n| there(s, n)).count() as u64;
+    let status = statuses.into_iter().filter_map(|(_, s)| s.ok()).find(|s| s.dark || count(s) < s.quorum)?;
     let named = |n: &v1::NodeStatus| match n.reason.as_str() {
+        "" if n.attested => format!("{} (no connection)", n.name),
         "" => n.name.clone(),
         reason => format!("{} ({reason})", n.name),
     };
     let plain = |text: String| text.chars().filter(|c| !c.is_control()).take(200).collect();
     Some(Darkness {
-        attested: status.nodes.iter().filter(|n| n.attested).count() as u64,
+        attested: count(&status),
         quorum: status.quorum,
-        missing: status.nodes.iter().filter(|n| !n.attested).take(16).map(named).map(plain).collect(),
+        missing: status.nodes.iter().filter(|n| !there(&status, n)).take(16).map(named).map(plain).collect(),
     })
 }
 

@@ -113,7 +113,7 @@ pub enum Error {
     #[error("no node of the trust file could be used: {}", join(.0))]
     NoNode(Vec<NodeFailure>),
     /// Fewer than a quorum attested.
-    #[error("the mesh is dark: {} of the {} nodes it needs are attested{}", .0.attested, .0.quorum, missing(&.0.missing))]
+    #[error("the mesh lacks a quorum: {} of the {} nodes it needs are there{}", .0.attested, .0.quorum, missing(&.0.missing))]
     Dark(Darkness),
     /// A proof that does not verify.
     #[error("{node} sent a directory that proves nothing")]
@@ -616,7 +616,7 @@ mod tests {
         let dark = Error::Dark(Darkness { attested: 2, quorum: 3, missing: vec!["n3 (lapsed)".into()] });
         assert_eq!(
             dark.to_string(),
-            "the mesh is dark: 2 of the 3 nodes it needs are attested; missing: n3 (lapsed)"
+            "the mesh lacks a quorum: 2 of the 3 nodes it needs are there; missing: n3 (lapsed)"
         );
     }
 }

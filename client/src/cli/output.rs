@@ -142,7 +142,7 @@ mod tests {
                     missing: vec!["n3".into(), "n4 (lapsed)".into()],
                 })
                 .into(),
-                "error: the mesh is dark: 2 of the 3 nodes it needs are attested; missing: n3, n4 (lapsed)\n\
+                "error: the mesh lacks a quorum: 2 of the 3 nodes it needs are there; missing: n3, n4 (lapsed)\n\
                  hint: start the missing nodes; the mesh comes back by itself. `quorate status` names them",
             ),
             (

@@ -59,7 +59,8 @@ pub(crate) async fn status(args: StatusArgs) -> Outcome {
     for (node, answer) in &answers {
         let Some(member) = policy.members.get(node) else { continue };
         let proven = verified.nodes.get(node);
-        let age = proven.map(|v| verified.time.since_ms(v.evidence_at));
+        let age = proven.map(|v| now().since_ms(v.evidence_at));
+        let lapsed = age.is_some_and(|a| a > policy.attestation.lapse_ms);
         let reason = reason_of(&answers, node.0);
         let said = answer.as_ref().map_err(|e| chain(e));
         let cell = |f: &dyn Fn(&v1::StatusReply) -> String| said.as_ref().map(|s| f(s)).unwrap_or_default();
@@ -73,12 +74,11 @@ pub(crate) async fn status(args: StatusArgs) -> Outcome {
             member.name.clone(),
             member.custodian.to_string(),
             member.address.clone(),
-            if proven.is_some() {
-                "yes".into()
-            } else if reason.is_empty() {
-                "no".into()
-            } else {
-                format!("no: {reason}")
+            match (proven.is_some(), lapsed) {
+                (true, false) => "yes".into(),
+                (true, true) => "lapsed".into(),
+                (false, _) if reason.is_empty() => "no".into(),
+                (false, _) => format!("no: {reason}"),
             },
             proven.map_or("", |v| if v.software_tpm { "software" } else { "hardware" }).to_owned(),
             age.map_or(String::new(), |a| format!("{:.1} s", a as f64 / 1000.0)),
@@ -89,7 +89,7 @@ pub(crate) async fn status(args: StatusArgs) -> Outcome {
         ]);
         members.push(json!({
             "node": node.0, "name": member.name, "custodian": member.custodian.as_str(), "address": member.address,
-            "http": member.http, "attested": proven.is_some(), "reason": reason, "software_tpm": proven.map(|v| v.software_tpm),
+            "http": member.http, "attested": proven.is_some() && !lapsed, "reason": reason, "software_tpm": proven.map(|v| v.software_tpm),
             "quote_age_ms": age, "leader": node.0 == leader, "reachable": answer.is_ok(), "says": says,
             "term": answer.as_ref().ok().map(|s| s.term), "tree_size": answer.as_ref().ok().map(|s| s.tree_size),
             "certified_size": answer.as_ref().ok().map(|s| s.certified_size),

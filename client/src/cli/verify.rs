@@ -12,12 +12,12 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
-#[command(group = clap::ArgGroup::new("root").required(true).args(["trust", "genesis"]))]
+#[command(group = clap::ArgGroup::new("root").required(true).multiple(true).args(["trust", "genesis"]))]
 pub(crate) struct VerifyArgs {
     /// Trust file that names the genesis digest
     #[arg(long, env = "QUORATE_TRUST", value_name = "FILE")]
     trust: Option<PathBuf>,
-    /// The genesis digest itself, 64 hex digits
+    /// The genesis digest itself, 64 hex digits; comes before a trust file
     #[arg(long, value_name = "HEX")]
     genesis: Option<String>,
     /// The receipt
