@@ -1169,3 +1169,16 @@ fn this_file_names_every_refusal() {
     }
     assert_eq!(NEVER_MET.len(), 2);
 }
+
+#[test]
+fn a_refused_admission_names_a_member_and_a_short_check() {
+    let mut mesh = Mesh::four();
+    let alarm = |m: &Mesh, node, check: String| {
+        m.fleet.node_command(NodeId(1), NodeCommand::Alarm(Alarm::AdmissionRefused { node, check }))
+    };
+    let long = "x".repeat(CHECK_BYTES_MAX);
+    mesh.refuses(alarm(&mesh, NodeId(9), "signature".into()), Refusal::UnknownNode);
+    mesh.refuses(alarm(&mesh, NodeId(4), format!("{long}x")), Refusal::Oversized);
+    assert_eq!(mesh.decide(alarm(&mesh, NodeId(4), long)), Outcome::AlarmRaised);
+    assert!(mesh.state().attested(NodeId(4)).is_some(), "one node's word costs nobody its place");
+}
