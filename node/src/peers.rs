@@ -5,11 +5,12 @@
 //! the channel: a quote over a fresh challenge, the TLS exporter and both identities. It may then speak Raft, recovery and
 //! evidence only.
 use crate::attester::Attester;
-use crate::boot::{Boot, random};
 use crate::blobs::BlobStore;
+use crate::boot::{Boot, random};
 use crate::ledger::{Ledger, View};
 use quorate_attest::evidence::{BootKeys, Evidence};
 use quorate_attest::qualifying;
+use quorate_core::command::Alarm;
 use quorate_core::ids::NodeId;
 use quorate_core::state::appraise_member;
 use quorate_proto::PEER_MESSAGE_BYTES_MAX;
@@ -26,6 +27,8 @@ use tonic::transport::Channel;
 const ADMISSION_LASTS: Duration = Duration::from_secs(600);
 /// Challenges that wait for their answer.
 const CHALLENGES_MAX: usize = 64;
+/// The same refusal of the same member is said once in this time: anybody can knock.
+const REFUSAL_AGAIN: Duration = Duration::from_secs(60);
 
 /// How far a caller is trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +61,8 @@ struct Inner {
     links: Mutex<BTreeMap<NodeId, PeerLink>>,
     admitted: Mutex<HashMap<PublicKey, Admission>>,
     challenges: Mutex<HashMap<u64, [u8; 32]>>,
+    /// When a member's refusal was last put into the log; members and checks are few.
+    refusals: Mutex<HashMap<(NodeId, String), Instant>>,
 }
 
 struct PeerLink {
@@ -121,6 +126,7 @@ impl Peers {
                 links: Mutex::default(),
                 admitted: Mutex::default(),
                 challenges: Mutex::default(),
+                refusals: Mutex::default(),
             }),
         }
     }
@@ -147,7 +153,11 @@ impl Peers {
         links.retain(|n, _| view.policy.members.contains_key(n));
         for member in view.policy.members.values().filter(|m| m.id != self.inner.ledger.me()) {
             let Ok(address) = member.address.parse() else {
-                tracing::error!(node = member.id.0, address = member.address, "the policy's address does not parse");
+                tracing::error!(
+                    node = member.id.0,
+                    address = member.address,
+                    "the policy's address does not parse"
+                );
                 continue;
             };
             // Who answers is decided by admission, against the attested set of that moment.
@@ -207,7 +217,13 @@ impl Peers {
         }
         let admitted = lock(&self.inner.admitted);
         let admission = admitted.get(&key).filter(|a| a.at.elapsed() < ADMISSION_LASTS)?;
-        self.inner.ledger.view().policy.members.contains_key(&admission.node).then_some(Standing::Admitted(admission.node))
+        self.inner
+            .ledger
+            .view()
+            .policy
+            .members
+            .contains_key(&admission.node)
+            .then_some(Standing::Admitted(admission.node))
     }
 
     /// A challenge for the connection of that id.
@@ -233,7 +249,12 @@ impl Peers {
         let challenge = lock(&self.inner.challenges).remove(&connection).ok_or(NotAdmitted::NoChallenge)?;
         let (me, from) = (self.inner.ledger.me(), NodeId(request.node));
         let boot: BootKeys = borsh::from_slice(&request.boot).map_err(|_| NotAdmitted::Malformed)?;
-        self.appraise(Proven { node: from, to: me, boot: &boot, challenge: &challenge, exporter }, key, &request.evidence, &request.blobs)?;
+        self.appraise(
+            Proven { node: from, to: me, boot: &boot, challenge: &challenge, exporter },
+            key,
+            &request.evidence,
+            &request.blobs,
+        )?;
         let theirs: [u8; 32] = request.challenge.as_ref().try_into().map_err(|_| NotAdmitted::Malformed)?;
         let (evidence, blobs) = self.quote(from, &theirs, exporter).await?;
         lock(&self.inner.admitted).insert(key, Admission { node: from, at: Instant::now() });
@@ -248,7 +269,9 @@ impl Peers {
         let reply = client.challenge(ChallengeRequest {}).await.map_err(failed)?.into_inner();
         match self.standing(connected.peer_key()) {
             Some(standing) if standing.node() == node && reply.known => return Ok(()),
-            Some(Standing::Attested(found)) if found != node => return Err(NotAdmitted::WrongNode { expected: node, found }),
+            Some(Standing::Attested(found)) if found != node => {
+                return Err(NotAdmitted::WrongNode { expected: node, found });
+            }
             _ => {}
         }
         let theirs: [u8; 32] = reply.challenge.as_ref().try_into().map_err(|_| NotAdmitted::Malformed)?;
@@ -281,6 +304,15 @@ impl Peers {
         Ok((encode(&attested.evidence), attested.blobs.into_iter().map(Into::into).collect()))
     }
 
+    /// A member that is refused here never gets to write evidence of its own: this node says why in the log.
+    fn say_refused(&self, node: NodeId, check: &str) {
+        let mut refusals = lock(&self.inner.refusals);
+        refusals.retain(|_, at| at.elapsed() < REFUSAL_AGAIN);
+        if refusals.insert((node, check.to_owned()), Instant::now()).is_none() {
+            self.inner.ledger.alarm(Alarm::AdmissionRefused { node, check: check.to_owned() });
+        }
+    }
+
     fn appraise(
         &self,
         proven: Proven<'_>,
@@ -302,7 +334,10 @@ impl Peers {
             self.inner.ledger.read(|s| (Arc::clone(s.policy()), s.nodes().get(&node).and_then(|r| r.floor)));
         match appraise_member(&policy, node, &evidence, &expected, floor.as_ref(), &self.inner.blobs) {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(check)) => Err(NotAdmitted::Refused(check)),
+            Ok(Err(check)) => {
+                self.say_refused(node, &check);
+                Err(NotAdmitted::Refused(check))
+            }
             Err(refusal) => Err(NotAdmitted::Refused(refusal.code().to_owned())),
         }
     }
@@ -312,12 +347,14 @@ impl Peers {
 fn kind(error: NotAdmitted) -> AdmissionError {
     match error {
         NotAdmitted::Call(tonic::Code::PermissionDenied) => AdmissionError::Refused(error.into()),
-        NotAdmitted::WrongNode { .. } | NotAdmitted::WrongKey | NotAdmitted::Refused(_) | NotAdmitted::Malformed => {
-            AdmissionError::Rejected(error.into())
-        }
-        NotAdmitted::Call(_) | NotAdmitted::Attester(_) | NotAdmitted::Randomness(_) | NotAdmitted::NoChallenge => {
-            AdmissionError::Incomplete(error.into())
-        }
+        NotAdmitted::WrongNode { .. }
+        | NotAdmitted::WrongKey
+        | NotAdmitted::Refused(_)
+        | NotAdmitted::Malformed => AdmissionError::Rejected(error.into()),
+        NotAdmitted::Call(_)
+        | NotAdmitted::Attester(_)
+        | NotAdmitted::Randomness(_)
+        | NotAdmitted::NoChallenge => AdmissionError::Incomplete(error.into()),
     }
 }
 

@@ -16,8 +16,6 @@ pub const COMMANDS_MAX: usize = 1024;
 pub const SETTLEMENTS_MAX: usize = 256;
 /// Longest code of a failed check.
 pub const CHECK_BYTES_MAX: usize = 64;
-/// Longest code of a failed check.
-pub const CHECK_BYTES_MAX: usize = 64;
 /// Most cosignatures listed anywhere: one per member.
 pub const COSIGNATURES_MAX: usize = crate::policy::MEMBERS_MAX;
 
@@ -70,9 +68,6 @@ impl Command {
         match self {
             Self::Client(_) => true,
             Self::Node(NodeSigned { body: NodeCommand::Settle(settlements), .. }) => settlements.len() <= SETTLEMENTS_MAX,
-            Self::Node(NodeSigned { body: NodeCommand::Alarm(Alarm::AdmissionRefused { check, .. }), .. }) => {
-                check.len() <= CHECK_BYTES_MAX
-            }
             Self::Node(NodeSigned { body: NodeCommand::Alarm(Alarm::AdmissionRefused { check, .. }), .. }) => {
                 check.len() <= CHECK_BYTES_MAX
             }
@@ -314,14 +309,6 @@ pub enum Alarm {
     Withheld {
         /// Digest of the command.
         command: Hash,
-    },
-    /// A member did not prove itself to the author in the channel. The author's word: whoever is refused there never gets
-    /// to write evidence of its own, and yet the log must say why.
-    AdmissionRefused {
-        /// Whom it claimed to be, or whom the policy has at that address.
-        node: NodeId,
-        /// The Verifier's stable code; at most [`CHECK_BYTES_MAX`] bytes.
-        check: String,
     },
     /// A member did not prove itself to the author in the channel. The author's word: whoever is refused there never gets
     /// to write evidence of its own, and yet the log must say why.

@@ -375,11 +375,6 @@ impl Run<'_> {
         {
             return Err(Refusal::UnknownNode);
         }
-        if let Alarm::AdmissionRefused { node, .. } = alarm
-            && !self.state.data.nodes.contains_key(node)
-        {
-            return Err(Refusal::UnknownNode);
-        }
         Ok(Outcome::AlarmRaised)
     }
 }
