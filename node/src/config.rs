@@ -137,11 +137,19 @@ impl Config {
             mistakes.push(format!("tpm.tcti: {e}"));
         }
         let r = &config.raft;
-        if r.heartbeat_ms == 0 || r.heartbeat_ms * 3 > r.election_min_ms || r.election_min_ms >= r.election_max_ms {
-            mistakes.push("raft: three heartbeats fit into election_min_ms, which is below election_max_ms".to_owned());
+        if r.heartbeat_ms == 0
+            || r.heartbeat_ms * 3 > r.election_min_ms
+            || r.election_min_ms >= r.election_max_ms
+        {
+            mistakes.push(
+                "raft: three heartbeats fit into election_min_ms, which is below election_max_ms".to_owned(),
+            );
         }
         if r.snapshot_batches < quorate_core::state::SNAPSHOT_BATCHES_MIN {
-            mistakes.push(format!("raft.snapshot_batches: at least {}", quorate_core::state::SNAPSHOT_BATCHES_MIN));
+            mistakes.push(format!(
+                "raft.snapshot_batches: at least {}",
+                quorate_core::state::SNAPSHOT_BATCHES_MIN
+            ));
         }
         if config.listen == config.http_listen {
             mistakes.push("listen and http_listen are the same".to_owned());
@@ -151,7 +159,9 @@ impl Config {
         }
         // Relative paths are relative to the file, so that a folder of configurations can be moved.
         let base = path.parent().unwrap_or(Path::new("."));
-        for p in [&mut config.data_dir, &mut config.tpm.event_log].into_iter().chain(config.tpm.ima_log.as_mut()) {
+        for p in
+            [&mut config.data_dir, &mut config.tpm.event_log].into_iter().chain(config.tpm.ima_log.as_mut())
+        {
             *p = base.join(&p);
         }
         Ok(config)

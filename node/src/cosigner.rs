@@ -184,12 +184,19 @@ impl Cosigner {
         let bytes = std::fs::read(&path).map_err(fail)?;
         let lock = match bytes.is_empty() {
             true => None,
-            false => Some(borsh::from_slice::<Lock>(&bytes).map_err(|_| CosignerError::Damaged(path.clone()))?.checkpoint),
+            false => Some(
+                borsh::from_slice::<Lock>(&bytes)
+                    .map_err(|_| CosignerError::Damaged(path.clone()))?
+                    .checkpoint,
+            ),
         };
         let certificate_file = data_dir.join("certificate");
         let mut shared = Shared { lock, ..Shared::default() };
         // Only a hint that saves a restart the way through recovery; evidence over it is checked by everyone.
-        if let Some(a) = std::fs::read(&certificate_file).ok().and_then(|b| borsh::from_slice::<AnchorCertificate>(&b).ok()) {
+        if let Some(a) = std::fs::read(&certificate_file)
+            .ok()
+            .and_then(|b| borsh::from_slice::<AnchorCertificate>(&b).ok())
+        {
             shared.certified = Some((a.checkpoint, a.log_index));
             parts.raft_floor.raise(a.log_index);
             shared.anchors.insert(a.checkpoint.size, a);
@@ -284,7 +291,10 @@ impl Cosigner {
             let below = lock.is_some_and(|l| size < l.size || (size == l.size && applied.checkpoint != l));
             if below || floor.is_some_and(|f| size < f) {
                 if lock.is_some_and(|l| l.size == size && l != applied.checkpoint) {
-                    tracing::error!(size = size.0, "this node signed another root at this size before: it will not sign again");
+                    tracing::error!(
+                        size = size.0,
+                        "this node signed another root at this size before: it will not sign again"
+                    );
                 }
                 continue;
             }
@@ -337,8 +347,20 @@ impl Cosigner {
             }
         }
         let pending = self.pending.entry(size).or_default();
-        if let Some(earlier) = pending.unverified.get(&signed.node).filter(|e| e.checkpoint != signed.checkpoint).cloned() {
-            self.accuse(&earlier, &signed);
+        let verified =
+            pending.verified.get(&signed.node).zip(pending.applied.as_ref()).map(|(cosignature, applied)| {
+                Signed {
+                    node: signed.node,
+                    checkpoint: applied.checkpoint,
+                    cosignature: *cosignature,
+                    log_index: applied.log_index,
+                }
+            });
+        let earlier = pending.unverified.get(&signed.node).cloned().or(verified);
+        if let Some(earlier) = earlier {
+            if earlier.checkpoint != signed.checkpoint {
+                self.accuse(&earlier, &signed);
+            }
             return;
         }
         pending.unverified.insert(signed.node, signed);
@@ -353,7 +375,11 @@ impl Cosigner {
         if !proven(one) || !proven(other) || !self.accused.insert((one.node, one.checkpoint.size)) {
             return;
         }
-        tracing::error!(node = one.node.0, size = one.checkpoint.size.0, "a node signed two roots at one size");
+        tracing::error!(
+            node = one.node.0,
+            size = one.checkpoint.size.0,
+            "a node signed two roots at one size"
+        );
         self.ledger.alarm(Alarm::Equivocation {
             accused: one.node,
             key,
@@ -369,17 +395,24 @@ impl Cosigner {
         let Some(applied) = &pending.applied else { return };
         let checkpoint = checkpoint_of(self.ledger.origin(), applied.checkpoint);
         let certifiers: &Certifiers = &applied.certifiers;
-        let satisfied = |v: &BTreeMap<NodeId, Cosignature>| certifiers.satisfied_by(&v.keys().copied().collect()).is_ok();
+        let satisfied =
+            |v: &BTreeMap<NodeId, Cosignature>| certifiers.satisfied_by(&v.keys().copied().collect()).is_ok();
         let mut done = satisfied(&pending.verified);
         while !done {
             let Some((node, signed)) = pending.unverified.pop_first() else { break };
             if signed.checkpoint != applied.checkpoint {
-                tracing::error!(node = node.0, size = size.0, "a peer signed another root than this node's own: histories differ");
+                tracing::error!(
+                    node = node.0,
+                    size = size.0,
+                    "a peer signed another root than this node's own: histories differ"
+                );
                 continue;
             }
             match certifiers.check(&checkpoint, node, &signed.cosignature) {
                 Ok(()) => drop(pending.verified.insert(node, signed.cosignature)),
-                Err(e) => tracing::warn!(node = node.0, size = size.0, error = %e, "a cosignature does not count"),
+                Err(e) => {
+                    tracing::warn!(node = node.0, size = size.0, error = %e, "a cosignature does not count")
+                }
             }
             done = satisfied(&pending.verified);
         }
@@ -391,7 +424,12 @@ impl Cosigner {
         self.certified(applied, checkpoint, cosignatures);
     }
 
-    fn certified(&mut self, applied: AppliedCheckpoint, checkpoint: Checkpoint, cosignatures: Vec<(NodeId, Cosignature)>) {
+    fn certified(
+        &mut self,
+        applied: AppliedCheckpoint,
+        checkpoint: Checkpoint,
+        cosignatures: Vec<(NodeId, Cosignature)>,
+    ) {
         // Every cosignature was verified above; certify() checks them once more in one place, off the hot path's sum by
         // little, so that the type can only come from it.
         let certified = match applied.certifiers.certify(checkpoint, &cosignatures) {
@@ -409,7 +447,8 @@ impl Cosigner {
                 shared.certified = Some((own, log_index));
             }
             if applied.anchor {
-                let anchor = AnchorCertificate { checkpoint: own, cosignatures, log_index, seen: clock::now() };
+                let anchor =
+                    AnchorCertificate { checkpoint: own, cosignatures, log_index, seen: clock::now() };
                 // Not fsynced: after a power cut the mesh recovers without it.
                 if let Err(e) = std::fs::write(&self.certificate_file, encode(&anchor)) {
                     tracing::warn!(error = %e, "cannot keep the newest certificate");

@@ -5,11 +5,11 @@ use crate::boot::Boot;
 use crate::clock;
 use crate::cosigner::CosignerHandle;
 use crate::ledger::{DecideError, Ledger};
+use quorate_attest::evidence::Evidence;
 use quorate_core::command::{Command, EvidenceCommand};
 use quorate_core::crypto::Signature;
 use quorate_core::leaf::Outcome;
 use quorate_core::state::evidence_nonce;
-use quorate_attest::evidence::Evidence;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -87,7 +87,13 @@ impl EvidenceTask {
             boot: self.boot.keys.clone(),
             nonce: anchor.checkpoint,
             certificate: anchor.cosignatures,
-            evidence: Evidence { attest: Vec::new(), signature: Vec::new(), pcrs: Vec::new(), event_log: [0; 32], ima_log: None },
+            evidence: Evidence {
+                attest: Vec::new(),
+                signature: Vec::new(),
+                pcrs: Vec::new(),
+                event_log: [0; 32],
+                ima_log: None,
+            },
             signature: Signature([0; 64]),
         };
         let nonce = evidence_nonce(self.ledger.cluster(), &command);
@@ -101,7 +107,11 @@ impl EvidenceTask {
         };
         command.evidence = attested.evidence;
         let command = command.sign(self.ledger.cluster(), &self.boot.cosign);
-        match self.ledger.decide_applied(Command::Evidence(Box::new(command)), attested.blobs, Duration::from_secs(3)).await {
+        match self
+            .ledger
+            .decide_applied(Command::Evidence(Box::new(command)), attested.blobs, Duration::from_secs(3))
+            .await
+        {
             Ok(Outcome::Appraised { .. }) => {
                 if !said.is_empty() || view.attested(self.ledger.me()) != Some(&self.boot.keys) {
                     tracing::info!("this node is attested");
@@ -111,13 +121,18 @@ impl EvidenceTask {
             }
             Ok(Outcome::AwaitingCertificate) => {
                 say(said, "machine was reset".into(), |_| {
-                    tracing::warn!("the machine was reset: this node counts again once a checkpoint certified without it holds its evidence");
+                    tracing::warn!(
+                        "the machine was reset: this node counts again once a checkpoint certified without it holds its evidence"
+                    );
                 });
                 Round::NoNonce
             }
             Ok(Outcome::AppraisalRefused { check }) => {
                 say(said, check, |check| {
-                    tracing::error!(check, "this node's evidence was refused: compare it with the reference values, then approve or reprovision");
+                    tracing::error!(
+                        check,
+                        "this node's evidence was refused: compare it with the reference values, then approve or reprovision"
+                    );
                 });
                 Round::Failed
             }

@@ -82,7 +82,9 @@ impl Layout {
         let path = self.genesis();
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(InitError::Missing(self.root.clone())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(InitError::Missing(self.root.clone()));
+            }
             Err(e) => return Err(InitError::Unreadable(path, e)),
         };
         borsh::from_slice(&bytes).map_err(|_| InitError::Damaged(path))
@@ -99,7 +101,9 @@ pub fn init(config: &Config, policy: &Path, signatures: &[PathBuf]) -> Result<Ha
     let mut signed = SignedPolicy { document, signatures: Vec::new() };
     for path in signatures {
         let pem = std::fs::read_to_string(path).map_err(|e| InitError::Unreadable(path.clone(), e))?;
-        signed.signatures.push(SshSignature::from_pem(&pem).map_err(|e| InitError::Signature(path.clone(), e))?);
+        signed
+            .signatures
+            .push(SshSignature::from_pem(&pem).map_err(|e| InitError::Signature(path.clone(), e))?);
     }
     let (state, _) = State::genesis(signed.clone())?;
     if !state.policy().members.contains_key(&config.node) {

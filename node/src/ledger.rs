@@ -72,7 +72,8 @@ impl View {
     /// Evidence that is not too old by the given clock either: what a relay and a keyer go by.
     pub fn attested_at(&self, node: NodeId, now: Timestamp) -> bool {
         let Some(at) = self.nodes.get(&node).and_then(NodeRecord::attested_at) else { return false };
-        now.since_ms(at) <= self.policy.attestation.lapse_ms.saturating_add(self.policy.attestation.clock_skew_ms)
+        now.since_ms(at)
+            <= self.policy.attestation.lapse_ms.saturating_add(self.policy.attestation.clock_skew_ms)
     }
 }
 
@@ -311,14 +312,19 @@ impl Ledger {
     }
 
     /// Proposes a command and waits until its outcome is under a certified checkpoint.
-    pub async fn decide(&self, command: Command, blobs: Vec<Vec<u8>>, within: Duration) -> Result<Decided, DecideError> {
+    pub async fn decide(
+        &self,
+        command: Command,
+        blobs: Vec<Vec<u8>>,
+        within: Duration,
+    ) -> Result<Decided, DecideError> {
         let deadline = Instant::now() + within;
         let applied = self.propose(command, blobs, deadline).await?;
         let certified = self.certified_at(applied.size, deadline).await?;
         let leaf = match &applied.leaf {
-            Some(leaf) => {
-                Some(certified.certified.applied_leaf(leaf, certified.own).map_err(|_| DecideError::NoQuorum)?)
-            }
+            Some(leaf) => Some(
+                certified.certified.applied_leaf(leaf, certified.own).map_err(|_| DecideError::NoQuorum)?,
+            ),
             None => None,
         };
         match applied.outcome {
@@ -341,7 +347,12 @@ impl Ledger {
         }
     }
 
-    async fn propose(&self, command: Command, blobs: Vec<Vec<u8>>, deadline: Instant) -> Result<AppliedOutcome, DecideError> {
+    async fn propose(
+        &self,
+        command: Command,
+        blobs: Vec<Vec<u8>>,
+        deadline: Instant,
+    ) -> Result<AppliedOutcome, DecideError> {
         let digest = command.digest();
         let (tx, rx) = oneshot::channel();
         {
@@ -377,7 +388,11 @@ impl Ledger {
     }
 
     /// Waits until the authorisation of a request is under a certified checkpoint, in this node's own view.
-    pub async fn authorisation(&self, request: RequestId, within: Duration) -> Result<CertifiedAuthorisation, DecideError> {
+    pub async fn authorisation(
+        &self,
+        request: RequestId,
+        within: Duration,
+    ) -> Result<CertifiedAuthorisation, DecideError> {
         let deadline = Instant::now() + within;
         let known = {
             let mut a = lock(&self.inner.authorisations);
@@ -402,12 +417,17 @@ impl Ledger {
                 .map_err(|_| DecideError::ShuttingDown)?,
         };
         let certified = self.certified_at(size, deadline).await?;
-        let leaf = certified.certified.applied_leaf(&leaf, certified.own).map_err(|_| DecideError::NoQuorum)?;
+        let leaf =
+            certified.certified.applied_leaf(&leaf, certified.own).map_err(|_| DecideError::NoQuorum)?;
         leaf.authorisation().ok_or(DecideError::NoQuorum)
     }
 
     /// Waits for a certified checkpoint of at least this size.
-    pub async fn certified_at(&self, size: TreeSize, deadline: Instant) -> Result<Arc<Certified>, DecideError> {
+    pub async fn certified_at(
+        &self,
+        size: TreeSize,
+        deadline: Instant,
+    ) -> Result<Arc<Certified>, DecideError> {
         let mut watch = self.inner.certified.subscribe();
         let reached = watch.wait_for(|c| c.as_ref().is_some_and(|c| c.own.size >= size));
         let found = tokio::time::timeout_at(deadline, reached).await.map_err(|_| DecideError::NoQuorum)?;
@@ -438,7 +458,8 @@ impl Ledger {
             let Some(waiting) = waiters.remove(&digest) else { continue };
             let leaf = position.and_then(|p| leaves.get(p));
             for waiter in waiting {
-                let _gone = waiter.send(AppliedOutcome { outcome: outcome.clone(), leaf: leaf.cloned(), size, at });
+                let _gone =
+                    waiter.send(AppliedOutcome { outcome: outcome.clone(), leaf: leaf.cloned(), size, at });
             }
         }
     }
@@ -486,7 +507,11 @@ impl<B: Blobs> Applier<B> {
         };
         let (size, root) = self.tiles.append(&applied.leaf_bytes)?;
         // The tiles and the state grow from the same leaves; if they ever differ, nothing here can be trusted.
-        assert_eq!((size, root), (applied.checkpoint.size, applied.checkpoint.root), "tiles and state disagree");
+        assert_eq!(
+            (size, root),
+            (applied.checkpoint.size, applied.checkpoint.root),
+            "tiles and state disagree"
+        );
         let time = view.time;
         inner.view.store(Arc::new(view));
         let _stopping = self.applied.send(AppliedCheckpoint {

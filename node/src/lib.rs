@@ -1,30 +1,30 @@
 //! quorated: the node. Sockets, disk, clocks and tasks around the pure protocol of quorate-core.
 #![forbid(unsafe_code)]
 
-pub mod blobs;
-pub mod ledger;
-pub mod raft;
-pub mod tilestore;
 pub mod attester;
+pub mod blobs;
 pub mod boot;
 pub mod clock;
 pub mod config;
-pub mod cosigner;
-pub mod peers;
-pub mod proposer;
-pub mod evidence;
-pub mod recovery;
-pub mod report;
 pub mod cosign_stream;
-pub mod snapshots;
-pub mod init;
-pub mod enrol;
-pub mod membership;
-pub mod node;
+pub mod cosigner;
 pub mod directory;
-pub mod services;
+pub mod enrol;
+pub mod evidence;
 pub mod http;
+pub mod init;
 pub mod keyer;
+pub mod ledger;
+pub mod membership;
 pub mod metrics;
+pub mod node;
+pub mod peers;
 pub mod pool;
+pub mod proposer;
+pub mod raft;
+pub mod recovery;
 pub mod relay;
+pub mod report;
+pub mod services;
+pub mod snapshots;
+pub mod tilestore;

@@ -15,7 +15,10 @@ use tracing_subscriber::EnvFilter;
 ///
 /// A node is made once (`enrol`, then `init` with the genesis policy that the admins signed) and then just runs.
 #[derive(Parser)]
-#[command(version, after_help = "Examples:\n  quorated --config /etc/quorate/node.toml enrol\n  quorated --config /etc/quorate/node.toml init --policy policy.toml --signature policy.toml.sig\n  quorated --config /etc/quorate/node.toml")]
+#[command(
+    version,
+    after_help = "Examples:\n  quorated --config /etc/quorate/node.toml enrol\n  quorated --config /etc/quorate/node.toml init --policy policy.toml --signature policy.toml.sig\n  quorated --config /etc/quorate/node.toml"
+)]
 struct Args {
     /// The node's configuration (TOML).
     #[arg(long, value_name = "FILE")]
@@ -103,9 +106,13 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
 fn hint(error: &anyhow::Error) -> Option<&'static str> {
     use quorated::init::InitError;
     match error.downcast_ref::<InitError>()? {
-        InitError::Missing(_) => Some("make it with `quorated --config FILE init --policy POLICY --signature SIG`"),
+        InitError::Missing(_) => {
+            Some("make it with `quorated --config FILE init --policy POLICY --signature SIG`")
+        }
         InitError::Exists(_) => Some("start the node, or choose another data_dir"),
-        InitError::Signature(..) => Some("sign with `quorate admin sign` or `ssh-keygen -Y sign -n quorate -f KEY FILE`"),
+        InitError::Signature(..) => {
+            Some("sign with `quorate admin sign` or `ssh-keygen -Y sign -n quorate -f KEY FILE`")
+        }
         InitError::NotAMember(_) => Some("compare `node` in the configuration with the policy's members"),
         InitError::Genesis(_) => Some("`quorate admin check FILE` lists every mistake of a policy"),
         InitError::Damaged(_)

@@ -14,7 +14,8 @@ pub async fn follow_policy(raft: Raft, ledger: Ledger) {
             continue;
         }
         let wanted: BTreeSet<u64> = ledger.view().policy.members.keys().map(|n| n.0).collect();
-        let voters: BTreeSet<u64> = raft.metrics().borrow().membership_config.membership().voter_ids().collect();
+        let voters: BTreeSet<u64> =
+            raft.metrics().borrow().membership_config.membership().voter_ids().collect();
         if wanted == voters {
             continue;
         }

@@ -11,13 +11,11 @@ use crate::boot::Boot;
 use crate::config::Config;
 use crate::cosigner::{Cosigner, CosignerHandle, CosignerParts};
 use crate::directory::{Directory, PolicyChain, RequestIndex};
-use crate::keyer::Keyer;
-use crate::metrics::Metrics;
-use crate::relay::{KeyerPort, Relay};
-use crate::services::mesh::{MeshService, NodeFacts};
 use crate::evidence::EvidenceTask;
 use crate::init::Layout;
+use crate::keyer::Keyer;
 use crate::ledger::{LeafHook, Ledger, Start};
+use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::proposer::{Courier, Queue};
 use crate::raft::network::Network;
@@ -25,6 +23,8 @@ use crate::raft::state_machine::{StateMachine, position};
 use crate::raft::types::Raft;
 use crate::raft::{CertifiedFloor, LogMonitor, LogStore, LogStoreOptions, SnapshotStore};
 use crate::recovery::{Contributor, Recovery, ask_for_own_lock};
+use crate::relay::{KeyerPort, Relay};
+use crate::services::mesh::{MeshService, NodeFacts};
 use crate::services::peer::{HeadChecker, PeerService};
 use crate::snapshots::NodeSnapshots;
 use crate::tilestore::{StoreTail, TileStore};
@@ -75,10 +75,13 @@ impl Node {
         let genesis = layout.read_genesis()?;
         let boot = Boot::new()?;
         let blobs = BlobStore::open(layout.root()).context("cannot open the blobs")?;
-        let (genesis_state, genesis_leaf) = State::genesis(genesis.clone()).context("the genesis policy is not valid")?;
+        let (genesis_state, genesis_leaf) =
+            State::genesis(genesis.clone()).context("the genesis policy is not valid")?;
         let cluster = genesis_state.cluster();
         let chain = PolicyChain::open(&layout.policies(), genesis).context("cannot open the policies")?;
-        let grpc = TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
+        let grpc = TcpListener::bind(config.listen)
+            .await
+            .with_context(|| format!("cannot listen on {}", config.listen))?;
         let http = TcpListener::bind(config.http_listen)
             .await
             .with_context(|| format!("cannot listen on {}", config.http_listen))?;
@@ -92,11 +95,14 @@ impl Node {
         let (state, tiles) = match &loaded.newest {
             Some(snapshot) => {
                 let opened = snapshots::open(&snapshot.content, cluster).map_err(anyhow::Error::msg)?;
-                (opened.state, TileStore::open(&layout.tiles(), &opened.tail).context("cannot open the tiles")?)
+                (
+                    opened.state,
+                    TileStore::open(&layout.tiles(), &opened.tail).context("cannot open the tiles")?,
+                )
             }
             None => {
-                let mut tiles =
-                    TileStore::open(&layout.tiles(), &StoreTail::default()).context("cannot open the tiles")?;
+                let mut tiles = TileStore::open(&layout.tiles(), &StoreTail::default())
+                    .context("cannot open the tiles")?;
                 tiles.append(&[genesis_leaf]).context("cannot write the first leaf")?;
                 (genesis_state, tiles)
             }
@@ -123,8 +129,9 @@ impl Node {
         let fsyncs = Arc::clone(&metrics);
         let on_commit: Box<dyn Fn(Duration) + Send> = Box::new(move |took| fsyncs.fsynced(took));
         let options = LogStoreOptions { on_commit: Some(on_commit), ..LogStoreOptions::default() };
-        let log = LogStore::open(&layout.raft_log(), floor.clone(), options).context("cannot open Raft's log")?;
-        let (monitor, durable) = (log.monitor(), log.durable());
+        let log =
+            LogStore::open(&layout.raft_log(), floor.clone(), options).context("cannot open Raft's log")?;
+        let (monitor, durable, log_reader) = (log.monitor(), log.durable(), log.reader());
         let parts =
             CosignerParts { ledger: ledger.clone(), boot: boot.clone(), applied, durable, raft_floor: floor };
         let (cosigner_task, cosigner) = Cosigner::open(layout.root(), parts)?;
@@ -142,7 +149,9 @@ impl Node {
             Relay::new(ledger.clone(), boot.keys.clone(), ports, Arc::clone(&metrics), config.tunnels_max);
         let _first = relay_cell.set(relay.clone());
         let keyer = Keyer::new(ledger.clone(), boot.keys.clone(), Arc::clone(&metrics));
-        let raft = Raft::new(config.node.0, raft_config, network, log, machine).await.context("cannot start Raft")?;
+        let raft = Raft::new(config.node.0, raft_config, network, log, machine)
+            .await
+            .context("cannot start Raft")?;
 
         let directory = Directory::new(ledger.clone(), blobs.clone(), chain, index);
         let queue = Queue::default();
@@ -178,8 +187,13 @@ impl Node {
         tasks.spawn(snapshots::keep(keeper, captured, directory.clone(), ledger.clone(), raft.clone()));
         tasks.spawn(keyer.clone().sweep());
         let facts = Arc::new(Facts { raft: raft.clone(), peers: peers.clone(), monitor: monitor.clone() });
-        let mesh_service =
-            MeshService::new(ledger.clone(), relay.clone(), keyer.clone(), directory, Arc::clone(&facts) as Arc<dyn NodeFacts>);
+        let mesh_service = MeshService::new(
+            ledger.clone(),
+            relay.clone(),
+            keyer.clone(),
+            directory,
+            Arc::clone(&facts) as Arc<dyn NodeFacts>,
+        );
         let peer_service = PeerService {
             ledger: ledger.clone(),
             raft: raft.clone(),
@@ -189,8 +203,23 @@ impl Node {
             contributor,
             keyer: Arc::new(keyer),
             blobs,
+            log: log_reader,
         };
-        Ok(Self { config, ledger, raft, monitor, grpc, http, boot, peer_service, mesh_service, relay, metrics, facts, tasks })
+        Ok(Self {
+            config,
+            ledger,
+            raft,
+            monitor,
+            grpc,
+            http,
+            boot,
+            peer_service,
+            mesh_service,
+            relay,
+            metrics,
+            facts,
+            tasks,
+        })
     }
 
     /// Serves until `stop` completes or storage fails, then drains.
@@ -359,7 +388,11 @@ async fn report_health(reporter: tonic_health::server::HealthReporter, ledger: L
     loop {
         let view = ledger.view();
         let healthy = !view.dark && view.attested(ledger.me()).is_some();
-        let status = if healthy { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
+        let status = if healthy {
+            tonic_health::ServingStatus::Serving
+        } else {
+            tonic_health::ServingStatus::NotServing
+        };
         reporter.set_service_status("", status).await;
         reporter.set_service_status("quorate.v1.Mesh", status).await;
         if changed.changed().await.is_err() {
@@ -385,21 +418,34 @@ fn raft_config(config: &Config) -> openraft::Config {
 }
 
 /// Sees every applied leaf: keeps the policy chain and where requests' leaves stand.
-fn leaf_hook(index: Arc<RequestIndex>, chain: PolicyChain, blobs: BlobStore, relay: Arc<OnceLock<Relay>>) -> LeafHook {
+fn leaf_hook(
+    index: Arc<RequestIndex>,
+    chain: PolicyChain,
+    blobs: BlobStore,
+    relay: Arc<OnceLock<Relay>>,
+) -> LeafHook {
     Box::new(move |leaf: &AppliedLeaf| {
         index.on_leaf(leaf);
         if let Some(relay) = relay.get() {
             relay.on_leaf(leaf);
         }
         let Leaf::V1 { body, .. } = leaf.leaf();
-        if let LeafBody::Decided { command: Command::Policy(c), outcome: Outcome::PolicyChanged { version, .. } } = body {
+        if let LeafBody::Decided {
+            command: Command::Policy(c),
+            outcome: Outcome::PolicyChanged { version, .. },
+        } = body
+        {
             let kept = match blobs.blob(&c.document) {
                 Some(document) => chain.push(c.with_document(document)).map_err(|e| crate::report::chain(&e)),
                 None => Err("its document is gone".into()),
             };
             match kept {
                 Ok(()) => tracing::info!(version = version.0, "a new policy is in force"),
-                Err(error) => tracing::error!(error, version = version.0, "cannot keep a policy: directories cannot be served"),
+                Err(error) => tracing::error!(
+                    error,
+                    version = version.0,
+                    "cannot keep a policy: directories cannot be served"
+                ),
             }
         }
     })
@@ -420,7 +466,9 @@ async fn feed_streams(peers: Peers, ledger: Ledger, cosigner: CosignerHandle) {
             stays
         });
         for node in view.policy.members.keys().filter(|n| **n != ledger.me()) {
-            feeds.entry(*node).or_insert_with(|| running.spawn(cosign_stream::feed(peers.clone(), *node, cosigner.clone())));
+            feeds.entry(*node).or_insert_with(|| {
+                running.spawn(cosign_stream::feed(peers.clone(), *node, cosigner.clone()))
+            });
         }
         let version = view.policy.digest;
         drop(view);

@@ -14,7 +14,9 @@ use crate::peers::Peers;
 use crate::raft::Batch as RaftBatch;
 use crate::raft::types::Raft;
 use bytes::Bytes;
-use quorate_core::command::{Batch, COMMANDS_MAX, Command, NodeCommand, NodeSigned, SETTLEMENTS_MAX, Settlement};
+use quorate_core::command::{
+    Batch, COMMANDS_MAX, Command, NodeCommand, NodeSigned, SETTLEMENTS_MAX, Settlement,
+};
 use quorate_core::command::{ClientCommand, ClientSigned};
 use quorate_core::crypto::{Hash, encode};
 use quorate_core::ids::NodeId;
@@ -114,7 +116,11 @@ fn is_lazy(command: &Command) -> bool {
     match command {
         Command::Client(ClientSigned { body: ClientCommand::Report(_), .. }) => true,
         Command::Node(NodeSigned { body: NodeCommand::Settle(_), .. }) => true,
-        Command::Client(_) | Command::Node(_) | Command::Evidence(_) | Command::Recover(_) | Command::Policy(_) => false,
+        Command::Client(_)
+        | Command::Node(_)
+        | Command::Evidence(_)
+        | Command::Recover(_)
+        | Command::Policy(_) => false,
     }
 }
 
@@ -242,14 +248,20 @@ impl Courier {
                 let mut all = std::mem::take(&mut settlements);
                 while !all.is_empty() {
                     let rest = all.split_off(all.len().min(SETTLEMENTS_MAX));
-                    fresh.push((self.sign(NodeCommand::Settle(std::mem::replace(&mut all, rest))), Vec::new()));
+                    fresh.push((
+                        self.sign(NodeCommand::Settle(std::mem::replace(&mut all, rest))),
+                        Vec::new(),
+                    ));
                 }
             }
             let now = Instant::now();
             // Outcomes that this node applied need no more carrying.
             underway.retain(|digest, u| !self.ledger.was_decided(digest) && now - u.first_sent < FORGET);
             let withheld = underway.values().any(|u| now - u.first_sent > WITHHELD);
-            if withheld && campaigned.is_none_or(|c| now - c > CAMPAIGN_EVERY) && !leads(&self.raft, self.ledger.me()) {
+            if withheld
+                && campaigned.is_none_or(|c| now - c > CAMPAIGN_EVERY)
+                && !leads(&self.raft, self.ledger.me())
+            {
                 campaigned = Some(now);
                 tracing::warn!("a command of this node is not committed in time: campaigning");
                 new_term(&self.raft).await;
@@ -259,7 +271,8 @@ impl Courier {
                 let bytes: Bytes = encode(&command).into();
                 let digest = quorate_core::tlog::sha256(&bytes);
                 let blobs = blobs.into_iter().map(Bytes::from).collect();
-                let entry = Underway { command: bytes, parsed: command, blobs, first_sent: now, last_sent: now };
+                let entry =
+                    Underway { command: bytes, parsed: command, blobs, first_sent: now, last_sent: now };
                 underway.insert(digest, entry);
                 due.push(digest);
             }

@@ -13,8 +13,8 @@ use quorate_core::command::{CheckpointRef, Command, Contribution, RecoverCommand
 use quorate_core::crypto::Signature;
 use quorate_core::ids::NodeId;
 use quorate_core::leaf::Outcome;
-use quorate_core::tlog::TreeSize;
 use quorate_core::state::{NodeRecord, genesis_checkpoint, recovery_nonce};
+use quorate_core::tlog::TreeSize;
 use quorate_proto::v1::{ContributeRequest, RecoveryQuoteRequest};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -92,8 +92,13 @@ impl Contributor {
     }
 
     /// Quotes over base and contributions, if this node's own is among them; each contribution is quoted over once.
-    pub async fn quote(&self, base: CheckpointRef, contributions: Vec<Contribution>) -> Result<Attested, NotContributing> {
-        let mine = contributions.iter().find(|c| c.node == self.ledger.me()).ok_or(NotContributing::NotMine)?;
+    pub async fn quote(
+        &self,
+        base: CheckpointRef,
+        contributions: Vec<Contribution>,
+    ) -> Result<Attested, NotContributing> {
+        let mine =
+            contributions.iter().find(|c| c.node == self.ledger.me()).ok_or(NotContributing::NotMine)?;
         {
             let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
             let position = own.iter().position(|c| c == mine).ok_or(NotContributing::NotMine)?;
@@ -158,7 +163,8 @@ impl Recovery {
         let mut blobs = Vec::new();
         let quotes = self.quotes(&command).await;
         for c in &command.contributions {
-            let (evidence, logs) = quotes.get(&c.node).ok_or("a node that contributed did not quote")?.clone();
+            let (evidence, logs) =
+                quotes.get(&c.node).ok_or("a node that contributed did not quote")?.clone();
             command.evidence.push((c.node, evidence));
             for log in logs {
                 if !blobs.contains(&log) {
@@ -183,8 +189,10 @@ impl Recovery {
             let proofs = (proof(c.certified)?, proof(c.lock)?);
             command.proofs.push(proofs);
         }
-        let outcome =
-            self.ledger.decide_applied(Command::Recover(Box::new(command)), blobs, Duration::from_secs(3)).await;
+        let outcome = self
+            .ledger
+            .decide_applied(Command::Recover(Box::new(command)), blobs, Duration::from_secs(3))
+            .await;
         match outcome {
             Ok(Outcome::Recovered) => Ok(()),
             Ok(Outcome::AppraisalRefused { check }) => {
@@ -205,7 +213,8 @@ impl Recovery {
         for node in self.peers.nodes() {
             let Some(mut client) = self.peers.client(node) else { continue };
             calls.spawn(async move {
-                let reply = tokio::time::timeout(ANSWER, client.contribute(ContributeRequest {})).await.ok()?.ok()?;
+                let reply =
+                    tokio::time::timeout(ANSWER, client.contribute(ContributeRequest {})).await.ok()?.ok()?;
                 let c: Contribution = borsh::from_slice(&reply.into_inner().contribution).ok()?;
                 (c.node == node).then_some(c)
             });
@@ -225,7 +234,10 @@ impl Recovery {
         let before = all.len();
         all.retain(|_, c| ours(&c.certified) && ours(&c.lock));
         if all.len() < before {
-            tracing::error!(left_out = before - all.len(), "contributions conflict with this node's history: left out");
+            tracing::error!(
+                left_out = before - all.len(),
+                "contributions conflict with this node's history: left out"
+            );
         }
         match all.len() >= self.ledger.view().policy.quorum() {
             true => Ok(all),
@@ -240,9 +252,14 @@ impl Recovery {
         let mut calls = tokio::task::JoinSet::new();
         for c in command.contributions.iter().filter(|c| c.node != self.ledger.me()) {
             let (node, Some(mut client)) = (c.node, self.peers.client(c.node)) else { continue };
-            let request = RecoveryQuoteRequest { base: base.clone().into(), contributions: contributions.clone() };
+            let request =
+                RecoveryQuoteRequest { base: base.clone().into(), contributions: contributions.clone() };
             calls.spawn(async move {
-                let reply = tokio::time::timeout(ANSWER, client.recovery_quote(request)).await.ok()?.ok()?.into_inner();
+                let reply = tokio::time::timeout(ANSWER, client.recovery_quote(request))
+                    .await
+                    .ok()?
+                    .ok()?
+                    .into_inner();
                 let evidence: Evidence = borsh::from_slice(&reply.evidence).ok()?;
                 Some((node, (evidence, reply.blobs.iter().map(|b| b.to_vec()).collect())))
             });
@@ -268,7 +285,9 @@ pub async fn ask_for_own_lock(ledger: Ledger, peers: Peers, cosigner: CosignerHa
         for node in peers.nodes() {
             let Some(mut client) = peers.client(node) else { continue };
             let request = quorate_proto::v1::HighestCosignatureRequest { node: me.0 };
-            if let Ok(Ok(reply)) = tokio::time::timeout(Duration::from_secs(1), client.highest_cosignature(request)).await {
+            if let Ok(Ok(reply)) =
+                tokio::time::timeout(Duration::from_secs(1), client.highest_cosignature(request)).await
+            {
                 claims.push(TreeSize(reply.into_inner().size));
             }
         }
@@ -284,4 +303,3 @@ pub async fn ask_for_own_lock(ledger: Ledger, peers: Peers, cosigner: CosignerHa
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
-

@@ -43,12 +43,14 @@ pub struct NodeSnapshots {
 
 /// Reads a stored snapshot: its state and tail.
 pub fn open(content: &[u8], cluster: Hash) -> Result<Installed, String> {
-    let content: Content = borsh::from_slice(content).map_err(|e| format!("the snapshot does not decode: {e}"))?;
+    let content: Content =
+        borsh::from_slice(content).map_err(|e| format!("the snapshot does not decode: {e}"))?;
     if content.version != 1 {
         return Err(format!("snapshot version {} is not known", content.version));
     }
     let state = State::from_bytes(&content.state, cluster).map_err(|e| crate::report::chain(&e))?;
-    let tail: StoreTail = borsh::from_slice(&content.tail).map_err(|e| format!("the tail does not decode: {e}"))?;
+    let tail: StoreTail =
+        borsh::from_slice(&content.tail).map_err(|e| format!("the tail does not decode: {e}"))?;
     if (tail.size(), tail.root()) != (state.checkpoint().size, state.checkpoint().root) {
         return Err("state and tail are of different trees".into());
     }
@@ -72,7 +74,12 @@ fn verify(content: &[u8], cluster: Hash) -> Result<Installed, String> {
 
 impl NodeSnapshots {
     /// Builds it; `captured` is read by [`keep`].
-    pub fn new(store: SnapshotStore, tiles_dir: PathBuf, cluster: Hash, captured: mpsc::UnboundedSender<Captured>) -> Self {
+    pub fn new(
+        store: SnapshotStore,
+        tiles_dir: PathBuf,
+        cluster: Hash,
+        captured: mpsc::UnboundedSender<Captured>,
+    ) -> Self {
         Self { store: Mutex::new(store), tiles_dir, cluster, captured, peers: OnceLock::new() }
     }
     /// Where missing tiles come from.
@@ -144,7 +151,8 @@ pub async fn keep(
             }
         };
         let id = format!("{}-{}", c.log_id.index, size.0);
-        let meta = SnapshotMeta { last_log_id: Some(c.log_id), last_membership: c.membership, snapshot_id: id };
+        let meta =
+            SnapshotMeta { last_log_id: Some(c.log_id), last_membership: c.membership, snapshot_id: id };
         let content = encode(&Content { version: 1, state: c.state, tail: encode(&c.tail), proof });
         let keeper = Arc::clone(&snapshots);
         let saved = tokio::task::spawn_blocking(move || keeper.save(&meta, &content));
@@ -159,4 +167,3 @@ pub async fn keep(
         }
     }
 }
-

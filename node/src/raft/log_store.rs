@@ -478,6 +478,12 @@ fn answer() -> (Done, oneshot::Receiver<Result<(), String>>) {
 }
 
 impl LogReader {
+    /// The log id of the entry at an index; `None` when there is no such entry (any more).
+    pub async fn log_id_at(&self, index: u64) -> Result<Option<LogId>, LogStoreError> {
+        let entries = self.read(index, index.saturating_add(1), 0).await?;
+        Ok(entries.first().map(|entry| entry.log_id))
+    }
+
     /// Entries of `[start, end)`: whole, or the first `bytes_max` of them but at least one. A purge at
     /// the same time may take away the beginning; a truncation never leaves a hole.
     async fn read(&self, start: u64, end: u64, bytes_max: usize) -> Result<Vec<Entry>, LogStoreError> {

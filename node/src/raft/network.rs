@@ -1,10 +1,13 @@
 //! Raft's messages over the peer links, bound to the peer's identity by the channel.
 use super::types::{RaftNodeId, TypeConfig};
 use crate::peers::Peers;
-use openraft::error::{InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Timeout, Unreachable};
+use openraft::error::{
+    InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Timeout, Unreachable,
+};
 use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
+    VoteRequest, VoteResponse,
 };
 use openraft::{AnyError, EmptyNode, RPCTypes};
 use quorate_core::ids::NodeId;
@@ -70,7 +73,11 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 type RpcError<E> = RPCError<RaftNodeId, EmptyNode, E>;
 
 impl PeerNetwork {
-    async fn call<Q: Serialize, A: DeserializeOwned, E: DeserializeOwned + std::error::Error + Clone + 'static>(
+    async fn call<
+        Q: Serialize,
+        A: DeserializeOwned,
+        E: DeserializeOwned + std::error::Error + Clone + 'static,
+    >(
         &self,
         call: Call,
         request: &Q,
@@ -86,7 +93,9 @@ impl PeerNetwork {
                 target: self.target.0,
                 timeout: option.hard_ttl(),
             })),
-            Err(e @ CallError::NotConnected(_)) => Err(RPCError::Unreachable(Unreachable::new(&AnyError::new(&e)))),
+            Err(e @ CallError::NotConnected(_)) => {
+                Err(RPCError::Unreachable(Unreachable::new(&AnyError::new(&e))))
+            }
             Err(e) => Err(RPCError::Network(NetworkError::new(&AnyError::new(&e)))),
         }
     }
@@ -126,7 +135,8 @@ impl RaftNetwork<TypeConfig> for PeerNetwork {
         &mut self,
         rpc: InstallSnapshotRequest<TypeConfig>,
         option: RPCOption,
-    ) -> Result<InstallSnapshotResponse<RaftNodeId>, RpcError<RaftError<RaftNodeId, InstallSnapshotError>>> {
+    ) -> Result<InstallSnapshotResponse<RaftNodeId>, RpcError<RaftError<RaftNodeId, InstallSnapshotError>>>
+    {
         self.call(Call::Snapshot, &rpc, &option, RPCTypes::InstallSnapshot).await
     }
 

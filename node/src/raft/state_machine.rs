@@ -2,11 +2,15 @@
 //!
 //! A snapshot is kept only once its digest stands in a certified leaf, and installed only with a proof of that leaf: a lying
 //! leader cannot slip in a state. Raft itself never decides when to snapshot.
-use super::types::{Applied, Entry, LogId, Snapshot, SnapshotMeta, StorageError, StoredMembership, TypeConfig};
 use super::StoredSnapshot;
+use super::types::{
+    Applied, Entry, LogId, Snapshot, SnapshotMeta, StorageError, StoredMembership, TypeConfig,
+};
 use crate::ledger::Applier;
 use openraft::storage::RaftStateMachine;
-use openraft::{AnyError, EntryPayload, ErrorSubject, ErrorVerb, OptionalSend, RaftSnapshotBuilder, StorageIOError};
+use openraft::{
+    AnyError, EntryPayload, ErrorSubject, ErrorVerb, OptionalSend, RaftSnapshotBuilder, StorageIOError,
+};
 use quorate_core::state::Blobs;
 use std::io::Cursor;
 use std::sync::Arc;
@@ -55,7 +59,12 @@ pub struct StateMachine<B, S> {
 
 impl<B: Blobs + Send + Sync + 'static, S: Snapshots> StateMachine<B, S> {
     /// Starts from where the applier stands.
-    pub fn new(applier: Applier<B>, snapshots: Arc<S>, last_applied: Option<LogId>, membership: StoredMembership) -> Self {
+    pub fn new(
+        applier: Applier<B>,
+        snapshots: Arc<S>,
+        last_applied: Option<LogId>,
+        membership: StoredMembership,
+    ) -> Self {
         Self { applier, snapshots, last_applied, membership }
     }
 }
@@ -90,7 +99,8 @@ impl<B: Blobs + Send + Sync + 'static, S: Snapshots> RaftStateMachine<TypeConfig
                     let (size, snapshot_point) =
                         self.applier.apply(batch.bytes(), index).map_err(|e| failed(ErrorVerb::Write, e))?;
                     if snapshot_point {
-                        let (state, tail) = self.applier.content().map_err(|e| failed(ErrorVerb::Write, e))?;
+                        let (state, tail) =
+                            self.applier.content().map_err(|e| failed(ErrorVerb::Write, e))?;
                         let (log_id, membership) = (entry.log_id, self.membership.clone());
                         self.snapshots.captured(Captured { log_id, membership, state, tail });
                     }
@@ -110,14 +120,20 @@ impl<B: Blobs + Send + Sync + 'static, S: Snapshots> RaftStateMachine<TypeConfig
         Ok(Box::new(Cursor::new(Vec::new())))
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Box<Cursor<Vec<u8>>>) -> Result<(), StorageError> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: Box<Cursor<Vec<u8>>>,
+    ) -> Result<(), StorageError> {
         let installed = self
             .snapshots
             .install(meta.clone(), snapshot.into_inner())
             .await
             .map_err(|e| failed(ErrorVerb::Write, e))?;
         let index = meta.last_log_id.map_or(0, |l| l.index);
-        self.applier.reset(installed.state, &installed.tail, index).map_err(|e| failed(ErrorVerb::Write, e))?;
+        self.applier
+            .reset(installed.state, &installed.tail, index)
+            .map_err(|e| failed(ErrorVerb::Write, e))?;
         self.last_applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         Ok(())
@@ -128,6 +144,7 @@ impl<B: Blobs + Send + Sync + 'static, S: Snapshots> RaftStateMachine<TypeConfig
     }
 }
 
+#[expect(clippy::result_large_err, reason = "openraft's own error type")]
 fn current<S: Snapshots>(snapshots: &S) -> Result<Option<Snapshot>, StorageError> {
     let newest = snapshots.newest().map_err(|e| failed(ErrorVerb::Read, e))?;
     Ok(newest.map(|s| Snapshot { meta: s.meta, snapshot: Box::new(Cursor::new(s.content)) }))
@@ -146,6 +163,8 @@ impl<S: Snapshots> RaftSnapshotBuilder<TypeConfig> for Builder<S> {
 
 /// The last applied position and members that a stored snapshot gives.
 pub fn position(snapshot: Option<&StoredSnapshot>) -> (Option<LogId>, StoredMembership) {
-    snapshot.map_or_else(|| (None, StoredMembership::default()), |s| (s.meta.last_log_id, s.meta.last_membership.clone()))
+    snapshot.map_or_else(
+        || (None, StoredMembership::default()),
+        |s| (s.meta.last_log_id, s.meta.last_membership.clone()),
+    )
 }
-

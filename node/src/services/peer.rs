@@ -6,6 +6,7 @@ use crate::cosigner::{CosignerHandle, Signed};
 use crate::ledger::Ledger;
 use crate::peers::{NotAdmitted, Peers, Standing};
 use crate::proposer::Queue;
+use crate::raft::LogReader;
 use crate::raft::network::Answer;
 use crate::raft::types::{Raft, RaftNodeId, TypeConfig};
 use crate::recovery::Contributor;
@@ -54,6 +55,8 @@ pub struct PeerService {
     pub keyer: Arc<dyn HeadChecker>,
     /// Blobs.
     pub blobs: BlobStore,
+    /// Raft's log: what was applied here is never given up for a leader's word.
+    pub log: LogReader,
 }
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -81,8 +84,39 @@ impl PeerService {
         }
     }
 
+    /// Whether a leader's log agrees with what was applied here. Among honest nodes it always does (Raft §5.4.3); a lying
+    /// leader would have Raft truncate committed entries.
+    async fn check_history(
+        &self,
+        from: NodeId,
+        rpc: &AppendEntriesRequest<TypeConfig>,
+    ) -> Result<(), Status> {
+        let applied = self.ledger.view().log_index;
+        let theirs = rpc.prev_log_id.iter().chain(rpc.entries.iter().map(|e| &e.log_id));
+        for log_id in theirs.filter(|l| l.index <= applied) {
+            let ours = self.log.log_id_at(log_id.index).await.map_err(|e| {
+                tracing::error!(error = crate::report::chain(&e), "cannot read Raft's log");
+                Status::unavailable("cannot read the log")
+            })?;
+            // A purged entry is covered by a certified snapshot.
+            if ours.is_some_and(|ours| ours != *log_id) {
+                tracing::error!(
+                    leader = from.0,
+                    index = log_id.index,
+                    "the leader's log conflicts with entries applied here: refused"
+                );
+                return Err(Status::failed_precondition("the log conflicts with applied entries"));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether entries may be appended: their time is within bounds, and every blob they name is durable here.
-    async fn check_entries(&self, from: NodeId, rpc: &AppendEntriesRequest<TypeConfig>) -> Result<(), Status> {
+    async fn check_entries(
+        &self,
+        from: NodeId,
+        rpc: &AppendEntriesRequest<TypeConfig>,
+    ) -> Result<(), Status> {
         let policy = Arc::clone(&self.ledger.view().policy);
         let (skew, now) = (policy.attestation.clock_skew_ms, clock::now());
         let honest = policy.hostile_nodes_max as usize + 1;
@@ -91,7 +125,11 @@ impl PeerService {
             // What does not decode applies as just that, alike on every node; it names no time and no blob.
             let Ok(batch) = borsh::from_slice::<Batch>(bytes.bytes()) else { continue };
             if batch.time.since_ms(now) > skew {
-                tracing::warn!(leader = from.0, ahead_ms = batch.time.since_ms(now), "an entry is from the future: refused");
+                tracing::warn!(
+                    leader = from.0,
+                    ahead_ms = batch.time.since_ms(now),
+                    "an entry is from the future: refused"
+                );
                 return Err(Status::failed_precondition("entry time is ahead of this node's clock"));
             }
             // An old entry is fine when it was written under an earlier term, or when so many peers applied it that an
@@ -99,7 +137,11 @@ impl PeerService {
             let own = entry.log_id.leader_id == rpc.vote.leader_id;
             let settled = entry.log_id.index <= self.cosigner.applied_by(honest);
             if own && !settled && now.since_ms(batch.time) > skew.saturating_add(RETRANSMIT_MS) {
-                tracing::debug!(leader = from.0, behind_ms = now.since_ms(batch.time), "an entry is too old for its term: refused");
+                tracing::debug!(
+                    leader = from.0,
+                    behind_ms = now.since_ms(batch.time),
+                    "an entry is too old for its term: refused"
+                );
                 return Err(Status::failed_precondition("entry time is behind this node's clock"));
             }
             for digest in batch.commands.iter().flat_map(Command::blobs) {
@@ -126,7 +168,10 @@ impl PeerService {
             return match self.blobs.put(&blob) {
                 Ok(_) => Ok(()),
                 Err(error) => {
-                    tracing::error!(error = crate::report::chain(&error), "cannot keep a blob: refusing the entry");
+                    tracing::error!(
+                        error = crate::report::chain(&error),
+                        "cannot keep a blob: refusing the entry"
+                    );
                     Err(missing())
                 }
             };
@@ -152,7 +197,11 @@ fn answer<T: Serialize, E: Serialize>(result: Result<T, E>) -> Reply<v1::RaftMes
 }
 
 fn from_vote(node: NodeId, leader: RaftNodeId) -> Result<(), Status> {
-    if node.0 == leader { Ok(()) } else { Err(Status::permission_denied("a Raft message in another node's name")) }
+    if node.0 == leader {
+        Ok(())
+    } else {
+        Err(Status::permission_denied("a Raft message in another node's name"))
+    }
 }
 
 fn refused(error: &NotAdmitted) -> Status {
@@ -172,7 +221,8 @@ impl Peer for PeerService {
     async fn admit(&self, request: Request<v1::AdmitRequest>) -> Reply<v1::AdmitReply> {
         let channel = channel(&request)?;
         let exporter = *channel.exporter();
-        let reply = self.peers.answer(channel.id(), channel.peer_key(), &exporter, request.into_inner()).await;
+        let reply =
+            self.peers.answer(channel.id(), channel.peer_key(), &exporter, request.into_inner()).await;
         reply.map(Response::new).map_err(|e| refused(&e))
     }
 
@@ -180,6 +230,7 @@ impl Peer for PeerService {
         let node = self.member(&request)?.node();
         let rpc: AppendEntriesRequest<TypeConfig> = decode(request.get_ref())?;
         from_vote(node, rpc.vote.leader_id.node_id)?;
+        self.check_history(node, &rpc).await?;
         self.check_entries(node, &rpc).await?;
         answer(self.raft.append_entries(rpc).await)
     }
@@ -257,11 +308,15 @@ impl Peer for PeerService {
 
     async fn contribute(&self, request: Request<v1::ContributeRequest>) -> Reply<v1::ContributeReply> {
         self.member(&request)?;
-        let contribution = self.contributor.contribute().map_err(|e| Status::failed_precondition(e.to_string()))?;
+        let contribution =
+            self.contributor.contribute().map_err(|e| Status::failed_precondition(e.to_string()))?;
         Ok(Response::new(v1::ContributeReply { contribution: encode(&contribution).into() }))
     }
 
-    async fn recovery_quote(&self, request: Request<v1::RecoveryQuoteRequest>) -> Reply<v1::RecoveryQuoteReply> {
+    async fn recovery_quote(
+        &self,
+        request: Request<v1::RecoveryQuoteRequest>,
+    ) -> Reply<v1::RecoveryQuoteReply> {
         self.member(&request)?;
         let request = request.into_inner();
         if request.contributions.len() > quorate_core::policy::MEMBERS_MAX {

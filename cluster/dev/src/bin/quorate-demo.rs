@@ -14,7 +14,10 @@ use std::time::{Duration, Instant};
 /// Every node has a software TPM of its own. A launcher plays the firmware: it extends PCRs from a recorded event log and the
 /// digest of the `quorated` binary, so measurements here prove nothing about this machine; everything above them is real.
 #[derive(Parser)]
-#[command(name = "cluster/demo", after_help = "Examples:\n  cluster/demo                                  a whole run, nothing left behind\n  cluster/demo --keep --dir /tmp/mesh           leave it up, then: . /tmp/mesh/env\n  cluster/demo stop --dir /tmp/mesh             end it\n  cluster/demo --keep --dir /tmp/mesh --provider https://localhost:18443/v1 --provider-ca ca.pem --model gemma-3-270m")]
+#[command(
+    name = "cluster/demo",
+    after_help = "Examples:\n  cluster/demo                                  a whole run, nothing left behind\n  cluster/demo --keep --dir /tmp/mesh           leave it up, then: . /tmp/mesh/env\n  cluster/demo stop --dir /tmp/mesh             end it\n  cluster/demo --keep --dir /tmp/mesh --provider https://localhost:18443/v1 --provider-ca ca.pem --model gemma-3-270m"
+)]
 struct Args {
     /// `stop` ends a mesh that `--keep` left up; nothing runs the demo.
     #[arg(value_parser = ["stop"])]
@@ -166,9 +169,25 @@ fn tell(mesh: &Mesh, args: &Args) -> anyhow::Result<()> {
         let victim = mesh.sites.last().context("no nodes")?;
         mesh.kill_node(victim.id)?;
         let killed = Instant::now();
-        let again = || run(&mut mesh.quorate(&["chat", "--model", &mesh.model, "--no-stream", "--max-tokens", "12", "Still there?"]));
-        let answer = quorate_cluster::mesh::wait_for("an answer without that node", Duration::from_secs(5), again)?;
-        println!("  {} killed with SIGKILL; {:.2} s later: {}", victim.name, killed.elapsed().as_secs_f64(), answer.trim());
+        let again = || {
+            run(&mut mesh.quorate(&[
+                "chat",
+                "--model",
+                &mesh.model,
+                "--no-stream",
+                "--max-tokens",
+                "12",
+                "Still there?",
+            ]))
+        };
+        let answer =
+            quorate_cluster::mesh::wait_for("an answer without that node", Duration::from_secs(5), again)?;
+        println!(
+            "  {} killed with SIGKILL; {:.2} s later: {}",
+            victim.name,
+            killed.elapsed().as_secs_f64(),
+            answer.trim()
+        );
         mesh.start_node(victim.id)?;
         mesh.wait_all_healthy(Duration::from_secs(30))?;
         println!("  {} restarted: new boot keys, new quote, attested again", victim.name);
@@ -182,7 +201,9 @@ fn verify(mesh: &Mesh, receipt: &Path) -> anyhow::Result<String> {
 
 fn print_kept(dir: &Path) {
     let dir = dir.display();
-    println!("\nThe mesh stays up. To use it:\n  . {dir}/env\n  quorate status\n  quorate chat --model \"$QUORATE_MODEL\" 'Hello'\nTo end it:\n  cluster/demo stop --dir {dir}");
+    println!(
+        "\nThe mesh stays up. To use it:\n  . {dir}/env\n  quorate status\n  quorate chat --model \"$QUORATE_MODEL\" 'Hello'\nTo end it:\n  cluster/demo stop --dir {dir}"
+    );
 }
 
 fn heading(text: &str) {
@@ -195,7 +216,7 @@ fn indent(text: &str) {
     }
 }
 
+/// What the command said, without how it was called.
 fn last_line(text: &str) -> &str {
-    text.trim_end().lines().rfind(|l| l.contains("error")).unwrap_or(text)
+    text.trim_end().rsplit_once("quorate: error: ").map_or(text, |(_, said)| said)
 }
-
