@@ -1,0 +1,101 @@
+//! `cluster/bench` after set-up and build: see `quorate_cluster::bench`.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context as _, ensure};
+use clap::Parser;
+use quorate_cluster::bench::{Plan, Report, measure};
+use quorate_cluster::mesh::{self, Mesh, Provider, bin_dir};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Rounds when nothing else is asked for.
+const ROUNDS: usize = 5;
+/// A round's measured part.
+const ROUND: Duration = Duration::from_millis(2_500);
+/// The same with --quick: under a minute in all.
+const QUICK: (usize, Duration) = (1, Duration::from_millis(1_500));
+/// The upstream delay of the rows that have one.
+const UPSTREAM_MS: u64 = 50;
+
+/// Measures what an attested mesh adds to a direct TLS connection to the same provider, and what it costs.
+#[derive(Parser)]
+#[command(name = "cluster/bench")]
+struct Args {
+    /// Nodes, 3 to 7. The targets are for four.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(3..=7))]
+    nodes: u64,
+    /// Few and short rounds: under a minute.
+    #[arg(long)]
+    quick: bool,
+    /// Rounds of each row and side [default: 5, or 1 with --quick].
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
+    /// Only rows whose name contains this, such as `64 plain`.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
+    /// Write the result here, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Folder for the mesh's data: the filesystem to measure on [default: a fresh temporary one].
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Fail when a target is missed, not only when a request or a receipt failed.
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> ExitCode {
+    match bench(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cluster/bench: error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(args: &Args) -> anyhow::Result<()> {
+    let temporary = std::env::temp_dir().join(format!("quorate-bench-{}", std::process::id()));
+    let dir = args.dir.clone().unwrap_or_else(|| temporary.clone());
+    let plan = mesh::Plan {
+        dir: dir.clone(),
+        bin: bin_dir()?,
+        nodes: args.nodes,
+        hostile_nodes_max: if args.nodes == 7 { 2 } else { 1 },
+        timing: None,
+        provider: Provider::Demo(vec!["--slow-ms".into(), UPSTREAM_MS.to_string()]),
+        grant: (60_000_000, 1_000_000_000, 100_000_000_000_000),
+        node_config: String::new(),
+    };
+    let mesh = Mesh::create(&plan, &mut |line| eprintln!("{line}"))?;
+    let outcome = run(args, &mesh);
+    mesh.stop();
+    match &outcome {
+        Ok(_) if args.dir.is_none() => drop(std::fs::remove_dir_all(&dir)),
+        Ok(_) => {}
+        Err(_) => eprintln!("cluster/bench: hint: trace lines are in {}/n*/log", dir.display()),
+    }
+    let report = outcome?;
+    println!("{report}");
+    if let Some(path) = &args.json {
+        let json = serde_json::to_vec_pretty(&report)?;
+        std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    ensure!(report.failures.is_empty(), "{} requests or receipts failed", report.failures.len());
+    let missed = report.targets.iter().filter(|t| !t.met).count();
+    ensure!(!args.check || missed == 0, "{missed} targets were missed");
+    Ok(())
+}
+
+fn run(args: &Args, mesh: &Mesh) -> anyhow::Result<Report> {
+    mesh.start_nodes()?;
+    mesh.wait_all_healthy(Duration::from_secs(60))?;
+    let (rounds, round) = if args.quick { QUICK } else { (ROUNDS, ROUND) };
+    let rounds = args.rounds.unwrap_or(rounds).max(1);
+    let plan = Plan { rounds, round, only: args.only.clone(), upstream_ms: UPSTREAM_MS };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let report = runtime.block_on(measure(mesh, &plan, &mut |line| eprintln!("{line}")));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    report
+}
