@@ -10,13 +10,14 @@ use crate::usage::UsageTail;
 use crate::wire::{Conn, mesh_client, random_id};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use quorate_core::certificate::CertifiedAuthorisation;
 use quorate_core::command::{
     Authorise, ClientCommand, ClientSigned, Command, Ended, NodeCommand, NodeSigned, Report,
 };
 use quorate_core::crypto::{Hash, encode};
 use quorate_core::ids::{NodeId, RequestId, RouteId};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
-use quorate_core::proof::{Proof, Receipt, Verified};
+use quorate_core::proof::{LeafCertificate, Proof, Receipt, Verified};
 use quorate_proto::v1;
 use quorate_splitkey::client::{BodySealer, ClientRequest};
 use quorate_splitkey::head::{Head, Header};
@@ -706,6 +707,10 @@ impl Inner {
             }
         }
         let authorised = exchange.authorised.unwrap_or_default();
+        if let Err(error) = self.check_certificate(id, relay, &exchange.certificate).await {
+            exchange.ended = Some(Ended::MeshFailure);
+            return Err(Failed { error, forwarded: Forwarded::Unknown });
+        }
         let head = exchange.head().await.map_err(|error| Failed { error, forwarded: Forwarded::Yes })?;
         let provenance = Provenance { request: id, relay, keyer, authorised, body_salt };
         Ok(Response {
@@ -714,6 +719,38 @@ impl Inner {
             provenance,
             body: ResponseBody::new(exchange),
         })
+    }
+}
+
+impl Inner {
+    /// No leaf, no forward: the client checks on its own that its request's authorisation is a certified leaf, before it
+    /// hands on any of the answer. Nodes that restarted since the directory was fetched sign with newer keys: then once more,
+    /// against a newer directory.
+    async fn check_certificate(
+        self: &Arc<Self>,
+        request: RequestId,
+        relay: NodeId,
+        certificate: &[u8],
+    ) -> Result<(), Error> {
+        let misbehaved = |what: &str| Error::NodeMisbehaved { node: relay, what: what.to_owned() };
+        let certificate: LeafCertificate = borsh::from_slice(certificate)
+            .map_err(|_| misbehaved("it sent no certificate of the authorisation"))?;
+        let leaf = match self.directory().verified().check(&certificate) {
+            Ok(leaf) => leaf,
+            Err(_) => {
+                self.refresh().await?;
+                let checked = self.directory().verified().check(&certificate);
+                checked.map_err(|e| {
+                    misbehaved(&format!("its certificate of the authorisation proves nothing: {e}"))
+                })?
+            }
+        };
+        let own =
+            |a: &CertifiedAuthorisation| a.request().request == request && *a.client() == self.trust.client;
+        match leaf.authorisation() {
+            Some(authorisation) if own(&authorisation) => Ok(()),
+            _ => Err(misbehaved("its certificate is of another leaf")),
+        }
     }
 }
 
@@ -834,6 +871,7 @@ pub(crate) async fn start(
         ended: None,
         report: None,
         authorised: None,
+        certificate: Bytes::new(),
         feeder,
         orderly: false,
     })

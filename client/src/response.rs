@@ -31,7 +31,7 @@ pub struct Timings {
     pub released_us: u32,
 }
 
-/// How a request was authorised, by the relay's word; the receipt proves it.
+/// How a request was authorised: proven by the certificate that the client checked before it handed on any answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Authorised {
     /// Position of its leaf.
@@ -146,6 +146,8 @@ pub(crate) struct Exchange {
     pub(crate) ended: Option<Ended>,
     pub(crate) report: Option<Reporter>,
     pub(crate) authorised: Option<Authorised>,
+    /// The relay's certificate for it, not checked yet.
+    pub(crate) certificate: Bytes,
     pub(crate) feeder: Option<tokio::task::AbortHandle>,
     pub(crate) orderly: bool,
 }
@@ -172,6 +174,7 @@ impl Exchange {
                 Down::Data(bytes) => self.pending.push_back(bytes),
                 Down::Authorised(a) => {
                     let t = a.timings.unwrap_or_default();
+                    self.certificate = a.certificate;
                     self.authorised = Some(Authorised {
                         leaf_index: a.leaf_index,
                         tree_size: a.tree_size,

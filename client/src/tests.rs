@@ -324,7 +324,8 @@ async fn relay(
                 assert_eq!(signed, records.digest().0, "the signature covers the head");
                 meter = Some(BodyMeter::new(checked.content_length()));
                 forward = request.head.to_vec();
-                let authorised = v1::tunnel_down::Authorised { leaf_index: 7, tree_size: 9, timings: None };
+                let authorised =
+                    v1::tunnel_down::Authorised { leaf_index: 7, tree_size: 9, ..Default::default() };
                 say(tunnel_down::Frame::Authorised(authorised)).await?;
             }
             _ => panic!("out of turn"),

@@ -111,12 +111,6 @@ impl CosignerHandle {
     pub fn highest_of(&self, node: NodeId) -> Option<CheckpointRef> {
         self.shared().highest.get(&node).map(|(c, _)| *c)
     }
-    /// The highest log index that at least `nodes` peers claim to have applied: with f + 1, an honest one has.
-    pub fn applied_by(&self, nodes: usize) -> u64 {
-        let mut indexes: Vec<u64> = self.shared().highest.values().map(|(_, i)| *i).collect();
-        indexes.sort_unstable_by(|a, b| b.cmp(a));
-        nodes.checked_sub(1).and_then(|n| indexes.get(n)).copied().unwrap_or(0)
-    }
     /// A quorum answered: this node never signs below `size`.
     pub fn may_sign_from(&self, size: TreeSize) {
         let mut shared = self.shared();

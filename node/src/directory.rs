@@ -284,8 +284,10 @@ impl Directory {
         };
         let leaves = leaves.ok_or(Problem::NoSuchRequest)?;
         let authorised = leaves.authorised.ok_or(Problem::NoSuchRequest)?;
-        let positions: Vec<LeafIndex> =
+        let mut positions: Vec<LeafIndex> =
             [Some(authorised), leaves.settled, leaves.reported].into_iter().flatten().collect();
+        // The authorisation comes first; which of the other two does is chance.
+        positions.sort_unstable();
         let proof = self.prove(positions).await?;
         blocking(move || bounded(encode(&proof))).await
     }

@@ -12,9 +12,10 @@ use quorate_core::crypto::Hash;
 use quorate_core::ids::{NodeId, RequestId, Timestamp};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_core::policy::Policy;
+use quorate_core::proof::{LeafCertificate, ProvenLeaf};
 use quorate_core::refusal::Refusal;
 use quorate_core::state::{AppliedLeaf, Blobs, NodeRecord, State};
-use quorate_core::tlog::{Origin, TreeSize};
+use quorate_core::tlog::{LeafIndex, Origin, TreeSize};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -432,6 +433,19 @@ impl Ledger {
         let reached = watch.wait_for(|c| c.as_ref().is_some_and(|c| c.own.size >= size));
         let found = tokio::time::timeout_at(deadline, reached).await.map_err(|_| DecideError::NoQuorum)?;
         found.map_err(|_| DecideError::ShuttingDown)?.clone().ok_or(DecideError::NoQuorum)
+    }
+
+    /// A leaf under the newest certified checkpoint, with its certificate.
+    pub fn leaf_certificate(&self, index: LeafIndex) -> Option<LeafCertificate> {
+        let certified = self.inner.certified.borrow().clone()?;
+        let tiles = self.tiles();
+        let inclusion = tiles.inclusion(index, certified.own.size).ok()?;
+        let bytes = tiles.leaf(index).ok()?.to_vec();
+        Some(LeafCertificate {
+            checkpoint: certified.own,
+            cosignatures: certified.certified.cosignatures().to_vec(),
+            leaf: ProvenLeaf { index, bytes, inclusion },
+        })
     }
 
     /// Publishes a certificate whose root the cosigner compared with this node's own.

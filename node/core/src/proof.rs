@@ -5,14 +5,18 @@
 //!
 //! A receipt has one byte form: whatever byte is changed, it no longer verifies. Left to the caller: whether the
 //! checkpoint's time is recent enough.
-use crate::certificate::{CertifiedAuthorisation, CertifiedCheckpoint, CertifiedLeaf, Certifiers, NotCertified, QuorumRule};
+use crate::certificate::{
+    CertifiedAuthorisation, CertifiedCheckpoint, CertifiedLeaf, Certifiers, NotCertified, QuorumRule,
+};
 use crate::command::{Alarm, CheckpointRef, ClientCommand, Command, EvidenceCommand, NodeCommand};
 use crate::crypto::{Hash, PublicKey, encode, sha256};
 use crate::ids::{NodeId, PolicyVersion, RequestId, Timestamp};
 use crate::leaf::{BatchEnd, Leaf, LeafBody, Outcome};
 use crate::policy::{Policy, SignedPolicy};
 use crate::state::{Blobs, appraise_member, checkpoint_of, evidence_nonce, outgoing_rule, rule_of};
-use crate::tlog::{ConsistencyProof, Cosignature, InclusionProof, LeafIndex, leaf_hash, verify_consistency, verify_inclusion};
+use crate::tlog::{
+    ConsistencyProof, Cosignature, InclusionProof, LeafIndex, leaf_hash, verify_consistency, verify_inclusion,
+};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -83,6 +87,17 @@ pub struct VerifiedNode {
     pub counters: Counters,
 }
 
+/// A leaf and the certificate it stands under: enough for whoever holds a verified directory to check it on the spot.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct LeafCertificate {
+    /// The certified checkpoint.
+    pub checkpoint: CheckpointRef,
+    /// Its cosignatures.
+    pub cosignatures: Vec<(NodeId, Cosignature)>,
+    /// The leaf.
+    pub leaf: ProvenLeaf,
+}
+
 /// A proof that verified.
 #[derive(Debug, Clone)]
 pub struct Verified {
@@ -98,6 +113,26 @@ pub struct Verified {
     pub nodes: BTreeMap<NodeId, VerifiedNode>,
     /// The leaves, in the proof's order.
     pub leaves: Vec<CertifiedLeaf>,
+}
+
+impl Verified {
+    /// Who may certify, by this state's evidence.
+    pub fn certifiers(&self) -> Certifiers {
+        Certifiers {
+            keys: self.nodes.iter().map(|(n, v)| (*n, PublicKey(v.boot.cosign))).collect(),
+            rules: vec![rule_of(&self.policy)],
+        }
+    }
+
+    /// Checks a leaf's certificate against this state's boot keys. A node that restarted since signs with keys unknown here:
+    /// then the certificate falls short, and the caller asks for a newer state.
+    pub fn check(&self, certificate: &LeafCertificate) -> Result<CertifiedLeaf, NotCertified> {
+        let checkpoint = checkpoint_of(&self.certified.checkpoint().origin, certificate.checkpoint);
+        let known = certificate.cosignatures.iter().filter(|(n, _)| self.nodes.contains_key(n)).copied();
+        let certified = self.certifiers().certify(checkpoint, &known.collect::<Vec<_>>())?;
+        let ProvenLeaf { index, bytes, inclusion } = &certificate.leaf;
+        certified.leaf(bytes, *index, inclusion)
+    }
 }
 
 /// Why a proof proves nothing.
@@ -192,12 +227,18 @@ impl Proof {
         let policy = verify_chain(&self.chain, genesis)?;
         let included = |l: &ProvenLeaf| -> Result<Leaf, ProofError> {
             let CheckpointRef { size, root } = self.checkpoint;
-            verify_inclusion(leaf_hash(&l.bytes), l.index, size, root, &l.inclusion).map_err(|_| ProofError::NotIncluded)?;
+            verify_inclusion(leaf_hash(&l.bytes), l.index, size, root, &l.inclusion)
+                .map_err(|_| ProofError::NotIncluded)?;
             borsh::from_slice(&l.bytes).map_err(|_| ProofError::NotIncluded)
         };
-        let Leaf::V1 { time, body: LeafBody::BatchEnd(end) } = included(&self.end)? else { return Err(ProofError::End) };
+        let Leaf::V1 { time, body: LeafBody::BatchEnd(end) } = included(&self.end)? else {
+            return Err(ProofError::End);
+        };
         let last = self.end.index.0.checked_add(1) == Some(self.checkpoint.size.0);
-        if !last || end.policy != policy.version || end.policy_digest != policy.digest || end.attested.len() != self.evidence.len()
+        if !last
+            || end.policy != policy.version
+            || end.policy_digest != policy.digest
+            || end.attested.len() != self.evidence.len()
         {
             return Err(ProofError::End);
         }
@@ -221,7 +262,10 @@ impl Proof {
     /// What the members of this version demand while the next one replaces them.
     fn outgoing_rule(&self, from: PolicyVersion) -> Result<QuorumRule, ProofError> {
         let version = |v: u64| {
-            let signed = usize::try_from(v).ok().and_then(|v| self.chain.get(v.checked_sub(1)?)).ok_or(ProofError::End)?;
+            let signed = usize::try_from(v)
+                .ok()
+                .and_then(|v| self.chain.get(v.checked_sub(1)?))
+                .ok_or(ProofError::End)?;
             Policy::parse(&signed.document).map_err(|e| ProofError::Policy(PolicyVersion(v), e))
         };
         outgoing_rule(&version(from.0)?, &version(from.0.saturating_add(1))?).ok_or(ProofError::End)
@@ -241,7 +285,9 @@ impl Proof {
         for ((node, index), proven) in end.attested.iter().zip(&self.evidence) {
             let wrong = || ProofError::Evidence(*node);
             let Leaf::V1 { time: at, body } = included(&proven.leaf)?;
-            let LeafBody::Decided { command: Command::Evidence(command), outcome: Outcome::Appraised { .. } } = body else {
+            let LeafBody::Decided { command: Command::Evidence(command), outcome: Outcome::Appraised { .. } } =
+                body
+            else {
                 return Err(wrong());
             };
             let EvidenceCommand { node: whose, boot, nonce, evidence, .. } = &*command;
@@ -249,7 +295,8 @@ impl Proof {
                 return Err(wrong());
             }
             let CheckpointRef { size, root } = self.checkpoint;
-            verify_consistency(nonce.size, nonce.root, size, root, &proven.nonce).map_err(|_| ProofError::Nonce(*node))?;
+            verify_consistency(nonce.size, nonce.root, size, root, &proven.nonce)
+                .map_err(|_| ProofError::Nonce(*node))?;
             named.insert(Hash(evidence.event_log));
             named.extend(evidence.ima_log.map(Hash));
             let expected = evidence_nonce(genesis, &command);
@@ -330,13 +377,14 @@ impl Receipt {
 fn speaks_of(leaf: &Leaf, request: RequestId) -> bool {
     let Leaf::V1 { body, .. } = leaf;
     match body {
-        LeafBody::Decided { command: Command::Node(c), outcome: Outcome::Settled(refused) } => match &c.body {
-            NodeCommand::Settle(settlements) => settlements
-                .iter()
-                .enumerate()
-                .any(|(at, s)| s.request == request && !refused.iter().any(|(position, _)| usize::from(*position) == at)),
-            NodeCommand::Alarm(_) | NodeCommand::Snapshot => false,
-        },
+        LeafBody::Decided { command: Command::Node(c), outcome: Outcome::Settled(refused) } => {
+            match &c.body {
+                NodeCommand::Settle(settlements) => settlements.iter().enumerate().any(|(at, s)| {
+                    s.request == request && !refused.iter().any(|(position, _)| usize::from(*position) == at)
+                }),
+                NodeCommand::Alarm(_) | NodeCommand::Snapshot => false,
+            }
+        }
         LeafBody::Decided { command: Command::Node(c), outcome: Outcome::AlarmRaised } => {
             matches!(&c.body, NodeCommand::Alarm(Alarm::HeadRefused { request: r, .. }) if *r == request)
         }

@@ -13,6 +13,7 @@ use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
 use quorate_core::certificate::{CertifiedAuthorisation, CertifiedLeaf};
 use quorate_core::command::{Authorise, ClientCommand, ClientSigned, Command, Ended, Settlement, bucketed};
+use quorate_core::crypto::encode;
 use quorate_core::ids::{ConnectionId, PoolId, RequestId, Timestamp};
 use quorate_core::refusal::Refusal;
 use quorate_proto::v1::{self, tunnel_down, tunnel_up};
@@ -435,6 +436,13 @@ where
             leaf_index: authorisation.index().0,
             tree_size: authorisation.under().size.0,
             timings: Some(timings),
+            certificate: self
+                .relay
+                .inner
+                .ledger
+                .leaf_certificate(authorisation.index())
+                .map(|c| encode(&c).into())
+                .unwrap_or_default(),
         });
         if !matches!(timeout_at(ceiling, self.down.send(down(authorised))).await, Ok(Ok(()))) {
             return Ok((Ended::Cancelled, End::ClientGone));

@@ -119,7 +119,6 @@ impl PeerService {
     ) -> Result<(), Status> {
         let policy = Arc::clone(&self.ledger.view().policy);
         let (skew, now) = (policy.attestation.clock_skew_ms, clock::now());
-        let honest = policy.hostile_nodes_max as usize + 1;
         for entry in &rpc.entries {
             let EntryPayload::Normal(bytes) = &entry.payload else { continue };
             // What does not decode applies as just that, alike on every node; it names no time and no blob.
@@ -132,18 +131,8 @@ impl PeerService {
                 );
                 return Err(Status::failed_precondition("entry time is ahead of this node's clock"));
             }
-            // An old entry is fine when it was written under an earlier term, or when so many peers applied it that an
-            // honest one did; a leader's own new entry must be of now. The cosigner signs no stale checkpoint either way.
-            let own = entry.log_id.leader_id == rpc.vote.leader_id;
-            let settled = entry.log_id.index <= self.cosigner.applied_by(honest);
-            if own && !settled && now.since_ms(batch.time) > skew.saturating_add(RETRANSMIT_MS) {
-                tracing::debug!(
-                    leader = from.0,
-                    behind_ms = now.since_ms(batch.time),
-                    "an entry is too old for its term: refused"
-                );
-                return Err(Status::failed_precondition("entry time is behind this node's clock"));
-            }
+            // An old time is not refused: after a crash or a partition it is history that someone has to finish. What a
+            // lying leader backdates is committed and never certified: the cosigner signs no checkpoint of another time.
             for digest in batch.commands.iter().flat_map(Command::blobs) {
                 self.fetch_blob(from, &digest).await?;
             }
@@ -179,9 +168,6 @@ impl PeerService {
         Err(missing())
     }
 }
-
-/// A leader sends an entry again for this long when a follower was away; beyond it, that follower's peers vouch for it.
-const RETRANSMIT_MS: u64 = 5_000;
 
 fn decode<T: DeserializeOwned>(message: &v1::RaftMessage) -> Result<T, Status> {
     postcard::from_bytes(&message.message).map_err(|_| bad("not a Raft message"))
