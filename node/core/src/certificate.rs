@@ -47,7 +47,9 @@ use crate::crypto::PublicKey;
 use crate::ids::NodeId;
 use crate::leaf::Leaf;
 use crate::state::AppliedLeaf;
-use crate::tlog::{Checkpoint, Cosignature, InclusionProof, LeafIndex, TreeSize, leaf_hash, verify_inclusion};
+use crate::tlog::{
+    Checkpoint, Cosignature, InclusionProof, LeafIndex, TreeSize, leaf_hash, verify_inclusion,
+};
 use borsh::{BorshDeserialize, BorshSerialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -110,7 +112,12 @@ impl Certifiers {
     }
 
     /// Verifies one cosignature.
-    pub fn check(&self, checkpoint: &Checkpoint, node: NodeId, cosignature: &Cosignature) -> Result<(), NotCertified> {
+    pub fn check(
+        &self,
+        checkpoint: &Checkpoint,
+        node: NodeId,
+        cosignature: &Cosignature,
+    ) -> Result<(), NotCertified> {
         let key = self.keys.get(&node).ok_or(NotCertified::NotACertifier(node))?;
         cosignature.verify(checkpoint, &key.0).map_err(|_| NotCertified::BadCosignature(node))
     }
@@ -155,7 +162,12 @@ impl CertifiedCheckpoint {
     }
 
     /// A leaf proven to be under this checkpoint.
-    pub fn leaf(&self, bytes: &[u8], index: LeafIndex, proof: &InclusionProof) -> Result<CertifiedLeaf, NotCertified> {
+    pub fn leaf(
+        &self,
+        bytes: &[u8],
+        index: LeafIndex,
+        proof: &InclusionProof,
+    ) -> Result<CertifiedLeaf, NotCertified> {
         verify_inclusion(leaf_hash(bytes), index, self.checkpoint.size, self.checkpoint.root, proof)
             .map_err(|_| NotCertified::NotIncluded)?;
         let leaf = borsh::from_slice(bytes).map_err(|_| NotCertified::NotIncluded)?;
@@ -163,7 +175,11 @@ impl CertifiedCheckpoint {
     }
 
     /// A leaf that the holder applied itself; the root of its own tree at this checkpoint's size must be the certified one.
-    pub fn applied_leaf(&self, leaf: &AppliedLeaf, own: CheckpointRef) -> Result<CertifiedLeaf, NotCertified> {
+    pub fn applied_leaf(
+        &self,
+        leaf: &AppliedLeaf,
+        own: CheckpointRef,
+    ) -> Result<CertifiedLeaf, NotCertified> {
         if own != self.reference() || leaf.index().0 >= own.size.0 {
             return Err(NotCertified::NotIncluded);
         }

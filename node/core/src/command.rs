@@ -67,10 +67,13 @@ impl Command {
         };
         match self {
             Self::Client(_) => true,
-            Self::Node(NodeSigned { body: NodeCommand::Settle(settlements), .. }) => settlements.len() <= SETTLEMENTS_MAX,
-            Self::Node(NodeSigned { body: NodeCommand::Alarm(Alarm::AdmissionRefused { check, .. }), .. }) => {
-                check.len() <= CHECK_BYTES_MAX
+            Self::Node(NodeSigned { body: NodeCommand::Settle(settlements), .. }) => {
+                settlements.len() <= SETTLEMENTS_MAX
             }
+            Self::Node(NodeSigned {
+                body: NodeCommand::Alarm(Alarm::AdmissionRefused { check, .. }),
+                ..
+            }) => check.len() <= CHECK_BYTES_MAX,
             Self::Node(_) => true,
             Self::Evidence(c) => c.certificate.len() <= COSIGNATURES_MAX && quote(&c.evidence),
             Self::Recover(c) => {
@@ -78,13 +81,15 @@ impl Command {
                 lengths.iter().all(|l| *l <= MEMBERS_MAX) && c.evidence.iter().all(|(_, e)| quote(e))
             }
             Self::Policy(c) => {
-                c.signatures.len() <= ADMINS_MAX && c.signatures.iter().all(|s| s.0.len() <= SSH_SIGNATURE_BYTES_MAX)
+                c.signatures.len() <= ADMINS_MAX
+                    && c.signatures.iter().all(|s| s.0.len() <= SSH_SIGNATURE_BYTES_MAX)
             }
         }
     }
     /// Blobs that must be durable before the entry that holds this command is appended.
     pub fn blobs(&self) -> Vec<Hash> {
-        let logs = |e: &Evidence| std::iter::once(Hash(e.event_log)).chain(e.ima_log.map(Hash)).collect::<Vec<_>>();
+        let logs =
+            |e: &Evidence| std::iter::once(Hash(e.event_log)).chain(e.ima_log.map(Hash)).collect::<Vec<_>>();
         match self {
             Self::Evidence(c) => logs(&c.evidence),
             Self::Recover(c) => c.evidence.iter().flat_map(|(_, e)| logs(e)).collect(),
@@ -129,7 +134,8 @@ impl ClientSigned {
     }
     /// Whether the signature is `key`'s, for this cluster.
     pub fn is_by(&self, cluster: Hash, key: &PublicKey) -> bool {
-        key.verify(&statement_bytes(CLIENT_LABEL, &(cluster, &self.client, &self.body)), &self.signature).is_ok()
+        key.verify(&statement_bytes(CLIENT_LABEL, &(cluster, &self.client, &self.body)), &self.signature)
+            .is_ok()
     }
 }
 
@@ -233,7 +239,10 @@ pub struct NodeSigned {
 }
 
 /// What a node may say.
-#[expect(clippy::large_enum_variant, reason = "an alarm is rare and short-lived; boxing it would cost every reader")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "an alarm is rare and short-lived; boxing it would cost every reader"
+)]
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum NodeCommand {
     /// Requests it relayed have ended; at most [`SETTLEMENTS_MAX`].

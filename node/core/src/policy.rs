@@ -352,13 +352,20 @@ impl Policy {
                 return Err(Refusal::UnknownSigner);
             }
         }
-        if seen.len() < self.admin_threshold { Err(Refusal::TooFewSigners) } else { Ok(seen.into_values().collect()) }
+        if seen.len() < self.admin_threshold {
+            Err(Refusal::TooFewSigners)
+        } else {
+            Ok(seen.into_values().collect())
+        }
     }
 
     /// The name of the tlog, first line of every checkpoint (C2SP tlog-checkpoint): it names genesis, so that two
     /// clusters of one name are two logs.
     pub fn origin(cluster: &str, genesis: &Hash) -> Origin {
-        match Origin::new(format!("quorate/{cluster}/{}", hex::encode(genesis.0.get(..8).unwrap_or_default()))) {
+        match Origin::new(format!(
+            "quorate/{cluster}/{}",
+            hex::encode(genesis.0.get(..8).unwrap_or_default())
+        )) {
             Ok(origin) => origin,
             Err(e) => unreachable!("a checked cluster name makes an origin: {e}"),
         }
@@ -396,7 +403,10 @@ impl Checker {
                 self.wrong("previous: empty in genesis");
                 None
             }
-            (_, hex) => self.keep("previous", hex.parse::<Hash>().map_err(|_| "64 hex digits of the replaced document's SHA-256")),
+            (_, hex) => self.keep(
+                "previous",
+                hex.parse::<Hash>().map_err(|_| "64 hex digits of the replaced document's SHA-256"),
+            ),
         };
         let expires = self.keep("expires", unix_ms(&d.expires)).unwrap_or_default();
         let f = d.hostile_nodes_max;
@@ -445,7 +455,10 @@ impl Checker {
         }
         let threshold = d.admin_threshold as usize;
         if threshold == 0 || threshold > d.admin.len() || d.admin.len() > ADMINS_MAX {
-            self.wrong(format!("admin_threshold: 1 to the number of admins ({}, at most {ADMINS_MAX})", d.admin.len()));
+            self.wrong(format!(
+                "admin_threshold: 1 to the number of admins ({}, at most {ADMINS_MAX})",
+                d.admin.len()
+            ));
         }
         admins
     }
@@ -504,7 +517,9 @@ impl Checker {
         }
         for (name, values) in rv {
             if values.ima.is_some() && !a.pcrs.contains(&10) {
-                self.wrong(format!("reference_values.{name}: an IMA list needs PCR 10 among attestation.pcrs"));
+                self.wrong(format!(
+                    "reference_values.{name}: an IMA list needs PCR 10 among attestation.pcrs"
+                ));
             }
             for pcr in &a.pcrs {
                 if values.pcrs.get(pcr).is_none_or(Vec::is_empty) && !(*pcr == 10 && values.ima.is_some()) {
@@ -512,7 +527,8 @@ impl Checker {
                 }
             }
         }
-        let interval_fits = a.evidence_interval_ms >= 500 && a.evidence_interval_ms.saturating_mul(2) <= a.lapse_ms;
+        let interval_fits =
+            a.evidence_interval_ms >= 500 && a.evidence_interval_ms.saturating_mul(2) <= a.lapse_ms;
         if !interval_fits {
             self.wrong("attestation: evidence_interval_ms is at least 500 and at most half of lapse_ms");
         }
@@ -522,7 +538,8 @@ impl Checker {
         if !(100..=60_000).contains(&a.clock_skew_ms) {
             self.wrong("attestation.clock_skew_ms: 100 to 60,000");
         }
-        if !(1_000..=3_600_000).contains(&a.pool_lifetime_ms) || !(1_000..=86_400_000).contains(&a.settle_ms) {
+        if !(1_000..=3_600_000).contains(&a.pool_lifetime_ms) || !(1_000..=86_400_000).contains(&a.settle_ms)
+        {
             self.wrong("attestation: pool_lifetime_ms is 1,000 to 3,600,000, settle_ms 1,000 to 86,400,000");
         }
     }
@@ -533,24 +550,35 @@ impl Checker {
             let what = format!("route {:?}", document.name);
             let host_fits = !document.host.is_empty()
                 && document.host.len() <= 253
-                && document.host.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.' || b == b'-');
+                && document
+                    .host
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.' || b == b'-');
             if !host_fits || document.port == 0 {
                 self.wrong(format!("{what}: host is a lower-case DNS name, port is not 0"));
             }
             let path = |p: &String| {
-                p.starts_with('/') && p.len() <= 256 && p.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-:*".contains(&b))
+                p.starts_with('/')
+                    && p.len() <= 256
+                    && p.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-:*".contains(&b))
             };
             if document.paths.is_empty() || document.paths.len() > 64 || !document.paths.iter().all(path) {
                 self.wrong(format!("{what}: paths are 1 to 64 plain paths that start with '/'"));
             }
-            if !document.base_path.is_empty() && (!path(&document.base_path) || document.base_path.ends_with('/')) {
-                self.wrong(format!("{what}: base_path is empty, or starts with '/' and does not end with it"));
+            if !document.base_path.is_empty()
+                && (!path(&document.base_path) || document.base_path.ends_with('/'))
+            {
+                self.wrong(format!(
+                    "{what}: base_path is empty, or starts with '/' and does not end with it"
+                ));
             }
             if !matches!(document.dialect.as_str(), "openai" | "anthropic") {
                 self.wrong(format!("{what}: dialect is openai or anthropic"));
             }
             let header = |h: &String| {
-                !h.is_empty() && h.len() <= 64 && h.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                !h.is_empty()
+                    && h.len() <= 64
+                    && h.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
             };
             if document.headers.len() > 32 || !document.headers.iter().all(header) {
                 self.wrong(format!("{what}: headers are up to 32 lower-case names"));
@@ -573,7 +601,11 @@ impl Checker {
         routes
     }
 
-    fn clients(&mut self, documents: Vec<ClientDocument>, routes: &BTreeMap<RouteId, Route>) -> BTreeMap<ClientId, Grant> {
+    fn clients(
+        &mut self,
+        documents: Vec<ClientDocument>,
+        routes: &BTreeMap<RouteId, Route>,
+    ) -> BTreeMap<ClientId, Grant> {
         let mut clients = BTreeMap::new();
         for c in documents {
             let what = format!("client {:?}", c.name);
@@ -626,8 +658,11 @@ fn unix_ms(d: &toml::value::Datetime) -> Result<Timestamp, &'static str> {
     let (era, month) = (year.div_euclid(400), i64::from(date.month));
     let year_of_era = year.rem_euclid(400);
     let day_of_year = (153 * (month + if month > 2 { -3 } else { 9 }) + 2) / 5 + i64::from(date.day) - 1;
-    let days = era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468;
-    let seconds = days * 86_400 + i64::from(time.hour) * 3600 + i64::from(time.minute) * 60
+    let days =
+        era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468;
+    let seconds = days * 86_400
+        + i64::from(time.hour) * 3600
+        + i64::from(time.minute) * 60
         + i64::from(time.second.unwrap_or(0))
         - minutes * 60;
     u64::try_from(seconds).map(|s| Timestamp(s * 1000)).map_err(|_| "before 1970")

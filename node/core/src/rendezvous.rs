@@ -19,7 +19,9 @@ pub fn keyers(
     let mut ranked: Vec<(Hash, NodeId)> = attested
         .into_iter()
         .filter_map(|n| policy.members.get(&n))
-        .filter(|m| m.id != relay && m.custodian != relay_member.custodian && m.custodian != *client_custodian)
+        .filter(|m| {
+            m.id != relay && m.custodian != relay_member.custodian && m.custodian != *client_custodian
+        })
         .map(|m| (weight(route, relay, m.id), m.id))
         .collect();
     ranked.sort_unstable_by(|a, b| b.cmp(a));

@@ -88,7 +88,8 @@ impl SshSignature {
         if self.0.len() > SIGNATURE_BYTES_MAX {
             return Err(SshSigError::Malformed);
         }
-        let parsed = <ssh_key::SshSig as ssh_encoding::Decode>::decode(&mut self.0.as_slice()).map_err(|_| SshSigError::Malformed)?;
+        let parsed = <ssh_key::SshSig as ssh_encoding::Decode>::decode(&mut self.0.as_slice())
+            .map_err(|_| SshSigError::Malformed)?;
         // One byte form for one signature: what decodes must encode to the same bytes.
         let mut again = Vec::new();
         ssh_encoding_encode(&parsed, &mut again)?;

@@ -63,7 +63,9 @@ pub enum NotAttested {
     #[error("its evidence was refused: {0}")]
     Refused(String),
     /// The machine was reset; evidence is good.
-    #[error("its machine was reset; it counts again once a checkpoint certified without it holds its evidence")]
+    #[error(
+        "its machine was reset; it counts again once a checkpoint certified without it holds its evidence"
+    )]
     AwaitingCertificate,
     /// Part of a recovery; fresh evidence is due.
     #[error("recovered; its evidence over the recovery's checkpoint is due")]
@@ -148,7 +150,8 @@ impl Run<'_> {
     pub(super) fn lapse(&mut self) {
         let (time, lapse_ms) = (self.state.data.time, self.state.policy.attestation.lapse_ms);
         let old = |r: &NodeRecord| r.attested_at().is_some_and(|at| time.since_ms(at) > lapse_ms);
-        let lapsed: Vec<NodeId> = self.state.data.nodes.iter().filter(|(_, r)| old(r)).map(|(n, _)| *n).collect();
+        let lapsed: Vec<NodeId> =
+            self.state.data.nodes.iter().filter(|(_, r)| old(r)).map(|(n, _)| *n).collect();
         for node in lapsed {
             if let Some(record) = self.state.data.nodes.get_mut(&node) {
                 record.status = NodeStatus::NotAttested(NotAttested::Lapsed);
@@ -165,7 +168,8 @@ impl Run<'_> {
         if !c.possesses_key(cluster) {
             return Err(Refusal::BadSignature);
         }
-        let anchor = state.data.anchors.iter().rev().find(|a| a.checkpoint == c.nonce).ok_or(Refusal::StaleNonce)?;
+        let anchor =
+            state.data.anchors.iter().rev().find(|a| a.checkpoint == c.nonce).ok_or(Refusal::StaleNonce)?;
         if time.since_ms(anchor.time) > state.policy.attestation.nonce_age_ms {
             return Err(Refusal::StaleNonce);
         }
@@ -181,12 +185,15 @@ impl Run<'_> {
         let same_nonce = newest == Some(c.nonce.size);
         let floor = record.floor;
         let expected = evidence_nonce(cluster, c);
-        let verdict = appraise_member(&state.policy, c.node, &c.evidence, &expected, record.floor.as_ref(), blobs)?;
+        let verdict =
+            appraise_member(&state.policy, c.node, &c.evidence, &expected, record.floor.as_ref(), blobs)?;
         let leaf = LeafIndex(state.data.tree.size().0);
         let Some(record) = self.state.data.nodes.get_mut(&c.node) else { return Err(Refusal::UnknownNode) };
         let appraised = match verdict {
             // The very quote that stands there already.
-            Ok(appraised) if same_nonce && floor == Some(appraised.counters()) => return Err(Refusal::StaleNonce),
+            Ok(appraised) if same_nonce && floor == Some(appraised.counters()) => {
+                return Err(Refusal::StaleNonce);
+            }
             Ok(appraised) => appraised,
             Err(check) => {
                 // A quote under the enrolled AK that fails says something about the machine; one that does not even

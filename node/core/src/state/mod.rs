@@ -13,9 +13,7 @@ mod requests;
 #[cfg(test)]
 mod tests;
 
-pub use attestation::{
-    NodeRecord, NodeStatus, NotAttested, appraise_member, evidence_nonce, recovery_nonce,
-};
+pub use attestation::{NodeRecord, NodeStatus, NotAttested, appraise_member, evidence_nonce, recovery_nonce};
 pub use policy_change::{changed_members, outgoing_rule};
 pub use recovery::{NoPlan, RecoveryPlan, build_recovery, plan_recovery};
 pub use requests::{Pool, RequestRecord, Usage};
@@ -298,7 +296,8 @@ impl State {
     /// When the next lapse or deadline is due, by entry time.
     pub fn next_due(&self) -> Option<Timestamp> {
         let lapse = self.policy.attestation.lapse_ms;
-        let lapses = self.data.nodes.values().filter_map(|r| r.attested_at()).map(|t| t.plus_ms(lapse).plus_ms(1));
+        let lapses =
+            self.data.nodes.values().filter_map(|r| r.attested_at()).map(|t| t.plus_ms(lapse).plus_ms(1));
         lapses.chain(self.data.request_deadlines.first().map(|(t, _)| *t)).min()
     }
 
@@ -443,8 +442,12 @@ impl<'a> Run<'a> {
 
     fn certifiers(&self) -> Certifiers {
         let state = &*self.state;
-        let mut keys: BTreeMap<NodeId, PublicKey> =
-            state.data.nodes.iter().filter_map(|(n, r)| Some((*n, PublicKey(r.attested()?.cosign)))).collect();
+        let mut keys: BTreeMap<NodeId, PublicKey> = state
+            .data
+            .nodes
+            .iter()
+            .filter_map(|(n, r)| Some((*n, PublicKey(r.attested()?.cosign))))
+            .collect();
         keys.extend(self.recovered.iter().map(|(n, k)| (*n, *k)));
         let mut rules = vec![rule_of(&state.policy)];
         if let Some(changing) = &state.data.changing {
@@ -458,7 +461,8 @@ impl<'a> Run<'a> {
     fn finish(mut self, proposer: NodeId) -> Applied {
         let time = self.state.data.time;
         let data = &mut self.state.data;
-        data.batches_since_snapshot = if self.snapshot_point { 0 } else { data.batches_since_snapshot.saturating_add(1) };
+        data.batches_since_snapshot =
+            if self.snapshot_point { 0 } else { data.batches_since_snapshot.saturating_add(1) };
         data.digest_due = self.snapshot_point;
         let attested = data.nodes.iter().filter_map(|(n, r)| Some((*n, r.attested_leaf()?))).collect();
         let end = BatchEnd {

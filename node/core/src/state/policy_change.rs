@@ -22,7 +22,10 @@ impl Run<'_> {
         let signed = c.with_document(document);
         let signers = old.check_signers(&signed)?;
         let new = Policy::parse(&signed.document).map_err(|_| Refusal::PolicyInvalid)?;
-        if new.previous != Some(old.digest) || new.version.0 != old.version.0 + 1 || new.cluster != old.cluster {
+        if new.previous != Some(old.digest)
+            || new.version.0 != old.version.0 + 1
+            || new.cluster != old.cluster
+        {
             return Err(Refusal::WrongPredecessor);
         }
         if new.expires < self.state.data.time {
@@ -90,7 +93,8 @@ pub fn changed_members(old: &Policy, new: &Policy) -> BTreeSet<NodeId> {
 fn still_accepted(old: &Policy, new: &Policy, node: NodeId, record: &NodeRecord) -> bool {
     let Some(member) = new.members.get(&node) else { return false };
     let Some(values) = new.reference_values.get(&member.reference_values) else { return false };
-    let before = old.members.get(&node).and_then(|m| old.reference_values.get(&m.reference_values).map(|v| (m, v)));
+    let before =
+        old.members.get(&node).and_then(|m| old.reference_values.get(&m.reference_values).map(|v| (m, v)));
     let Some((member_before, values_before)) = before else { return false };
     let same_selection = old.attestation.pcrs == new.attestation.pcrs;
     let software_fits = member.software_tpm == member_before.software_tpm
@@ -103,4 +107,3 @@ fn still_accepted(old: &Policy, new: &Policy, node: NodeId, record: &NodeRecord)
         && values.firmware_versions.as_ref().is_none_or(|good| good.contains(&record.firmware));
     software_fits && same_selection && (values == values_before || fits)
 }
-

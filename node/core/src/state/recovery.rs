@@ -7,7 +7,9 @@ use crate::crypto::{Hash, PublicKey};
 use crate::ids::NodeId;
 use crate::leaf::Outcome;
 use crate::refusal::Refusal;
-use crate::tlog::{ConsistencyProof, NodeReader, ProveError, TreeSize, prove_consistency, root_at, verify_consistency};
+use crate::tlog::{
+    ConsistencyProof, NodeReader, ProveError, TreeSize, prove_consistency, root_at, verify_consistency,
+};
 use quorate_attest::evidence::Evidence;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -61,7 +63,9 @@ pub fn plan_recovery<R: NodeReader>(
     let base = usable.values().map(|x| x.certified).max();
     let needed = state.policy.quorum();
     Ok(match base {
-        Some(base) if usable.len() >= needed => Ok(RecoveryPlan { base, contributions: usable.into_values().collect() }),
+        Some(base) if usable.len() >= needed => {
+            Ok(RecoveryPlan { base, contributions: usable.into_values().collect() })
+        }
         _ => Err(NoPlan { usable: usable.len(), needed, conflicting }),
     })
 }
@@ -76,7 +80,11 @@ pub fn build_recovery<R: NodeReader>(
     let size = state.checkpoint().size;
     evidence.sort_by_key(|(node, _)| *node);
     let prove = |part: CheckpointRef| prove_consistency(tree, part.size, size);
-    let proofs = plan.contributions.iter().map(|x| Ok((prove(x.certified)?, prove(x.lock)?))).collect::<Result<_, _>>()?;
+    let proofs = plan
+        .contributions
+        .iter()
+        .map(|x| Ok((prove(x.certified)?, prove(x.lock)?)))
+        .collect::<Result<_, _>>()?;
     let RecoveryPlan { base, contributions } = plan;
     Ok(RecoverCommand { base, contributions, evidence, tree: size, proofs })
 }
@@ -100,7 +108,8 @@ impl Run<'_> {
             return Err(Refusal::LockConflict);
         }
         let prefix = |part: CheckpointRef, proof: &ConsistencyProof| {
-            verify_consistency(part.size, part.root, own.size, own.root, proof).map_err(|_| Refusal::LockConflict)
+            verify_consistency(part.size, part.root, own.size, own.root, proof)
+                .map_err(|_| Refusal::LockConflict)
         };
         for (x, (certified, lock)) in c.contributions.iter().zip(&c.proofs) {
             prefix(x.certified, certified)?;
@@ -111,7 +120,9 @@ impl Run<'_> {
             let expected = recovery_nonce(cluster, *node, &x.boot, c);
             let floor = state.data.nodes.get(node).and_then(|r| r.floor);
             match appraise_member(&state.policy, *node, evidence, &expected, floor.as_ref(), blobs)? {
-                Ok(a) => appraised.push((*node, a.counters(), evidence.pcrs.clone(), PublicKey(x.boot.cosign))),
+                Ok(a) => {
+                    appraised.push((*node, a.counters(), evidence.pcrs.clone(), PublicKey(x.boot.cosign)))
+                }
                 Err(check) => return Ok(Outcome::AppraisalRefused { check }),
             }
         }

@@ -147,7 +147,9 @@ impl Run<'_> {
         if relay == keyer || relay == Some(&grant.custodian) || keyer == Some(&grant.custodian) {
             return Err(Refusal::SameCustodian);
         }
-        if !rendezvous::keyers(&state.policy, state.attested_nodes(), &p.route, p.relay, &grant.custodian).contains(&p.keyer) {
+        if !rendezvous::keyers(&state.policy, state.attested_nodes(), &p.route, p.relay, &grant.custodian)
+            .contains(&p.keyer)
+        {
             return Err(Refusal::WrongKeyer);
         }
         let usage = self.state.data.usage.entry(grant.id.clone()).or_default();
@@ -172,7 +174,8 @@ impl Run<'_> {
         let state = &*self.state;
         let time = state.data.time;
         let pool = state.data.pools.get(&a.pool).filter(|p| p.expires > time).ok_or(Refusal::UnknownPool)?;
-        if (&pool.client, &pool.route, pool.relay.0, pool.keyer.0) != (&grant.id, &a.route, a.relay, a.keyer) {
+        if (&pool.client, &pool.route, pool.relay.0, pool.keyer.0) != (&grant.id, &a.route, a.relay, a.keyer)
+        {
             return Err(Refusal::PoolMismatch);
         }
         if a.expires <= time || a.expires > time.plus_ms(REQUEST_LIFETIME_MS_MAX) {
@@ -302,13 +305,16 @@ impl Run<'_> {
     fn compare(&mut self, request: RequestId) {
         let time = self.state.data.time;
         let Some(record) = self.state.data.requests.get_mut(&request) else { return };
-        let (Some((up, down, relay_end)), Some((tokens_in, tokens_out, client_end))) = (record.settled, record.reported) else {
+        let (Some((up, down, relay_end)), Some((tokens_in, tokens_out, client_end))) =
+            (record.settled, record.reported)
+        else {
             return;
         };
         let (old, expires) = (record.deadline, record.expires);
         record.deadline = expires;
         // A token has at least a byte; a chat template may add some that the body does not hold.
-        let exceeds = tokens_out > down.saturating_add(SIZE_BUCKET) || tokens_in > up.saturating_add(SIZE_BUCKET);
+        let exceeds =
+            tokens_out > down.saturating_add(SIZE_BUCKET) || tokens_in > up.saturating_add(SIZE_BUCKET);
         let differ = relay_end == Ended::Complete && client_end == Ended::Truncated;
         self.state.data.request_deadlines.remove(&(old, request));
         self.state.data.request_deadlines.insert((expires, request));
@@ -323,7 +329,8 @@ impl Run<'_> {
     /// Forgets what is over; a settlement that never came is an anomaly.
     pub(super) fn deadlines(&mut self) {
         let time = self.state.data.time;
-        while let Some(&(expires, pool)) = self.state.data.pool_deadlines.first().filter(|(t, _)| *t <= time) {
+        while let Some(&(expires, pool)) = self.state.data.pool_deadlines.first().filter(|(t, _)| *t <= time)
+        {
             self.state.data.pool_deadlines.remove(&(expires, pool));
             if let Some(p) = self.state.data.pools.remove(&pool)
                 && let Some(usage) = self.state.data.usage.get_mut(&p.client)
@@ -331,7 +338,9 @@ impl Run<'_> {
                 usage.pools = usage.pools.saturating_sub(1);
             }
         }
-        while let Some(&(deadline, request)) = self.state.data.request_deadlines.first().filter(|(t, _)| *t <= time) {
+        while let Some(&(deadline, request)) =
+            self.state.data.request_deadlines.first().filter(|(t, _)| *t <= time)
+        {
             self.state.data.request_deadlines.remove(&(deadline, request));
             let Some(record) = self.state.data.requests.remove(&request) else { continue };
             if record.settled.is_some() && record.reported.is_some() {
