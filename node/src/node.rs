@@ -178,6 +178,7 @@ impl Node {
             raft: raft.clone(),
             peers: peers.clone(),
             contributor: contributor.clone(),
+            blobs: blobs.clone(),
         };
         tasks.spawn(recovery.run());
         tasks.spawn(ask_for_own_lock(ledger.clone(), peers.clone(), cosigner.clone()));

@@ -1,6 +1,7 @@
 //! The way out of darkness, driven by whoever leads: collect contributions from a quorum, have each quote over all of them,
 //! propose one `recover` entry. Nobody needs to trust the leader for it: every signer checks that its own fresh value is in.
 use crate::attester::{Attested, Attester};
+use crate::blobs::BlobStore;
 use crate::boot::{Boot, random};
 use crate::clock;
 use crate::cosigner::CosignerHandle;
@@ -13,19 +14,28 @@ use quorate_core::command::{CheckpointRef, Command, Contribution, RecoverCommand
 use quorate_core::crypto::Signature;
 use quorate_core::ids::NodeId;
 use quorate_core::leaf::Outcome;
-use quorate_core::state::{NodeRecord, genesis_checkpoint, recovery_nonce};
+use quorate_core::state::{
+    NodeRecord, State, appraise_member, build_recovery, genesis_checkpoint, plan_recovery, recovery_nonce,
+};
 use quorate_core::tlog::TreeSize;
 use quorate_proto::v1::{ContributeRequest, RecoveryQuoteRequest};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(250);
-/// For one peer's answer; a hardware TPM takes up to a second for a quote.
+/// For one peer's contribution: no TPM is asked for it.
+const CONTRIBUTION: Duration = Duration::from_secs(1);
+/// Every so many tries, those who were left out are asked again: what ailed them may be over.
+const FORGIVE_EVERY: u32 = 8;
+/// For one peer's quote; a hardware TPM takes up to a second for a quote.
 const ANSWER: Duration = Duration::from_secs(5);
 /// Contributions of this node that were not used yet.
 const OWN_MAX: usize = 16;
+
+/// Evidence and the logs it names.
+type Quote = (Evidence, Vec<Vec<u8>>);
 
 /// A node's side: contributes, and quotes when its own contribution is among those shown.
 #[derive(Clone)]
@@ -126,19 +136,28 @@ pub struct Recovery {
     pub peers: Peers,
     /// This node's own part.
     pub contributor: Contributor,
+    /// Where logs are kept.
+    pub blobs: BlobStore,
 }
 
 impl Recovery {
     /// Runs until the node stops.
     pub async fn run(self) {
         let mut said = "";
+        let mut left_out = BTreeSet::new();
+        let mut tries = 0u32;
         loop {
             tokio::time::sleep(PAUSE).await;
             if !leads(&self.raft, self.ledger.me()) || !is_dark_now(&self.ledger.view()) {
                 said = "";
+                left_out.clear();
                 continue;
             }
-            match self.attempt().await {
+            tries = tries.wrapping_add(1);
+            if tries.is_multiple_of(FORGIVE_EVERY) {
+                left_out.clear();
+            }
+            match self.attempt(&mut left_out).await {
                 Ok(()) => {
                     tracing::info!("the mesh is recovering from darkness");
                     said = "";
@@ -155,44 +174,46 @@ impl Recovery {
         }
     }
 
-    async fn attempt(&self) -> Result<(), &'static str> {
-        let contributions = self.collect().await?;
-        let base = contributions.values().map(|c| c.certified).max().ok_or("nobody contributed")?;
-        let contributions: Vec<Contribution> = contributions.into_values().collect();
-        let mut command = draft(base, contributions);
-        let mut blobs = Vec::new();
-        let quotes = self.quotes(&command).await;
-        for c in &command.contributions {
-            let (evidence, logs) =
-                quotes.get(&c.node).ok_or("a node that contributed did not quote")?.clone();
-            command.evidence.push((c.node, evidence));
-            for log in logs {
-                if !blobs.contains(&log) {
-                    blobs.push(log);
-                }
-            }
-        }
+    /// One try. Whoever contributed and then did not quote, or not well, is left out of the next.
+    async fn attempt(&self, left_out: &mut BTreeSet<NodeId>) -> Result<(), &'static str> {
+        let contributions = self.collect(left_out).await?;
         // An empty batch lets everything that is due by time happen first; then the tree stands still.
-        if !self.ledger.read(|s| s.is_dark()) {
+        if !self.ledger.read(State::is_dark) {
             return Err("lapses are not applied yet");
         }
-        let view = self.ledger.view();
-        command.tree = view.checkpoint.size;
         let tiles = self.ledger.tiles();
-        for c in &command.contributions {
-            let proof = |part: CheckpointRef| {
-                if part.size > command.tree {
-                    return Err("a node signed a larger tree than this one's: waiting for its entries");
+        let planned = self.ledger.read(|state| plan_recovery(state, &*tiles, contributions));
+        let plan = match planned.map_err(|_| "the tiles give no proof")? {
+            Ok(plan) => plan,
+            Err(no_plan) => {
+                if !no_plan.conflicting.is_empty() {
+                    tracing::error!(%no_plan, "contributions conflict with this node's history");
                 }
-                tiles.consistency(part.size, command.tree).map_err(|_| "the tiles give no proof")
-            };
-            let proofs = (proof(c.certified)?, proof(c.lock)?);
-            command.proofs.push(proofs);
+                return Err("fewer nodes than a quorum can recover from this node's history");
+            }
+        };
+        let command = draft(plan.base, plan.contributions.clone());
+        let mut quotes = self.quotes(&command).await;
+        let mut evidence = Vec::new();
+        let mut blobs = Vec::new();
+        for c in &command.contributions {
+            match quotes.remove(&c.node).filter(|quote| self.is_good(c, &command, quote)) {
+                Some((quote, logs)) => {
+                    evidence.push((c.node, quote));
+                    blobs.extend(logs);
+                }
+                None => drop(left_out.insert(c.node)),
+            }
         }
-        let outcome = self
-            .ledger
-            .decide_applied(Command::Recover(Box::new(command)), blobs, Duration::from_secs(3))
-            .await;
+        if evidence.len() < command.contributions.len() {
+            return Err("a node that contributed did not quote, or not well");
+        }
+        blobs.sort();
+        blobs.dedup();
+        let built = self.ledger.read(|state| build_recovery(state, &*tiles, plan, evidence));
+        let command = built.map_err(|_| "the tiles give no proof")?;
+        let outcome =
+            self.ledger.decide_applied(Command::Recover(Box::new(command)), blobs, Duration::from_secs(3)).await;
         match outcome {
             Ok(Outcome::Recovered) => Ok(()),
             Ok(Outcome::AppraisalRefused { check }) => {
@@ -207,37 +228,44 @@ impl Recovery {
         }
     }
 
-    /// Contributions of at least a quorum whose certified checkpoint and lock are prefixes of this node's tree.
-    async fn collect(&self) -> Result<BTreeMap<NodeId, Contribution>, &'static str> {
+    /// Appraises a quote as `apply` will, so that one bad quote does not spoil the entry for all.
+    fn is_good(&self, c: &Contribution, command: &RecoverCommand, quote: &Quote) -> bool {
+        let (evidence, logs) = quote;
+        if logs.iter().take(2).any(|log| self.blobs.put(log).is_err()) {
+            return false;
+        }
+        let expected = recovery_nonce(self.ledger.cluster(), c.node, &c.boot, command);
+        let (policy, floor) =
+            self.ledger.read(|s| (Arc::clone(s.policy()), s.nodes().get(&c.node).and_then(|r| r.floor)));
+        match appraise_member(&policy, c.node, evidence, &expected, floor.as_ref(), &self.blobs) {
+            Ok(Ok(_)) => true,
+            Ok(Err(check)) => {
+                tracing::error!(node = c.node.0, check, "a recovery quote does not hold: that node is left out");
+                false
+            }
+            Err(refusal) => {
+                tracing::warn!(node = c.node.0, code = refusal.code(), "a recovery quote cannot be appraised");
+                false
+            }
+        }
+    }
+
+    /// Contributions of everyone reachable.
+    async fn collect(&self, left_out: &BTreeSet<NodeId>) -> Result<Vec<Contribution>, &'static str> {
         let mut calls = tokio::task::JoinSet::new();
-        for node in self.peers.nodes() {
+        for node in self.peers.nodes().into_iter().filter(|n| !left_out.contains(n)) {
             let Some(mut client) = self.peers.client(node) else { continue };
             calls.spawn(async move {
-                let reply =
-                    tokio::time::timeout(ANSWER, client.contribute(ContributeRequest {})).await.ok()?.ok()?;
+                let call = client.contribute(ContributeRequest {});
+                let reply = tokio::time::timeout(CONTRIBUTION, call).await.ok()?.ok()?;
                 let c: Contribution = borsh::from_slice(&reply.into_inner().contribution).ok()?;
                 (c.node == node).then_some(c)
             });
         }
         let own = self.contributor.contribute().map_err(|_| "this node does not contribute")?;
-        let mut all = BTreeMap::from([(own.node, own)]);
+        let mut all = vec![own];
         while let Some(done) = calls.join_next().await {
-            if let Ok(Some(c)) = done
-                && c.possesses_key(self.ledger.cluster())
-            {
-                all.insert(c.node, c);
-            }
-        }
-        let tiles = self.ledger.tiles();
-        let size = self.ledger.view().checkpoint.size;
-        let ours = |c: &CheckpointRef| c.size <= size && tiles.root_at(c.size).is_ok_and(|r| r == c.root);
-        let before = all.len();
-        all.retain(|_, c| ours(&c.certified) && ours(&c.lock));
-        if all.len() < before {
-            tracing::error!(
-                left_out = before - all.len(),
-                "contributions conflict with this node's history: left out"
-            );
+            all.extend(done.ok().flatten());
         }
         match all.len() >= self.ledger.view().policy.quorum() {
             true => Ok(all),
@@ -245,7 +273,7 @@ impl Recovery {
         }
     }
 
-    async fn quotes(&self, command: &RecoverCommand) -> BTreeMap<NodeId, (Evidence, Vec<Vec<u8>>)> {
+    async fn quotes(&self, command: &RecoverCommand) -> BTreeMap<NodeId, Quote> {
         let base = quorate_core::crypto::encode(&command.base);
         let contributions: Vec<bytes::Bytes> =
             command.contributions.iter().map(|c| quorate_core::crypto::encode(c).into()).collect();
