@@ -1,28 +1,22 @@
-//! The harness of the end-to-end tests: real processes, real sockets, software TPMs, and waiting for conditions.
+//! The harness of the end-to-end tests: meshes of real processes with software TPMs, and waiting for conditions.
 //!
-//! A test makes a [`Workdir`], starts things in it, waits with [`Workdir::wait_for`], and ends with
-//! [`Workdir::passed`]; until that is called the folder with every log is kept, and the failure says where.
-//! Whatever a test started ends when its handle is dropped, also while panicking. Binaries come from the target
-//! folder beside the test, so `cargo build --workspace --bins` must run before; `cluster/test` does.
+//! Meshes are dear, so the tests of one binary share one, one test at a time: see [`Shared`]. A mesh that a test failed on
+//! is not used again; its folder stays, and the failure says where and shows the last lines of every log. Binaries come from
+//! the target folder beside the test, so they must be built before (`cluster/test` does). They are linked into the mesh's
+//! own folder: a build that runs meanwhile must not change what was measured.
 //!
-//! There is no fixed pause anywhere: a test waits for what it needs, and a bound turns waiting into a failure that
-//! names what was awaited, why the last look failed, and the last lines of every log.
+//! Whatever a mesh started ends with the test's process, however that ends: see [`lab`]. There is no fixed pause anywhere: a
+//! test waits for what it needs, and a bound turns waiting into a failure that names what was awaited.
 #![forbid(unsafe_code)]
 
-pub mod bins;
-pub mod cluster;
-pub mod net;
-pub mod process;
-pub mod provider;
-pub mod tpm;
-pub mod workdir;
+pub mod hostile;
+pub mod lab;
+pub mod raw;
+pub mod tlog;
 
-pub use crate::cluster::Cluster;
-pub use crate::net::{PortBlock, http_get};
-pub use crate::process::Process;
-pub use crate::provider::DemoProvider;
-pub use crate::tpm::SoftTpm;
-pub use crate::workdir::Workdir;
+pub use lab::{Lab, Shared};
+pub use quorate_cluster::mesh::{http_get, run, wait_for};
+pub use tlog::Tlog;
 
 /// Says that a test did not run, and why, past libtest's capture: `cluster/test` lists these lines.
 pub fn skipped(test: &str, reason: &str) {

@@ -17,6 +17,9 @@ const PORTS: std::ops::Range<u16> = 20_000..30_000;
 /// Each node's: gRPC, HTTP, TPM, TPM control.
 const PORTS_PER_NODE: u16 = 4;
 
+/// The largest thing served is a tile of leaves: 256 of 64 KiB.
+const ANSWER_BYTES_MAX: u64 = 20 * 1024 * 1024;
+
 /// What to make.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -94,14 +97,19 @@ pub struct Mesh {
 
 /// Runs a command to its end; its output is the error's text when it fails.
 pub fn run(command: &mut Command) -> anyhow::Result<String> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success(), "{command:?} failed ({}): {}{}", output.status, err.trim(), out.trim());
     Ok(out.into_owned())
 }
 
 /// Tries until it is so, or the time is up; then says what was awaited and what the last try said.
-pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+pub fn wait_for<T>(
+    what: &str,
+    limit: Duration,
+    mut probe: impl FnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let deadline = Instant::now() + limit;
     loop {
         match probe() {
@@ -123,7 +131,8 @@ fn free_ports(count: u16) -> anyhow::Result<u16> {
         if from + count >= PORTS.end {
             from = PORTS.start;
         }
-        let held: Vec<_> = (from..from + count).map_while(|p| TcpListener::bind(("127.0.0.1", p)).ok()).collect();
+        let held: Vec<_> =
+            (from..from + count).map_while(|p| TcpListener::bind(("127.0.0.1", p)).ok()).collect();
         if held.len() == usize::from(count) {
             return Ok(from);
         }
@@ -149,6 +158,17 @@ pub fn runs(file: &Path) -> bool {
 }
 
 impl Site {
+    fn at(dir: &Path, id: u64, port: u16) -> Self {
+        Self {
+            id,
+            name: format!("n{id}"),
+            dir: dir.join(format!("n{id}")),
+            grpc: format!("127.0.0.1:{port}"),
+            http: format!("127.0.0.1:{}", port + 1),
+            tpm_dir: dir.join(format!("tpm{id}")),
+            tpm_port: port + 2,
+        }
+    }
     fn pid_file(&self) -> PathBuf {
         self.dir.join("pid")
     }
@@ -179,18 +199,7 @@ impl Mesh {
         let dir = fs::canonicalize(dir)?;
         ensure!(!dir.join("mesh.json").exists(), "{} holds a mesh already", dir.display());
         let first = free_ports(PORTS_PER_NODE * plan.nodes as u16 + 1)?;
-        let site = |id: u64| {
-            let port = first + PORTS_PER_NODE * (id - 1) as u16;
-            Site {
-                id,
-                name: format!("n{id}"),
-                dir: dir.join(format!("n{id}")),
-                grpc: format!("127.0.0.1:{port}"),
-                http: format!("127.0.0.1:{}", port + 1),
-                tpm_dir: dir.join(format!("tpm{id}")),
-                tpm_port: port + 2,
-            }
-        };
+        let site = |id: u64| Site::at(&dir, id, first + PORTS_PER_NODE * (id - 1) as u16);
         let sites: Vec<Site> = (1..=plan.nodes).map(site).collect();
         let demo_provider = match &plan.provider {
             Provider::Demo(flags) => {
@@ -204,8 +213,14 @@ impl Mesh {
             Provider::Demo(_) => "demo-chat".to_owned(),
             Provider::External { model, .. } => model.clone(),
         };
-        let mut mesh =
-            Self { dir: dir.clone(), bin: plan.bin.clone(), sites, genesis: String::new(), model, demo_provider };
+        let mut mesh = Self {
+            dir: dir.clone(),
+            bin: plan.bin.clone(),
+            sites,
+            genesis: String::new(),
+            model,
+            demo_provider,
+        };
         mesh.set_up(plan, say)?;
         fs::write(dir.join("mesh.json"), serde_json::to_vec_pretty(&mesh)?)?;
         mesh.write_env()?;
@@ -248,7 +263,10 @@ impl Mesh {
 
     fn set_up(&mut self, plan: &Plan, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
         let (dir, policy) = (self.dir.clone(), self.policy());
-        run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "admin"]).arg("-f").arg(self.admin_key()))?;
+        run(Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-C", "admin"])
+            .arg("-f")
+            .arg(self.admin_key()))?;
         run(self.command("quorate-launch").arg("event-log").arg("--out").arg(dir.join("events")))?;
         let mut init = self.command("quorate");
         init.args(["admin", "init", "--cluster", "demo", "--allow-software-tpm", "--admin"]);
@@ -258,14 +276,21 @@ impl Mesh {
             init.args(["--nonce-age-ms", &nonce.to_string()]);
         }
         run(&mut init)?;
-        let values = run(
-            self.command("quorate-launch").arg("reference-values").arg("--event-log").arg(dir.join("events")).arg("--binary").arg(self.bin.join("quorated")),
-        )?;
+        let values = run(self
+            .command("quorate-launch")
+            .arg("reference-values")
+            .arg("--event-log")
+            .arg(dir.join("events"))
+            .arg("--binary")
+            .arg(self.bin.join("quorated")))?;
         fs::write(dir.join("reference-values.toml"), values)?;
-        self.admin(&["reference-values", "set", "--name", "demo", "--file"], &[&dir.join("reference-values.toml")])?;
+        self.admin(
+            &["reference-values", "set", "--name", "demo", "--file"],
+            &[&dir.join("reference-values.toml")],
+        )?;
         say("making software TPMs, each with an endorsement key certified by a CA of its own folder");
         for site in &self.sites {
-            self.set_up_node(site, plan)?;
+            self.set_up_node(site, &plan.node_config)?;
             self.enrol(site)?;
             say(&format!("{}: enrolled; its TPM activated the credential made for its EK and AK", site.name));
         }
@@ -275,38 +300,81 @@ impl Mesh {
         let (minute, day, bytes) = plan.grant;
         let (minute, day, bytes) = (minute.to_string(), day.to_string(), bytes.to_string());
         self.admin(
-            &["client", "add", "--name", "app", "--key", &key, "--custodian", "developers", "--route", "provider",
-              "--requests-per-minute", &minute, "--requests-per-day", &day, "--bytes-per-day", &bytes],
+            &[
+                "client",
+                "add",
+                "--name",
+                "app",
+                "--key",
+                &key,
+                "--custodian",
+                "developers",
+                "--route",
+                "provider",
+                "--requests-per-minute",
+                &minute,
+                "--requests-per-day",
+                &day,
+                "--bytes-per-day",
+                &bytes,
+            ],
             &[],
         )?;
         if plan.hostile_nodes_max != 1 {
-            self.edit_policy(|text| text.replace("hostile_nodes_max = 1", &format!("hostile_nodes_max = {}", plan.hostile_nodes_max)))?;
+            self.edit_policy(|text| {
+                text.replace(
+                    "hostile_nodes_max = 1",
+                    &format!("hostile_nodes_max = {}", plan.hostile_nodes_max),
+                )
+            })?;
         }
         self.sign(&policy)?;
         for site in &self.sites {
-            let mut init = self.command("quorated");
-            init.arg("--config").arg(site.config()).arg("init").arg("--policy").arg(&policy);
-            let said = run(init.arg("--signature").arg(dir.join("policy.toml.sig")))?;
+            let said = self.init_node(site, &policy)?;
             self.genesis = said.split_whitespace().last().context("init printed no digest")?.to_owned();
         }
         let nodes: Vec<&str> = self.sites.iter().map(|s| s.grpc.as_str()).collect();
-        let trust = format!("genesis = \"{}\"\nnodes = {nodes:?}\nclient = \"app\"\nkey = \"client.key\"\n", self.genesis);
+        let trust = format!(
+            "genesis = \"{}\"\nnodes = {nodes:?}\nclient = \"app\"\nkey = \"client.key\"\n",
+            self.genesis
+        );
         fs::write(self.trust(), trust)?;
         Ok(())
     }
 
-    fn set_up_node(&self, site: &Site, plan: &Plan) -> anyhow::Result<()> {
+    fn set_up_node(&self, site: &Site, node_config: &str) -> anyhow::Result<()> {
         fs::create_dir_all(&site.dir)?;
         let mut setup = self.command("quorate-launch");
-        setup.args(["tpm", "setup", "--name", &site.name]).arg("--dir").arg(&site.tpm_dir).arg("--ca-dir").arg(self.dir.join("ca"));
+        setup
+            .args(["tpm", "setup", "--name", &site.name])
+            .arg("--dir")
+            .arg(&site.tpm_dir)
+            .arg("--ca-dir")
+            .arg(self.dir.join("ca"));
         run(&mut setup)?;
         self.tpm(site, "start")?;
         let config = format!(
             "node = {}\ndata_dir = \"data\"\nlisten = \"{}\"\nhttp_listen = \"{}\"\n{}\n[tpm]\ntcti = \"swtpm:host=127.0.0.1,port={}\"\nevent_log = \"events\"\n",
-            site.id, site.grpc, site.http, plan.node_config, site.tpm_port
+            site.id, site.grpc, site.http, node_config, site.tpm_port
         );
         fs::write(site.config(), config)?;
         Ok(())
+    }
+
+    /// A place for one more node: its ports, its TPM, its configuration. Nothing of it is in the policy yet.
+    pub fn new_site(&mut self, id: u64) -> anyhow::Result<Site> {
+        let port = free_ports(PORTS_PER_NODE)?;
+        let site = Site::at(&self.dir, id, port);
+        self.set_up_node(&site, "")?;
+        self.sites.push(site.clone());
+        Ok(site)
+    }
+
+    /// Makes a node's data folder from the genesis policy.
+    pub fn init_node(&self, site: &Site, genesis: &Path) -> anyhow::Result<String> {
+        let mut init = self.command("quorated");
+        init.arg("--config").arg(site.config()).arg("init").arg("--policy").arg(genesis);
+        run(init.arg("--signature").arg(format!("{}.sig", genesis.display())))
     }
 
     /// Enrols a node into the policy draft.
@@ -317,7 +385,11 @@ impl Mesh {
         enrol.args(["admin", "enrol", "--id", &id, "--name", &site.name, "--custodian", &custodian]);
         enrol.args(["--address", &site.grpc, "--http", &site.http, "--reference-values", "demo"]);
         enrol.arg("--policy").arg(self.policy());
-        enrol.arg("--ek-roots").arg(ca.join("swtpm-localca-rootca-cert.pem")).arg("--ek-intermediates").arg(ca.join("issuercert.pem"));
+        enrol
+            .arg("--ek-roots")
+            .arg(ca.join("swtpm-localca-rootca-cert.pem"))
+            .arg("--ek-intermediates")
+            .arg(ca.join("issuercert.pem"));
         enrol.arg("--").arg(self.bin.join("quorated")).arg("--config").arg(site.config()).arg("enrol");
         run(&mut enrol).map(drop)
     }
@@ -328,14 +400,25 @@ impl Mesh {
                 // Started once, so that its CA is there to be named in the policy.
                 self.start_provider()?;
                 let provider = self.dir.join("provider");
-                let port = self.demo_provider.as_ref().and_then(|f| f.get(1)).and_then(|a| a.rsplit_once(':')).map(|(_, p)| p.to_owned());
+                let port = self
+                    .demo_provider
+                    .as_ref()
+                    .and_then(|f| f.get(1))
+                    .and_then(|a| a.rsplit_once(':'))
+                    .map(|(_, p)| p.to_owned());
                 let port = port.context("the demo provider has no port")?;
                 let mut models = vec!["demo-chat".to_owned(), "demo-embed".to_owned()];
                 models.extend(
-                    ["close-mid-stream", "close", "slow", "400", "401", "429", "500", "502-html"].map(|f| format!("fault-{f}")),
+                    ["close-mid-stream", "close", "slow", "400", "401", "429", "500", "502-html"]
+                        .map(|f| format!("fault-{f}")),
                 );
                 let _shown_in_mesh_json = flags;
-                (format!("https://localhost:{port}"), Some(provider.join("ca.pem")), models, "openai".to_owned())
+                (
+                    format!("https://localhost:{port}"),
+                    Some(provider.join("ca.pem")),
+                    models,
+                    "openai".to_owned(),
+                )
             }
             Provider::External { url, ca, model, dialect } => {
                 let url = url.trim_end_matches('/');
@@ -345,9 +428,11 @@ impl Mesh {
             }
         };
         let rest = url.strip_prefix("https://").context("the provider's URL begins with https://")?;
-        let (authority, base) = rest.split_once('/').map_or((rest, String::new()), |(a, b)| (a, format!("/{b}")));
+        let (authority, base) =
+            rest.split_once('/').map_or((rest, String::new()), |(a, b)| (a, format!("/{b}")));
         let (host, port) = authority.rsplit_once(':').unwrap_or((authority, "443"));
-        let mut arguments = vec!["route", "add", "--name", "provider", "--host", host, "--port", port, "--dialect", &dialect];
+        let mut arguments =
+            vec!["route", "add", "--name", "provider", "--host", host, "--port", port, "--dialect", &dialect];
         if !base.is_empty() {
             arguments.extend(["--base-path", &base]);
         }
@@ -399,7 +484,12 @@ impl Mesh {
     /// `quorate-launch tpm VERB` for a node.
     pub fn tpm(&self, site: &Site, verb: &str) -> anyhow::Result<()> {
         let port = site.tpm_port.to_string();
-        run(self.command("quorate-launch").args(["tpm", verb, "--port", &port]).arg("--dir").arg(&site.tpm_dir)).map(drop)
+        run(self
+            .command("quorate-launch")
+            .args(["tpm", verb, "--port", &port])
+            .arg("--dir")
+            .arg(&site.tpm_dir))
+        .map(drop)
     }
 
     /// Starts a node's process through the launcher.
@@ -427,14 +517,18 @@ impl Mesh {
     pub fn kill_node(&self, id: u64) -> anyhow::Result<()> {
         let file = self.site(id)?.pid_file();
         ensure!(signal(&file, rustix::process::Signal::KILL), "node {id} does not run");
-        wait_for("the process is gone", Duration::from_secs(5), || if runs(&file) { bail!("it runs") } else { Ok(()) })
+        wait_for("the process is gone", Duration::from_secs(5), || {
+            if runs(&file) { bail!("it runs") } else { Ok(()) }
+        })
     }
 
     /// SIGTERM, and waits for a clean end.
     pub fn stop_node(&self, id: u64) -> anyhow::Result<()> {
         let file = self.site(id)?.pid_file();
         ensure!(signal(&file, rustix::process::Signal::TERM), "node {id} does not run");
-        wait_for("the process is gone", Duration::from_secs(20), || if runs(&file) { bail!("it runs") } else { Ok(()) })
+        wait_for("the process is gone", Duration::from_secs(20), || {
+            if runs(&file) { bail!("it runs") } else { Ok(()) }
+        })
     }
 
     /// SIGSTOP or SIGCONT.
@@ -471,7 +565,9 @@ impl Mesh {
     pub fn stop_provider(&self) {
         let file = self.provider_pid_file();
         signal(&file, rustix::process::Signal::TERM);
-        let _late = wait_for("the provider is gone", Duration::from_secs(5), || if runs(&file) { bail!("it runs") } else { Ok(()) });
+        let _late = wait_for("the provider is gone", Duration::from_secs(5), || {
+            if runs(&file) { bail!("it runs") } else { Ok(()) }
+        });
     }
 
     /// `quorate status --json`.
@@ -501,6 +597,17 @@ impl Mesh {
         self.wait_healthy(&all, limit)
     }
 
+    /// A power cut: SIGKILL for every node and the provider, and the TPMs' power.
+    pub fn kill(&self) {
+        for site in &self.sites {
+            signal(&site.pid_file(), rustix::process::Signal::KILL);
+        }
+        signal(&self.provider_pid_file(), rustix::process::Signal::KILL);
+        for site in &self.sites {
+            let _off_already = self.tpm(site, "kill");
+        }
+    }
+
     /// Ends everything this folder's mesh has running.
     pub fn stop(&self) {
         for site in &self.sites {
@@ -520,18 +627,28 @@ impl Mesh {
     }
 }
 
-/// A GET over plain HTTP/1.1, for health and tiles: status and body.
+/// A GET over plain HTTP/1.1, for health and the like: status and text.
 pub fn http_get(address: &str, path: &str) -> anyhow::Result<(u16, String)> {
+    let (status, body) = http_get_bytes(address, path)?;
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
+}
+
+/// A GET over plain HTTP/1.0 (the answer ends with the connection, never chunked), for tiles: status and body.
+pub fn http_get_bytes(address: &str, path: &str) -> anyhow::Result<(u16, Vec<u8>)> {
     use std::io::{Read as _, Write as _};
     let mut stream = std::net::TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(3)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
+    stream.set_write_timeout(Some(Duration::from_secs(3)))?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nhost: {address}\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
-    stream.take(16 * 1024 * 1024).read_to_end(&mut answer)?;
-    let answer = String::from_utf8_lossy(&answer);
-    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
+    let end = answer.windows(4).position(|w| w == b"\r\n\r\n").context("no HTTP answer")?;
+    let body = answer.split_off(end + 4);
+    let head = String::from_utf8_lossy(&answer);
     let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).context("no HTTP status")?;
-    Ok((status, body.to_owned()))
+    let announced = head.to_ascii_lowercase().lines().find_map(|l| l.strip_prefix("content-length:")?.trim().parse().ok());
+    ensure!(announced.is_none_or(|length: usize| length == body.len()), "the answer was cut off");
+    Ok((status, body))
 }
 
 /// Starts a process that outlives this one, its output appended to a file.
@@ -554,4 +671,3 @@ pub fn bin_dir() -> anyhow::Result<PathBuf> {
     let dir = exe.parent().context("this program is in no folder")?;
     Ok(if dir.ends_with("deps") { dir.parent().context("no target folder")?.into() } else { dir.into() })
 }
-
