@@ -18,6 +18,7 @@ use crate::ledger::{LeafHook, Ledger, Start};
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::proposer::{Courier, Queue};
+use crate::raft::guard::TermGuard;
 use crate::raft::network::Network;
 use crate::raft::state_machine::{StateMachine, position};
 use crate::raft::types::Raft;
@@ -26,7 +27,7 @@ use crate::recovery::{Contributor, Recovery, ask_for_own_lock};
 use crate::relay::{KeyerPort, Relay};
 use crate::services::mesh::{MeshService, NodeFacts};
 use crate::services::peer::{HeadChecker, PeerService};
-use crate::snapshots::NodeSnapshots;
+use crate::snapshots::{NodeSnapshots, Receiving};
 use crate::tilestore::{StoreTail, TileStore};
 use crate::{cosign_stream, http, membership, proposer, snapshots};
 use anyhow::Context as _;
@@ -139,10 +140,21 @@ impl Node {
         let attester = Attester::new(&config, blobs.clone()).context("cannot start the TPM's thread")?;
         let peers = Peers::new(ledger.clone(), boot.clone(), attester.clone(), blobs.clone());
         let (captured_tx, captured) = mpsc::unbounded_channel();
-        let keeper = Arc::new(NodeSnapshots::new(store, layout.tiles(), cluster, captured_tx));
+        let keeper = Arc::new(NodeSnapshots::new(
+            store,
+            layout.tiles(),
+            cluster,
+            captured_tx,
+            chain.clone(),
+            blobs.clone(),
+        ));
+        if let Some(snapshot) = &loaded.newest {
+            keeper.remember(&snapshot.meta, ledger.view().checkpoint.size);
+        }
         keeper.set_peers(peers.clone());
         let machine = StateMachine::new(applier, Arc::clone(&keeper), last_applied, members);
-        let network = Network { peers: peers.clone(), me: config.node };
+        let guard = TermGuard::default();
+        let network = Network { peers: peers.clone(), me: config.node, guard: guard.clone() };
         let raft_config = Arc::new(raft_config(&config).validate().context("Raft's timing")?);
         let ports = Arc::new(PeerKeyers(peers.clone()));
         let relay =
@@ -185,7 +197,13 @@ impl Node {
         tasks.spawn(membership::follow_policy(raft.clone(), ledger.clone()));
         tasks.spawn(feed_streams(peers.clone(), ledger.clone(), cosigner.clone()));
         tasks.spawn(snapshot_points(ledger.clone(), raft.clone(), config.raft.snapshot_batches));
-        tasks.spawn(snapshots::keep(keeper, captured, directory.clone(), ledger.clone(), raft.clone()));
+        tasks.spawn(snapshots::keep(
+            Arc::clone(&keeper),
+            captured,
+            directory.clone(),
+            ledger.clone(),
+            raft.clone(),
+        ));
         tasks.spawn(keyer.clone().sweep());
         let facts = Arc::new(Facts { raft: raft.clone(), peers: peers.clone(), monitor: monitor.clone() });
         let mesh_service = MeshService::new(
@@ -205,6 +223,9 @@ impl Node {
             keyer: Arc::new(keyer),
             blobs,
             log: log_reader,
+            guard,
+            snapshots: Arc::clone(&keeper),
+            receiving: Receiving::default(),
         };
         Ok(Self {
             config,
@@ -411,7 +432,7 @@ fn raft_config(config: &Config) -> openraft::Config {
         election_timeout_max: config.raft.election_max_ms,
         // Snapshots are made at logged points only: their digest must stand in a certified leaf.
         snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: ENTRIES_KEPT,
+        max_in_snapshot_log_to_keep: ENTRIES_KEPT.min(config.raft.snapshot_batches),
         install_snapshot_timeout: 60_000,
         max_payload_entries: 64,
         ..openraft::Config::default()

@@ -4,23 +4,35 @@
 //! ```text
 //! entry with a snapshot point ─► state captured ─► next entry's first leaf: StateDigest ─► certified ─► tiles fsynced, kept
 //! ```
-use crate::directory::Directory;
+use crate::blobs::BlobStore;
+use crate::directory::{Directory, PolicyChain};
 use crate::peers::Peers;
 use crate::raft::state_machine::{Captured, Installed, Snapshots};
-use crate::raft::types::{Raft, SnapshotMeta};
+use crate::raft::types::{Raft, SnapshotMeta, TypeConfig};
 use crate::raft::{SnapshotStore, StoredSnapshot};
-use crate::tilestore::{StoreTail, install};
+use crate::tilestore::{StoreError, StoreTail, install};
 use borsh::{BorshDeserialize, BorshSerialize};
+use openraft::raft::InstallSnapshotRequest;
 use quorate_core::crypto::encode;
+use quorate_core::ids::NodeId;
 use quorate_core::leaf::{Leaf, LeafBody};
 use quorate_core::proof::Proof;
 use quorate_core::state::State;
 use quorate_core::tlog::{Hash, LeafIndex, TreeSize, sha256};
 use quorate_proto::v1::TileRequest;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tonic::Status;
+
+/// Largest snapshot: every request and pool that the bounds of the state machine allow has room in it.
+const SNAPSHOT_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// Positions of snapshots told to others; the store keeps two.
+const POSITIONS_KEPT: usize = 4;
+/// Between two tries to fetch what a snapshot stands on.
+const FETCH_AGAIN: Duration = Duration::from_millis(500);
 
 /// What a snapshot file holds.
 #[derive(BorshSerialize, BorshDeserialize)]
@@ -39,6 +51,48 @@ pub struct NodeSnapshots {
     cluster: Hash,
     captured: mpsc::UnboundedSender<Captured>,
     peers: OnceLock<Peers>,
+    chain: PolicyChain,
+    blobs: BlobStore,
+    /// Where in Raft's log the last snapshots stand, by tree size.
+    positions: Mutex<BTreeMap<TreeSize, Vec<u8>>>,
+}
+
+/// A snapshot's position in Raft's log as members compare it.
+pub fn position_bytes(meta: &SnapshotMeta) -> Result<Vec<u8>, String> {
+    postcard::to_stdvec(&(&meta.last_log_id, &meta.last_membership)).map_err(|e| e.to_string())
+}
+
+/// Snapshots that leaders are sending, in pieces. openraft's own receiver would follow any offset.
+#[derive(Debug, Default)]
+pub struct Receiving {
+    /// One for each peer.
+    parts: Mutex<HashMap<NodeId, (String, Vec<u8>)>>,
+}
+
+impl Receiving {
+    /// Takes one piece; the whole content with the last one.
+    pub fn take(
+        &self,
+        from: NodeId,
+        rpc: InstallSnapshotRequest<TypeConfig>,
+    ) -> Result<Option<Vec<u8>>, Status> {
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        let (id, content) = parts.entry(from).or_default();
+        if *id != rpc.meta.snapshot_id || rpc.offset == 0 {
+            *id = rpc.meta.snapshot_id;
+            content.clear();
+        }
+        // A piece whose answer was lost comes again.
+        let offset = usize::try_from(rpc.offset).ok().filter(|o| *o <= content.len());
+        let offset = offset.ok_or_else(|| Status::failed_precondition("a piece is missing"))?;
+        if offset.saturating_add(rpc.data.len()) > SNAPSHOT_BYTES_MAX {
+            parts.remove(&from);
+            return Err(Status::resource_exhausted("the snapshot is too large"));
+        }
+        content.truncate(offset);
+        content.extend_from_slice(&rpc.data);
+        Ok(rpc.done.then(|| parts.remove(&from).map(|(_, content)| content)).flatten())
+    }
 }
 
 /// Reads a stored snapshot: its state and tail.
@@ -58,7 +112,7 @@ pub fn open(content: &[u8], cluster: Hash) -> Result<Installed, String> {
 }
 
 /// Verifies that a snapshot's digest stands in a certified leaf right after its tree.
-fn verify(content: &[u8], cluster: Hash) -> Result<Installed, String> {
+fn verify(content: &[u8], cluster: Hash) -> Result<(Installed, Proof), String> {
     let installed = open(content, cluster)?;
     let parsed: Content = borsh::from_slice(content).map_err(|e| e.to_string())?;
     let proof = Proof::from_bytes(&parsed.proof).map_err(|e| crate::report::chain(&e))?;
@@ -69,7 +123,7 @@ fn verify(content: &[u8], cluster: Hash) -> Result<Installed, String> {
         let Leaf::V1 { body, .. } = l.leaf();
         l.index() == LeafIndex(size.0) && *body == expected
     });
-    if stands { Ok(installed) } else { Err("the snapshot's digest is in no certified leaf".into()) }
+    if stands { Ok((installed, proof)) } else { Err("the snapshot's digest is in no certified leaf".into()) }
 }
 
 impl NodeSnapshots {
@@ -79,8 +133,28 @@ impl NodeSnapshots {
         tiles_dir: PathBuf,
         cluster: Hash,
         captured: mpsc::UnboundedSender<Captured>,
+        chain: PolicyChain,
+        blobs: BlobStore,
     ) -> Self {
-        Self { store: Mutex::new(store), tiles_dir, cluster, captured, peers: OnceLock::new() }
+        let (store, peers, positions) = (Mutex::new(store), OnceLock::new(), Mutex::default());
+        Self { store, tiles_dir, cluster, captured, peers, chain, blobs, positions }
+    }
+    /// Verifies a snapshot; the size of its tree.
+    pub fn check(&self, content: &[u8]) -> Result<TreeSize, String> {
+        Ok(verify(content, self.cluster)?.0.tail.size())
+    }
+    /// Where the snapshot of that size stands in Raft's log, if it is kept here.
+    pub fn position(&self, size: TreeSize) -> Option<Vec<u8>> {
+        self.positions.lock().unwrap_or_else(PoisonError::into_inner).get(&size).cloned()
+    }
+    /// Tells others where a snapshot stands that was kept before this start.
+    pub fn remember(&self, meta: &SnapshotMeta, size: TreeSize) {
+        let Ok(position) = position_bytes(meta) else { return };
+        let mut positions = self.positions.lock().unwrap_or_else(PoisonError::into_inner);
+        positions.insert(size, position);
+        while positions.len() > POSITIONS_KEPT {
+            positions.pop_first();
+        }
     }
     /// Where missing tiles come from.
     pub fn set_peers(&self, peers: Peers) {
@@ -99,15 +173,38 @@ impl Snapshots for NodeSnapshots {
     }
 
     async fn install(&self, meta: SnapshotMeta, content: Vec<u8>) -> Result<Installed, String> {
-        let installed = verify(&content, self.cluster)?;
+        let (installed, proof) = verify(&content, self.cluster)?;
         let peers = self.peers.get().cloned().ok_or("no peers yet")?;
-        let (dir, tail, root) = (self.tiles_dir.clone(), installed.tail.clone(), installed.tail.root());
-        let runtime = tokio::runtime::Handle::current();
-        let fetched = tokio::task::spawn_blocking(move || {
-            install(&dir, &tail, root, |path| Ok(runtime.block_on(fetch(&peers, path.to_string()))?))
-        });
-        fetched.await.map_err(|e| e.to_string())?.map_err(|e| crate::report::chain(&e))?;
+        for first in 0usize.. {
+            let (dir, tail, root) = (self.tiles_dir.clone(), installed.tail.clone(), installed.tail.root());
+            let (runtime, peers) = (tokio::runtime::Handle::current(), peers.clone());
+            let fetched = tokio::task::spawn_blocking(move || {
+                install(&dir, &tail, root, |path| {
+                    Ok(runtime.block_on(fetch(&peers, first, path.to_string()))?)
+                })
+            });
+            match fetched.await.map_err(|e| e.to_string())? {
+                Ok(_) => break,
+                // A peer that lies, or none that answers: what is there already stays, another peer is asked first. To give
+                // up would stop Raft on this node for good.
+                Err(
+                    e @ (StoreError::Fetch { .. } | StoreError::WrongHash(_) | StoreError::Damaged { .. }),
+                ) => {
+                    tracing::warn!(error = crate::report::chain(&e), "a snapshot's tiles are not here yet");
+                    tokio::time::sleep(FETCH_AGAIN).await;
+                }
+                Err(e) => return Err(crate::report::chain(&e)),
+            }
+        }
+        // The leaves that would have brought these are not applied here.
+        for blob in &proof.blobs {
+            self.blobs.put(blob).map_err(|e| crate::report::chain(&e))?;
+        }
+        for policy in proof.chain {
+            self.chain.push(policy).map_err(|e| crate::report::chain(&e))?;
+        }
         self.save(&meta, &content)?;
+        self.remember(&meta, installed.tail.size());
         tracing::info!(size = installed.tail.size().0, "a certified snapshot was installed");
         Ok(installed)
     }
@@ -117,8 +214,11 @@ impl Snapshots for NodeSnapshots {
     }
 }
 
-async fn fetch(peers: &Peers, path: String) -> std::io::Result<Vec<u8>> {
-    for node in peers.nodes() {
+async fn fetch(peers: &Peers, first: usize, path: String) -> std::io::Result<Vec<u8>> {
+    let mut nodes = peers.nodes();
+    let first = first.checked_rem(nodes.len()).unwrap_or_default();
+    nodes.rotate_left(first);
+    for node in nodes {
         let Some(mut client) = peers.client(node) else { continue };
         let call = client.tile(TileRequest { path: path.clone() });
         if let Ok(Ok(reply)) = tokio::time::timeout(Duration::from_secs(10), call).await {
@@ -155,7 +255,9 @@ pub async fn keep(
             SnapshotMeta { last_log_id: Some(c.log_id), last_membership: c.membership, snapshot_id: id };
         let content = encode(&Content { version: 1, state: c.state, tail: encode(&c.tail), proof });
         let keeper = Arc::clone(&snapshots);
-        let saved = tokio::task::spawn_blocking(move || keeper.save(&meta, &content));
+        let saved = tokio::task::spawn_blocking(move || {
+            keeper.save(&meta, &content).inspect(|()| keeper.remember(&meta, size))
+        });
         match saved.await.map_err(|e| e.to_string()).and_then(|r| r) {
             Ok(()) => {
                 tracing::info!(size = size.0, index = c.log_id.index, "snapshot kept");

@@ -484,6 +484,11 @@ impl LogReader {
         Ok(entries.first().map(|entry| entry.log_id))
     }
 
+    /// What Raft last said to be committed.
+    pub fn committed(&self) -> Option<LogId> {
+        self.shared.state().committed
+    }
+
     /// Entries of `[start, end)`: whole, or the first `bytes_max` of them but at least one. A purge at
     /// the same time may take away the beginning; a truncation never leaves a hole.
     async fn read(&self, start: u64, end: u64, bytes_max: usize) -> Result<Vec<Entry>, LogStoreError> {

@@ -8,6 +8,7 @@
 //! Raft survives crashed nodes, not lying ones. Against a lying leader this module holds one line
 //! only: an index at or below the certified floor is never truncated.
 
+pub mod guard;
 pub mod log_store;
 pub mod network;
 pub mod snapshot_store;

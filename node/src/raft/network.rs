@@ -1,4 +1,5 @@
 //! Raft's messages over the peer links, bound to the peer's identity by the channel.
+use super::guard::{Lie, TermGuard, check_answer, check_term};
 use super::types::{RaftNodeId, TypeConfig};
 use crate::peers::Peers;
 use openraft::error::{
@@ -14,7 +15,7 @@ use quorate_core::ids::NodeId;
 use quorate_proto::v1::RaftMessage;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Makes a client for each peer.
 #[derive(Clone)]
@@ -23,6 +24,8 @@ pub struct Network {
     pub peers: Peers,
     /// This node.
     pub me: NodeId,
+    /// Counts the terms that peers begin.
+    pub guard: TermGuard,
 }
 
 /// Raft's client to one peer.
@@ -30,6 +33,7 @@ pub struct PeerNetwork {
     peers: Peers,
     me: NodeId,
     target: NodeId,
+    guard: TermGuard,
 }
 
 /// What travels back: Raft's own answer or error.
@@ -66,7 +70,12 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = PeerNetwork;
 
     async fn new_client(&mut self, target: RaftNodeId, _node: &EmptyNode) -> PeerNetwork {
-        PeerNetwork { peers: self.peers.clone(), me: self.me, target: NodeId(target) }
+        PeerNetwork {
+            peers: self.peers.clone(),
+            me: self.me,
+            target: NodeId(target),
+            guard: self.guard.clone(),
+        }
     }
 }
 
@@ -100,6 +109,11 @@ impl PeerNetwork {
         }
     }
 
+    fn lied<E: std::error::Error>(&self, lie: Lie) -> RpcError<E> {
+        tracing::warn!(node = self.target.0, error = %lie, "an answer of Raft's was refused");
+        RPCError::Network(NetworkError::new(&lie))
+    }
+
     async fn exchange<Q: Serialize, A: DeserializeOwned, E: DeserializeOwned>(
         &self,
         call: Call,
@@ -128,7 +142,9 @@ impl RaftNetwork<TypeConfig> for PeerNetwork {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<RaftNodeId>, RpcError<RaftError<RaftNodeId>>> {
-        self.call(Call::Append, &rpc, &option, RPCTypes::AppendEntries).await
+        let answer = self.call(Call::Append, &rpc, &option, RPCTypes::AppendEntries).await?;
+        check_answer(&self.guard, self.target.0, &rpc, &answer, Instant::now()).map_err(|e| self.lied(e))?;
+        Ok(answer)
     }
 
     async fn install_snapshot(
@@ -137,7 +153,13 @@ impl RaftNetwork<TypeConfig> for PeerNetwork {
         option: RPCOption,
     ) -> Result<InstallSnapshotResponse<RaftNodeId>, RpcError<RaftError<RaftNodeId, InstallSnapshotError>>>
     {
-        self.call(Call::Snapshot, &rpc, &option, RPCTypes::InstallSnapshot).await
+        let answer: InstallSnapshotResponse<RaftNodeId> =
+            self.call(Call::Snapshot, &rpc, &option, RPCTypes::InstallSnapshot).await?;
+        if answer.vote > rpc.vote {
+            let checked = self.guard.check_higher(self.target.0, &rpc.vote, &answer.vote, Instant::now());
+            checked.map_err(|e| self.lied(e))?;
+        }
+        Ok(answer)
     }
 
     async fn vote(
@@ -145,7 +167,9 @@ impl RaftNetwork<TypeConfig> for PeerNetwork {
         rpc: VoteRequest<RaftNodeId>,
         option: RPCOption,
     ) -> Result<VoteResponse<RaftNodeId>, RpcError<RaftError<RaftNodeId>>> {
-        self.call(Call::Vote, &rpc, &option, RPCTypes::Vote).await
+        let answer: VoteResponse<RaftNodeId> = self.call(Call::Vote, &rpc, &option, RPCTypes::Vote).await?;
+        check_term(&rpc.vote, &answer.vote).map_err(|e| self.lied(e))?;
+        Ok(answer)
     }
 
     fn backoff(&self) -> Backoff {

@@ -7,11 +7,16 @@ use crate::ledger::Ledger;
 use crate::peers::{NotAdmitted, Peers, Standing};
 use crate::proposer::Queue;
 use crate::raft::LogReader;
+use crate::raft::guard::{self, Lie, TermGuard};
 use crate::raft::network::Answer;
-use crate::raft::types::{Raft, RaftNodeId, TypeConfig};
+use crate::raft::types::{Raft, RaftNodeId, Snapshot, SnapshotMeta, TypeConfig, Vote};
 use crate::recovery::Contributor;
+use crate::snapshots::{self, NodeSnapshots, Receiving};
 use openraft::EntryPayload;
-use openraft::raft::{AppendEntriesRequest, InstallSnapshotRequest, VoteRequest};
+use openraft::error::{InstallSnapshotError, RaftError};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest,
+};
 use quorate_core::command::{Batch, CheckpointRef, Command, Contribution};
 use quorate_core::crypto::{Hash, encode};
 use quorate_core::ids::NodeId;
@@ -23,10 +28,13 @@ use quorate_proto::v1::peer_server::Peer;
 use quorate_transport::Channel;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::io::Cursor;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tonic::{Request, Response, Status, Streaming};
 
+/// A policy that a membership follows is applied within this, or the leader sends the membership again.
+const MEMBERSHIP_WAIT: Duration = Duration::from_millis(200);
 /// Commands in one proposal.
 const PROPOSED_MAX: usize = 512;
 
@@ -57,6 +65,12 @@ pub struct PeerService {
     pub blobs: BlobStore,
     /// Raft's log: what was applied here is never given up for a leader's word.
     pub log: LogReader,
+    /// Counts the terms that peers begin.
+    pub guard: TermGuard,
+    /// Snapshots.
+    pub snapshots: Arc<NodeSnapshots>,
+    /// Snapshots on their way here.
+    pub receiving: Receiving,
 }
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -91,7 +105,8 @@ impl PeerService {
         from: NodeId,
         rpc: &AppendEntriesRequest<TypeConfig>,
     ) -> Result<(), Status> {
-        let applied = self.ledger.view().log_index;
+        let committed = self.log.committed().map_or(0, |l| l.index);
+        let applied = self.ledger.view().log_index.max(committed);
         let theirs = rpc.prev_log_id.iter().chain(rpc.entries.iter().map(|e| &e.log_id));
         for log_id in theirs.filter(|l| l.index <= applied) {
             let ours = self.log.log_id_at(log_id.index).await.map_err(|e| {
@@ -109,6 +124,58 @@ impl PeerService {
             }
         }
         Ok(())
+    }
+
+    fn my_vote(&self) -> Vote {
+        self.raft.metrics().borrow().vote
+    }
+
+    fn check_leader(&self, node: NodeId, vote: &Vote) -> Result<(), Status> {
+        let checked = self.guard.check_leader(&self.my_vote(), vote, Instant::now());
+        checked.map_err(|lie| lied(node, lie))
+    }
+
+    /// Cuts the entries before a membership that the policy does not name. The policy may come with an entry that is not
+    /// applied here yet: then the leader sends the rest again, and it fits.
+    async fn cut_memberships(&self, from: NodeId, rpc: &mut AppendEntriesRequest<TypeConfig>) -> bool {
+        let foreign = |rpc: &AppendEntriesRequest<TypeConfig>| {
+            let members = self.ledger.view().policy.members.keys().map(|n| n.0).collect();
+            let in_effect = Arc::clone(&self.raft.metrics().borrow().membership_config);
+            guard::foreign_membership(&rpc.entries, &members, in_effect.membership())
+        };
+        let mut at = foreign(rpc);
+        if at == Some(0) {
+            tokio::time::sleep(MEMBERSHIP_WAIT).await;
+            at = foreign(rpc);
+        }
+        let Some(at) = at else { return false };
+        tracing::warn!(leader = from.0, "a Raft membership that the policy does not name yet: not appended");
+        rpc.entries.truncate(at);
+        true
+    }
+
+    /// A snapshot's digest is certified, and its position in Raft's log is what f other members say too: a lying leader could
+    /// otherwise have this node skip entries, or go back to an older state. All of that is checked before Raft hears of it,
+    /// because a snapshot that fails to install stops Raft here.
+    async fn check_snapshot(&self, from: NodeId, meta: &SnapshotMeta, content: &[u8]) -> Result<(), Status> {
+        let refuse = |why: &str| {
+            tracing::error!(leader = from.0, why, "a snapshot was refused");
+            Status::failed_precondition("the snapshot was refused")
+        };
+        let size = self.snapshots.check(content).map_err(|e| refuse(&e))?;
+        if size <= self.ledger.view().checkpoint.size {
+            return Err(refuse("it holds no more than this node's own tree"));
+        }
+        let position = snapshots::position_bytes(meta).map_err(|e| refuse(&e))?;
+        let needed = self.ledger.view().policy.hostile_nodes_max as usize;
+        let mut agree = 0;
+        for node in self.peers.nodes().into_iter().filter(|n| *n != from) {
+            let Some(mut client) = self.peers.client(node) else { continue };
+            let call = client.snapshot_position(v1::SnapshotPositionRequest { size: size.0 });
+            let Ok(Ok(reply)) = tokio::time::timeout(Duration::from_secs(2), call).await else { continue };
+            agree += usize::from(reply.into_inner().position == position);
+        }
+        if agree < needed { Err(refuse("too few members know its position in Raft's log")) } else { Ok(()) }
     }
 
     /// Whether entries may be appended: their time is within bounds, and every blob they name is durable here.
@@ -190,6 +257,11 @@ fn from_vote(node: NodeId, leader: RaftNodeId) -> Result<(), Status> {
     }
 }
 
+fn lied(node: NodeId, lie: Lie) -> Status {
+    tracing::warn!(node = node.0, error = %lie, "a message of Raft's was refused");
+    Status::failed_precondition("no honest member sends this")
+}
+
 fn refused(error: &NotAdmitted) -> Status {
     // Strangers learn that a check failed; operators learn which.
     tracing::warn!(error = crate::report::chain(error), "a peer was not admitted");
@@ -214,17 +286,31 @@ impl Peer for PeerService {
 
     async fn append_entries(&self, request: Request<v1::RaftMessage>) -> Reply<v1::RaftMessage> {
         let node = self.member(&request)?.node();
-        let rpc: AppendEntriesRequest<TypeConfig> = decode(request.get_ref())?;
+        let mut rpc: AppendEntriesRequest<TypeConfig> = decode(request.get_ref())?;
         from_vote(node, rpc.vote.leader_id.node_id)?;
+        self.check_leader(node, &rpc.vote)?;
+        guard::check_sequence(&rpc).map_err(|lie| lied(node, lie))?;
         self.check_history(node, &rpc).await?;
+        let ours = match rpc.leader_commit {
+            Some(commit) => self.log.log_id_at(commit.index).await.ok().flatten(),
+            None => None,
+        };
+        rpc.leader_commit = guard::commit_of(&rpc, ours).map_err(|lie| lied(node, lie))?;
+        let cut = self.cut_memberships(node, &mut rpc).await;
         self.check_entries(node, &rpc).await?;
-        answer(self.raft.append_entries(rpc).await)
+        let top = rpc.entries.last().map(|e| e.log_id).or(rpc.prev_log_id);
+        let result = self.raft.append_entries(rpc).await;
+        answer(result.map(|answer| match answer {
+            AppendEntriesResponse::Success if cut => AppendEntriesResponse::PartialSuccess(top),
+            other => other,
+        }))
     }
 
     async fn vote(&self, request: Request<v1::RaftMessage>) -> Reply<v1::RaftMessage> {
         let node = self.member(&request)?.node();
         let rpc: VoteRequest<RaftNodeId> = decode(request.get_ref())?;
         from_vote(node, rpc.vote.leader_id.node_id)?;
+        self.guard.check_candidate(&self.my_vote(), &rpc.vote).map_err(|lie| lied(node, lie))?;
         answer(self.raft.vote(rpc).await)
     }
 
@@ -232,7 +318,29 @@ impl Peer for PeerService {
         let node = self.member(&request)?.node();
         let rpc: InstallSnapshotRequest<TypeConfig> = decode(request.get_ref())?;
         from_vote(node, rpc.vote.leader_id.node_id)?;
-        answer(self.raft.install_snapshot(rpc).await)
+        self.check_leader(node, &rpc.vote)?;
+        let (vote, meta, mine) = (rpc.vote, rpc.meta.clone(), self.my_vote());
+        let content = if vote < mine { None } else { self.receiving.take(node, rpc)? };
+        type Failed = RaftError<RaftNodeId, InstallSnapshotError>;
+        let Some(content) = content else {
+            return answer::<_, Failed>(Ok(InstallSnapshotResponse { vote: mine }));
+        };
+        self.check_snapshot(node, &meta, &content).await?;
+        let snapshot = Snapshot { meta, snapshot: Box::new(Cursor::new(content)) };
+        let installed = self.raft.install_full_snapshot(vote, snapshot).await;
+        answer::<_, Failed>(
+            installed.map(|r| InstallSnapshotResponse { vote: r.vote }).map_err(RaftError::Fatal),
+        )
+    }
+
+    async fn snapshot_position(
+        &self,
+        request: Request<v1::SnapshotPositionRequest>,
+    ) -> Reply<v1::SnapshotPositionReply> {
+        self.member(&request)?;
+        let position = self.snapshots.position(TreeSize(request.get_ref().size));
+        let position = position.ok_or_else(|| Status::not_found("no snapshot of that size"))?;
+        Ok(Response::new(v1::SnapshotPositionReply { position: position.into() }))
     }
 
     async fn propose(&self, request: Request<v1::ProposeRequest>) -> Reply<v1::ProposeReply> {
