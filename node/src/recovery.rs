@@ -212,8 +212,10 @@ impl Recovery {
         blobs.dedup();
         let built = self.ledger.read(|state| build_recovery(state, &*tiles, plan, evidence));
         let command = built.map_err(|_| "the tiles give no proof")?;
-        let outcome =
-            self.ledger.decide_applied(Command::Recover(Box::new(command)), blobs, Duration::from_secs(3)).await;
+        let outcome = self
+            .ledger
+            .decide_applied(Command::Recover(Box::new(command)), blobs, Duration::from_secs(3))
+            .await;
         match outcome {
             Ok(Outcome::Recovered) => Ok(()),
             Ok(Outcome::AppraisalRefused { check }) => {
@@ -240,11 +242,19 @@ impl Recovery {
         match appraise_member(&policy, c.node, evidence, &expected, floor.as_ref(), &self.blobs) {
             Ok(Ok(_)) => true,
             Ok(Err(check)) => {
-                tracing::error!(node = c.node.0, check, "a recovery quote does not hold: that node is left out");
+                tracing::error!(
+                    node = c.node.0,
+                    check,
+                    "a recovery quote does not hold: that node is left out"
+                );
                 false
             }
             Err(refusal) => {
-                tracing::warn!(node = c.node.0, code = refusal.code(), "a recovery quote cannot be appraised");
+                tracing::warn!(
+                    node = c.node.0,
+                    code = refusal.code(),
+                    "a recovery quote cannot be appraised"
+                );
                 false
             }
         }
