@@ -12,21 +12,24 @@ use crate::ledger::{AppliedCheckpoint, Certified, Ledger};
 use crate::raft::CertifiedFloor;
 use aws_lc_rs::signature::Ed25519KeyPair;
 use borsh::{BorshDeserialize, BorshSerialize};
-use quorate_core::certificate::Certifiers;
+use quorate_core::certificate::{Certifiers, VerifiedCosignature};
 use quorate_core::command::{Alarm, CheckpointRef};
 use quorate_core::crypto::{PublicKey, encode, sign};
 use quorate_core::ids::{NodeId, Timestamp};
 use quorate_core::state::checkpoint_of;
 use quorate_core::tlog::{Checkpoint, Cosignature, TreeSize, cosigned_bytes};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{broadcast, mpsc};
 
-/// Sizes above the newest certified one for which cosignatures are kept: a hostile peer cannot fill memory with more.
+/// This node's own checkpoints above the newest certified one: when more wait, the oldest goes, since later ones cover it.
 const PENDING_MAX: usize = 8192;
+/// Cosignatures of one peer above the newest certified size. When more come, that peer's first go: an honest peer's later ones
+/// cover them, and a hostile one crowds out nobody but itself.
+const HEARD_MAX: usize = 4096;
 /// Anchors whose certificates are kept for evidence.
 const ANCHORS_KEPT: usize = 256;
 
@@ -48,6 +51,17 @@ pub struct Signed {
 pub struct Lock {
     /// Highest checkpoint signed.
     pub checkpoint: CheckpointRef,
+    /// Highest checkpoint signed, by an earlier boot's key, on a tail that was given up for a certified one. It can never be
+    /// certified, so what lies below it is no longer this node's lock.
+    pub superseded: Option<CheckpointRef>,
+}
+
+impl Lock {
+    /// Reads the file's content; a file from before any tail was given up has the checkpoint only.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let whole = borsh::from_slice::<Self>(bytes);
+        whole.ok().or_else(|| Some(Self { checkpoint: borsh::from_slice(bytes).ok()?, superseded: None }))
+    }
 }
 
 /// A certificate that evidence can name as its nonce.
@@ -67,6 +81,7 @@ pub struct AnchorCertificate {
 #[derive(Debug, Default)]
 struct Shared {
     lock: Option<CheckpointRef>,
+    superseded: Option<CheckpointRef>,
     certified: Option<(CheckpointRef, u64)>,
     anchors: BTreeMap<TreeSize, AnchorCertificate>,
     /// Highest cosignature seen of each peer, and the log index it claimed.
@@ -111,19 +126,53 @@ impl CosignerHandle {
     pub fn highest_of(&self, node: NodeId) -> Option<CheckpointRef> {
         self.shared().highest.get(&node).map(|(c, _)| *c)
     }
-    /// A quorum answered: this node never signs below `size`.
+    /// Log index of that checkpoint.
+    pub fn certified_index(&self) -> Option<u64> {
+        self.shared().certified.map(|(_, index)| index)
+    }
+    /// A quorum answered: this node never signs below `size`, nor at it what it does not remember to have signed there.
     pub fn may_sign_from(&self, size: TreeSize) {
         let mut shared = self.shared();
+        let own = shared.lock.map_or(TreeSize::ZERO, |l| l.size);
+        // Peers remember the highest; on a tail that was given up it says nothing about the one that was certified.
+        let given_up = shared.superseded.is_some_and(|s| size <= s.size);
+        let size = match size > own && !given_up {
+            true => TreeSize(size.0.saturating_add(1)),
+            false => own,
+        };
         shared.floor = Some(shared.floor.unwrap_or(size).max(size));
     }
 }
 
-/// Collected for one size.
-#[derive(Default)]
+/// A checkpoint of this node's own, and who cosigned it.
 struct Pending {
-    applied: Option<AppliedCheckpoint>,
-    unverified: BTreeMap<NodeId, Signed>,
-    verified: BTreeMap<NodeId, Cosignature>,
+    applied: AppliedCheckpoint,
+    verified: BTreeMap<NodeId, VerifiedCosignature>,
+}
+
+/// What one peer signed, not verified yet.
+#[derive(Default)]
+struct Heard {
+    by_size: BTreeMap<TreeSize, Signed>,
+    order: VecDeque<TreeSize>,
+}
+
+impl Heard {
+    fn insert(&mut self, signed: Signed) {
+        self.order.push_back(signed.checkpoint.size);
+        self.by_size.insert(signed.checkpoint.size, signed);
+        while self.order.len() > HEARD_MAX
+            && let Some(first) = self.order.pop_front()
+        {
+            self.by_size.remove(&first);
+        }
+    }
+
+    /// Forgets what a certificate covers.
+    fn covered(&mut self, size: TreeSize) {
+        self.by_size = self.by_size.split_off(&TreeSize(size.0.saturating_add(1)));
+        self.order.retain(|s| *s > size);
+    }
 }
 
 /// The task.
@@ -139,9 +188,11 @@ pub struct Cosigner {
     lock_file: File,
     certificate_file: PathBuf,
     pending: BTreeMap<TreeSize, Pending>,
+    heard: BTreeMap<NodeId, Heard>,
     /// Applied and not yet durable here, or not yet allowed: signed when that changes.
     unsigned: BTreeMap<TreeSize, AppliedCheckpoint>,
-    accused: BTreeSet<(NodeId, TreeSize)>,
+    /// Keys whose equivocation this node has shown: one proof is enough, and each costs a leaf.
+    accused: BTreeSet<(NodeId, [u8; 32])>,
 }
 
 /// Why the cosigner cannot start.
@@ -178,14 +229,17 @@ impl Cosigner {
         let bytes = std::fs::read(&path).map_err(fail)?;
         let lock = match bytes.is_empty() {
             true => None,
-            false => Some(
-                borsh::from_slice::<Lock>(&bytes)
-                    .map_err(|_| CosignerError::Damaged(path.clone()))?
-                    .checkpoint,
-            ),
+            false => {
+                Some(Lock::from_bytes(&bytes).ok_or_else(|| CosignerError::Damaged(path.clone()))?)
+            }
         };
         let certificate_file = data_dir.join("certificate");
-        let mut shared = Shared { lock, ..Shared::default() };
+        let mut shared = Shared {
+            lock: lock.map(|l| l.checkpoint),
+            superseded: lock.and_then(|l| l.superseded),
+            ..Shared::default()
+        };
+        let mut heard: BTreeMap<NodeId, Heard> = BTreeMap::new();
         // Only a hint that saves a restart the way through recovery; evidence over it is checked by everyone.
         if let Some(a) = std::fs::read(&certificate_file)
             .ok()
@@ -193,6 +247,14 @@ impl Cosigner {
         {
             shared.certified = Some((a.checkpoint, a.log_index));
             parts.raft_floor.raise(a.log_index);
+            // Once its entry is applied again this is a certificate again: others learn from it what is certified, also
+            // when too few are there to certify anything new.
+            for (node, cosignature) in &a.cosignatures {
+                let (node, cosignature) = (*node, *cosignature);
+                let signed =
+                    Signed { node, checkpoint: a.checkpoint, cosignature, log_index: a.log_index };
+                heard.entry(node).or_default().insert(signed);
+            }
             shared.anchors.insert(a.checkpoint.size, a);
         }
         let (incoming_tx, incoming) = mpsc::channel(4096);
@@ -210,6 +272,7 @@ impl Cosigner {
             lock_file,
             certificate_file,
             pending: BTreeMap::new(),
+            heard,
             unsigned: BTreeMap::new(),
             accused: BTreeSet::new(),
         };
@@ -256,16 +319,12 @@ impl Cosigner {
                 self.unsigned.pop_first();
             }
         }
-        self.pending.entry(size).or_default().applied = Some(applied);
-        self.sign_due();
-        self.meet(size);
-        self.bound();
-    }
-
-    fn bound(&mut self) {
+        self.pending.insert(size, Pending { applied, verified: BTreeMap::new() });
         while self.pending.len() > PENDING_MAX {
             self.pending.pop_first();
         }
+        self.sign_due();
+        self.meet(size);
     }
 
     /// Signs what has become durable and is allowed.
@@ -304,7 +363,8 @@ impl Cosigner {
     }
 
     fn sign(&mut self, applied: &AppliedCheckpoint) {
-        let lock = Lock { checkpoint: applied.checkpoint };
+        let superseded = self.handle.shared().superseded;
+        let lock = Lock { checkpoint: applied.checkpoint, superseded };
         if let Err(e) = self.lock_file.write_all_at(&encode(&lock), 0) {
             tracing::error!(error = %e, "cannot write the sign lock: not signing");
             return;
@@ -319,8 +379,9 @@ impl Cosigner {
         let signed =
             Signed { node: me, checkpoint: applied.checkpoint, cosignature, log_index: applied.log_index };
         let _nobody_connected = self.handle.outgoing.send(signed);
-        let pending = self.pending.entry(applied.checkpoint.size).or_default();
-        pending.verified.insert(me, cosignature);
+        if let Some(pending) = self.pending.get_mut(&applied.checkpoint.size) {
+            pending.verified.insert(me, cosignature);
+        }
         self.meet(applied.checkpoint.size);
     }
 
@@ -340,33 +401,31 @@ impl Cosigner {
                 return;
             }
         }
-        let pending = self.pending.entry(size).or_default();
-        let verified =
-            pending.verified.get(&signed.node).zip(pending.applied.as_ref()).map(|(cosignature, applied)| {
-                Signed {
-                    node: signed.node,
-                    checkpoint: applied.checkpoint,
-                    cosignature: *cosignature,
-                    log_index: applied.log_index,
-                }
-            });
-        let earlier = pending.unverified.get(&signed.node).cloned().or(verified);
+        let verified = self.pending.get(&size).and_then(|pending| {
+            Some(Signed {
+                node: signed.node,
+                checkpoint: pending.applied.checkpoint,
+                cosignature: *pending.verified.get(&signed.node)?,
+                log_index: pending.applied.log_index,
+            })
+        });
+        let heard = self.heard.entry(signed.node).or_default();
+        let earlier = heard.by_size.get(&size).cloned().or(verified);
         if let Some(earlier) = earlier {
             if earlier.checkpoint != signed.checkpoint {
                 self.accuse(&earlier, &signed);
             }
             return;
         }
-        pending.unverified.insert(signed.node, signed);
+        heard.insert(signed);
         self.meet(size);
-        self.bound();
     }
 
     /// Two roots at one size by one node: whoever sees it, shows it.
     fn accuse(&mut self, one: &Signed, other: &Signed) {
         let Some(key) = self.ledger.view().attested(one.node).map(|b| PublicKey(b.cosign)) else { return };
         let proven = |s: &Signed| s.cosignature.verify(&self.checkpoint(s.checkpoint), &key.0).is_ok();
-        if !proven(one) || !proven(other) || !self.accused.insert((one.node, one.checkpoint.size)) {
+        if !proven(one) || !proven(other) || !self.accused.insert((one.node, key.0)) {
             return;
         }
         tracing::error!(
@@ -386,14 +445,18 @@ impl Cosigner {
     /// Verifies what waits at this size, as far as needed, and publishes the certificate once a quorum met.
     fn meet(&mut self, size: TreeSize) {
         let Some(pending) = self.pending.get_mut(&size) else { return };
-        let Some(applied) = &pending.applied else { return };
+        let applied = &pending.applied;
         let checkpoint = checkpoint_of(self.ledger.origin(), applied.checkpoint);
         let certifiers: &Certifiers = &applied.certifiers;
         let satisfied =
             |v: &BTreeMap<NodeId, Cosignature>| certifiers.satisfied_by(&v.keys().copied().collect()).is_ok();
         let mut done = satisfied(&pending.verified);
-        while !done {
-            let Some((node, signed)) = pending.unverified.pop_first() else { break };
+        for (node, heard) in &mut self.heard {
+            if done {
+                break;
+            }
+            let node = *node;
+            let Some(signed) = heard.by_size.remove(&size) else { continue };
             if signed.checkpoint != applied.checkpoint {
                 tracing::error!(
                     node = node.0,
@@ -447,7 +510,8 @@ impl Cosigner {
                 if let Err(e) = std::fs::write(&self.certificate_file, encode(&anchor)) {
                     tracing::warn!(error = %e, "cannot keep the newest certificate");
                 }
-                shared.anchors.insert(own.size, anchor);
+                // One read at start keeps the time it was seen at.
+                shared.anchors.entry(own.size).or_insert(anchor);
                 while shared.anchors.len() > ANCHORS_KEPT {
                     shared.anchors.pop_first();
                 }
@@ -456,6 +520,9 @@ impl Cosigner {
         self.ledger.publish(Certified { certified, own, log_index });
         // What lies below is covered.
         self.pending = self.pending.split_off(&TreeSize(own.size.0.saturating_add(1)));
+        for heard in self.heard.values_mut() {
+            heard.covered(own.size);
+        }
     }
 }
 
