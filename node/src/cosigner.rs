@@ -10,14 +10,13 @@ use crate::boot::Boot;
 use crate::clock;
 use crate::ledger::{AppliedCheckpoint, Certified, Ledger};
 use crate::raft::CertifiedFloor;
-use aws_lc_rs::signature::Ed25519KeyPair;
 use borsh::{BorshDeserialize, BorshSerialize};
 use quorate_core::certificate::{Certifiers, VerifiedCosignature};
 use quorate_core::command::{Alarm, CheckpointRef};
-use quorate_core::crypto::{PublicKey, encode, sign};
+use quorate_core::crypto::{PublicKey, encode};
 use quorate_core::ids::{NodeId, Timestamp};
 use quorate_core::state::checkpoint_of;
-use quorate_core::tlog::{Checkpoint, Cosignature, TreeSize, cosigned_bytes};
+use quorate_core::tlog::{Checkpoint, Cosignature, TreeSize};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -369,9 +368,16 @@ impl Cosigner {
             tracing::error!(error = %e, "cannot write the sign lock: not signing");
             return;
         }
-        let checkpoint = self.checkpoint(applied.checkpoint);
-        let cosignature = cosign(&self.boot.cosign, &checkpoint);
-        let me = self.ledger.me();
+        let (me, checkpoint) = (self.ledger.me(), self.checkpoint(applied.checkpoint));
+        let made = applied.certifiers.cosign(&checkpoint, me, &self.boot.cosign, clock::now().0 / 1000);
+        let verified = match made {
+            Ok(verified) => verified,
+            Err(e) => {
+                tracing::error!(error = %e, "this node's key may not certify: not signing");
+                return;
+            }
+        };
+        let cosignature = verified.cosignature();
         {
             let mut shared = self.handle.shared();
             shared.lock = Some(applied.checkpoint);
@@ -380,7 +386,7 @@ impl Cosigner {
             Signed { node: me, checkpoint: applied.checkpoint, cosignature, log_index: applied.log_index };
         let _nobody_connected = self.handle.outgoing.send(signed);
         if let Some(pending) = self.pending.get_mut(&applied.checkpoint.size) {
-            pending.verified.insert(me, cosignature);
+            pending.verified.insert(me, verified);
         }
         self.meet(applied.checkpoint.size);
     }
@@ -405,7 +411,7 @@ impl Cosigner {
             Some(Signed {
                 node: signed.node,
                 checkpoint: pending.applied.checkpoint,
-                cosignature: *pending.verified.get(&signed.node)?,
+                cosignature: pending.verified.get(&signed.node)?.cosignature(),
                 log_index: pending.applied.log_index,
             })
         });
@@ -448,8 +454,9 @@ impl Cosigner {
         let applied = &pending.applied;
         let checkpoint = checkpoint_of(self.ledger.origin(), applied.checkpoint);
         let certifiers: &Certifiers = &applied.certifiers;
-        let satisfied =
-            |v: &BTreeMap<NodeId, Cosignature>| certifiers.satisfied_by(&v.keys().copied().collect()).is_ok();
+        let satisfied = |v: &BTreeMap<NodeId, VerifiedCosignature>| {
+            certifiers.satisfied_by(&v.keys().copied().collect()).is_ok()
+        };
         let mut done = satisfied(&pending.verified);
         for (node, heard) in &mut self.heard {
             if done {
@@ -465,8 +472,8 @@ impl Cosigner {
                 );
                 continue;
             }
-            match certifiers.check(&checkpoint, node, &signed.cosignature) {
-                Ok(()) => drop(pending.verified.insert(node, signed.cosignature)),
+            match certifiers.check(&checkpoint, node, signed.cosignature) {
+                Ok(verified) => drop(pending.verified.insert(node, verified)),
                 Err(e) => {
                     tracing::warn!(node = node.0, size = size.0, error = %e, "a cosignature does not count")
                 }
@@ -477,7 +484,7 @@ impl Cosigner {
             return;
         }
         let applied = applied.clone();
-        let cosignatures: Vec<_> = pending.verified.iter().map(|(n, c)| (*n, *c)).collect();
+        let cosignatures: Vec<_> = pending.verified.values().cloned().collect();
         self.certified(applied, checkpoint, cosignatures);
     }
 
@@ -485,11 +492,10 @@ impl Cosigner {
         &mut self,
         applied: AppliedCheckpoint,
         checkpoint: Checkpoint,
-        cosignatures: Vec<(NodeId, Cosignature)>,
+        cosignatures: Vec<VerifiedCosignature>,
     ) {
-        // Every cosignature was verified above; certify() checks them once more in one place, off the hot path's sum by
-        // little, so that the type can only come from it.
-        let certified = match applied.certifiers.certify(checkpoint, &cosignatures) {
+        // Each was verified as it came, which its type says: to verify all once more would be on every request's path.
+        let certified = match applied.certifiers.certify_verified(checkpoint, cosignatures) {
             Ok(certified) => certified,
             Err(e) => {
                 tracing::error!(error = %e, "a met quorum does not certify: this is a bug");
@@ -504,6 +510,7 @@ impl Cosigner {
                 shared.certified = Some((own, log_index));
             }
             if applied.anchor {
+                let cosignatures = certified.cosignatures().to_vec();
                 let anchor =
                     AnchorCertificate { checkpoint: own, cosignatures, log_index, seen: clock::now() };
                 // Not fsynced: after a power cut the mesh recovers without it.
@@ -524,9 +531,4 @@ impl Cosigner {
             heard.covered(own.size);
         }
     }
-}
-
-fn cosign(key: &Ed25519KeyPair, checkpoint: &Checkpoint) -> Cosignature {
-    let time_s = clock::now().0 / 1000;
-    Cosignature { time_s, signature: sign(key, &cosigned_bytes(checkpoint, time_s)).0 }
 }

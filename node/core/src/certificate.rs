@@ -28,6 +28,12 @@
 //!     AppliedLeaf { leaf, index: LeafIndex(0) }
 //! }
 //! ```
+//! ```compile_fail,E0451
+//! # use quorate_core::{certificate::VerifiedCosignature, crypto::PublicKey, ids::NodeId, tlog::{Checkpoint, Cosignature}};
+//! fn forge(checkpoint: Checkpoint, cosignature: Cosignature) -> VerifiedCosignature {
+//!     VerifiedCosignature { checkpoint, node: NodeId(1), key: PublicKey([0; 32]), cosignature }
+//! }
+//! ```
 //! nor can they be read from bytes:
 //! ```compile_fail,E0277
 //! # use quorate_core::certificate::CertifiedAuthorisation;
@@ -43,13 +49,14 @@
 //! }
 //! ```
 use crate::command::CheckpointRef;
-use crate::crypto::PublicKey;
+use crate::crypto::{PublicKey, public_key, sign};
 use crate::ids::NodeId;
 use crate::leaf::Leaf;
 use crate::state::AppliedLeaf;
 use crate::tlog::{
-    Checkpoint, Cosignature, InclusionProof, LeafIndex, TreeSize, leaf_hash, verify_inclusion,
+    Checkpoint, Cosignature, InclusionProof, LeafIndex, TreeSize, cosigned_bytes, leaf_hash, verify_inclusion,
 };
+use aws_lc_rs::signature::Ed25519KeyPair;
 use borsh::{BorshDeserialize, BorshSerialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -91,6 +98,9 @@ pub enum NotCertified {
         /// Needed.
         need: usize,
     },
+    /// A cosignature that was verified for another checkpoint.
+    #[error("the cosignature of {0} is over another checkpoint")]
+    OtherCheckpoint(NodeId),
     /// The leaf is not in the tree.
     #[error("the leaf is not in the certified tree")]
     NotIncluded,
@@ -116,10 +126,54 @@ impl Certifiers {
         &self,
         checkpoint: &Checkpoint,
         node: NodeId,
-        cosignature: &Cosignature,
-    ) -> Result<(), NotCertified> {
-        let key = self.keys.get(&node).ok_or(NotCertified::NotACertifier(node))?;
-        cosignature.verify(checkpoint, &key.0).map_err(|_| NotCertified::BadCosignature(node))
+        cosignature: Cosignature,
+    ) -> Result<VerifiedCosignature, NotCertified> {
+        let key = *self.keys.get(&node).ok_or(NotCertified::NotACertifier(node))?;
+        cosignature.verify(checkpoint, &key.0).map_err(|_| NotCertified::BadCosignature(node))?;
+        Ok(VerifiedCosignature { checkpoint: checkpoint.clone(), node, key, cosignature })
+    }
+
+    /// Makes a node's own cosignature; its key must be the one that may certify.
+    pub fn cosign(
+        &self,
+        checkpoint: &Checkpoint,
+        node: NodeId,
+        pair: &Ed25519KeyPair,
+        time_s: u64,
+    ) -> Result<VerifiedCosignature, NotCertified> {
+        let key = public_key(pair);
+        if self.keys.get(&node) != Some(&key) {
+            return Err(NotCertified::NotACertifier(node));
+        }
+        let signature = sign(pair, &cosigned_bytes(checkpoint, time_s)).0;
+        let cosignature = Cosignature { time_s, signature };
+        Ok(VerifiedCosignature { checkpoint: checkpoint.clone(), node, key, cosignature })
+    }
+
+    /// A certificate from cosignatures that were verified as they came: that they are this checkpoint's, by keys that may
+    /// certify it, and that they suffice.
+    pub fn certify_verified(
+        &self,
+        checkpoint: Checkpoint,
+        cosignatures: impl IntoIterator<Item = VerifiedCosignature>,
+    ) -> Result<CertifiedCheckpoint, NotCertified> {
+        let mut nodes = BTreeSet::new();
+        let mut listed = Vec::new();
+        for verified in cosignatures {
+            let node = verified.node;
+            if verified.checkpoint != checkpoint {
+                return Err(NotCertified::OtherCheckpoint(node));
+            }
+            if self.keys.get(&node) != Some(&verified.key) {
+                return Err(NotCertified::NotACertifier(node));
+            }
+            if !nodes.insert(node) {
+                return Err(NotCertified::Doubled(node));
+            }
+            listed.push((node, verified.cosignature));
+        }
+        self.satisfied_by(&nodes)?;
+        Ok(CertifiedCheckpoint { checkpoint, cosignatures: listed })
     }
 
     /// Verifies a certificate: every cosignature listed, and that they suffice.
@@ -128,15 +182,26 @@ impl Certifiers {
         checkpoint: Checkpoint,
         cosignatures: &[(NodeId, Cosignature)],
     ) -> Result<CertifiedCheckpoint, NotCertified> {
-        let mut nodes = BTreeSet::new();
-        for (node, cosignature) in cosignatures {
-            self.check(&checkpoint, *node, cosignature)?;
-            if !nodes.insert(*node) {
-                return Err(NotCertified::Doubled(*node));
-            }
-        }
-        self.satisfied_by(&nodes)?;
-        Ok(CertifiedCheckpoint { checkpoint, cosignatures: cosignatures.to_vec() })
+        let verified: Result<Vec<_>, _> =
+            cosignatures.iter().map(|(node, c)| self.check(&checkpoint, *node, *c)).collect();
+        self.certify_verified(checkpoint, verified?)
+    }
+}
+
+/// A cosignature that verified, of one checkpoint by one key. Private fields: only [`Certifiers::check`] and
+/// [`Certifiers::cosign`] make one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedCosignature {
+    checkpoint: Checkpoint,
+    node: NodeId,
+    key: PublicKey,
+    cosignature: Cosignature,
+}
+
+impl VerifiedCosignature {
+    /// The cosignature.
+    pub fn cosignature(&self) -> Cosignature {
+        self.cosignature
     }
 }
 
@@ -264,3 +329,59 @@ impl CertifiedAuthorisation {
 
 /// Size of a tree with one leaf: genesis.
 pub const GENESIS_SIZE: TreeSize = TreeSize(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::Hash;
+    use crate::testing::key;
+    use crate::tlog::Origin;
+
+    fn checkpoint(root: u8) -> Checkpoint {
+        Checkpoint { origin: Origin::new("quorate/demo").unwrap(), size: TreeSize(9), root: Hash([root; 32]) }
+    }
+
+    fn certifiers() -> Certifiers {
+        let members: BTreeSet<NodeId> = (1..=4).map(NodeId).collect();
+        let keys = members.iter().map(|n| (*n, public_key(&key(&n.to_string())))).collect();
+        Certifiers { keys, rules: vec![QuorumRule { members, threshold: 3 }] }
+    }
+
+    fn cosigned(nodes: &[u64], root: u8) -> Vec<VerifiedCosignature> {
+        let sign = |n: &u64| {
+            let node = NodeId(*n);
+            certifiers().cosign(&checkpoint(root), node, &key(&node.to_string()), 1_700_000_000).unwrap()
+        };
+        nodes.iter().map(sign).collect()
+    }
+
+    #[test]
+    fn verified_cosignatures_certify_their_own_checkpoint_once_each() {
+        let rule = certifiers();
+        let certified = rule.certify_verified(checkpoint(1), cosigned(&[1, 2, 3], 1)).unwrap();
+        // What was made here verifies from its bytes, too.
+        assert_eq!(rule.certify(checkpoint(1), certified.cosignatures()), Ok(certified.clone()));
+        assert_eq!(
+            rule.certify_verified(checkpoint(1), cosigned(&[1, 2], 1)),
+            Err(NotCertified::TooFew { have: 2, need: 3 })
+        );
+        let mut mixed = cosigned(&[1, 2], 1);
+        mixed.extend(cosigned(&[3], 2));
+        assert_eq!(rule.certify_verified(checkpoint(1), mixed), Err(NotCertified::OtherCheckpoint(NodeId(3))));
+        let doubled = cosigned(&[1, 2, 2], 1);
+        assert_eq!(rule.certify_verified(checkpoint(1), doubled), Err(NotCertified::Doubled(NodeId(2))));
+    }
+
+    #[test]
+    fn a_key_that_may_not_certify_neither_signs_nor_counts() {
+        let cosignatures = cosigned(&[1, 2, 3], 1);
+        let mut rule = certifiers();
+        rule.keys.insert(NodeId(3), public_key(&key("restarted")));
+        assert_eq!(
+            rule.certify_verified(checkpoint(1), cosignatures),
+            Err(NotCertified::NotACertifier(NodeId(3)))
+        );
+        let own = rule.cosign(&checkpoint(1), NodeId(3), &key(&NodeId(3).to_string()), 1_700_000_000);
+        assert_eq!(own, Err(NotCertified::NotACertifier(NodeId(3))));
+    }
+}
