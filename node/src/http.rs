@@ -64,7 +64,7 @@ async fn serve_health(State(watched): State<Watched>) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, "dark: fewer than a quorum of nodes are attested\n")
             .into_response();
     }
-    if view.attested(watched.ledger.me()).is_none() {
+    if !view.counts(watched.ledger.me(), watched.facts.boot(), crate::clock::now()) {
         return (StatusCode::SERVICE_UNAVAILABLE, "not attested: this node's evidence does not count\n")
             .into_response();
     }

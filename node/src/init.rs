@@ -72,6 +72,14 @@ impl Layout {
     pub fn policies(&self) -> PathBuf {
         self.root.join("policies")
     }
+    /// Where a node signs once.
+    pub fn sign_lock(&self) -> PathBuf {
+        self.root.join("sign.lock")
+    }
+    /// A decision to give up a tail, until it is carried out.
+    pub fn given_up(&self) -> PathBuf {
+        self.root.join("given-up")
+    }
     /// The signed genesis policy. Written last: its presence says that the folder is whole.
     pub fn genesis(&self) -> PathBuf {
         self.root.join("genesis")
@@ -92,7 +100,9 @@ impl Layout {
 }
 
 /// Makes the folder; returns the genesis digest.
-pub fn init(config: &Config, policy: &Path, signatures: &[PathBuf]) -> Result<Hash, InitError> {
+///
+/// A node that joins later is no member of genesis yet: it begins there all the same, and learns from its peers that it is.
+pub fn init(config: &Config, policy: &Path, signatures: &[PathBuf], joins: bool) -> Result<Hash, InitError> {
     let layout = Layout::new(&config.data_dir);
     if layout.genesis().exists() || layout.raft_log().exists() {
         return Err(InitError::Exists(config.data_dir.clone()));
@@ -106,7 +116,7 @@ pub fn init(config: &Config, policy: &Path, signatures: &[PathBuf]) -> Result<Ha
             .push(SshSignature::from_pem(&pem).map_err(|e| InitError::Signature(path.clone(), e))?);
     }
     let (state, _) = State::genesis(signed.clone())?;
-    if !state.policy().members.contains_key(&config.node) {
+    if !joins && !state.policy().members.contains_key(&config.node) {
         return Err(InitError::NotAMember(config.node));
     }
     let disk = |path: &Path| {
@@ -121,10 +131,12 @@ pub fn init(config: &Config, policy: &Path, signatures: &[PathBuf]) -> Result<Ha
     Ok(state.cluster())
 }
 
-fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
     let draft = path.with_extension("draft");
-    let mut file = std::fs::File::create(&draft)?;
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&draft, path)?;

@@ -70,6 +70,11 @@ impl View {
     pub fn node_by_tls_key(&self, key: &[u8; 32]) -> Option<NodeId> {
         self.nodes.iter().find(|(_, r)| r.attested().is_some_and(|b| b.tls == *key)).map(|(n, _)| *n)
     }
+    /// Whether this very start of a node counts: what its evidence binds are these keys, and it is fresh. A node that just
+    /// started sees an old state, in which an earlier start of it was attested.
+    pub fn counts(&self, node: NodeId, boot: &BootKeys, now: Timestamp) -> bool {
+        self.attested(node) == Some(boot) && self.attested_at(node, now)
+    }
     /// Evidence that is not too old by the given clock either: what a relay and a keyer go by.
     pub fn attested_at(&self, node: NodeId, now: Timestamp) -> bool {
         let Some(at) = self.nodes.get(&node).and_then(NodeRecord::attested_at) else { return false };

@@ -37,6 +37,9 @@ enum Job {
         /// Admins' signatures (`ssh-keygen -Y sign -n quorate`), as many as its threshold.
         #[arg(long = "signature", value_name = "FILE", required = true)]
         signatures: Vec<PathBuf>,
+        /// The node was added by a later version of the policy
+        #[arg(long)]
+        joins: bool,
     },
     /// Proves this machine's TPM to `quorate admin enrol`, by JSON lines on standard input and output.
     Enrol,
@@ -68,8 +71,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
             Ok(())
         }
         Some(Job::Enrol) => enrol::enrol(&config, std::io::stdin().lock(), std::io::stdout()).await,
-        Some(Job::Init { policy, signatures }) => {
-            let genesis = init::init(&config, &policy, &signatures)?;
+        Some(Job::Init { policy, signatures, joins }) => {
+            let genesis = init::init(&config, &policy, &signatures, joins)?;
             println!("{}: made {}, genesis {genesis}", config.node, config.data_dir.display());
             Ok(())
         }
@@ -113,7 +116,9 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
         InitError::Signature(..) => {
             Some("sign with `quorate admin sign` or `ssh-keygen -Y sign -n quorate -f KEY FILE`")
         }
-        InitError::NotAMember(_) => Some("compare `node` in the configuration with the policy's members"),
+        InitError::NotAMember(_) => Some(
+            "compare `node` in the configuration with the policy's members; a node that a later version added is made with --joins",
+        ),
         InitError::Genesis(_) => Some("`quorate admin check FILE` lists every mistake of a policy"),
         InitError::Damaged(_)
         | InitError::Disk(..)

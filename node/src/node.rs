@@ -32,6 +32,7 @@ use crate::tilestore::{StoreTail, TileStore};
 use crate::{cosign_stream, http, membership, proposer, snapshots};
 use anyhow::Context as _;
 use openraft::{EmptyNode, SnapshotPolicy};
+use quorate_attest::evidence::BootKeys;
 use quorate_core::command::{Command, NodeCommand};
 use quorate_core::ids::NodeId;
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
@@ -205,7 +206,12 @@ impl Node {
             raft.clone(),
         ));
         tasks.spawn(keyer.clone().sweep());
-        let facts = Arc::new(Facts { raft: raft.clone(), peers: peers.clone(), monitor: monitor.clone() });
+        let facts = Arc::new(Facts {
+            raft: raft.clone(),
+            peers: peers.clone(),
+            monitor: monitor.clone(),
+            boot: boot.keys.clone(),
+        });
         let mesh_service = MeshService::new(
             ledger.clone(),
             relay.clone(),
@@ -290,7 +296,7 @@ impl Node {
             }
         });
         let (health_reporter, health) = tonic_health::server::health_reporter();
-        tasks.spawn(report_health(health_reporter, ledger.clone()));
+        tasks.spawn(report_health(health_reporter, ledger.clone(), boot.keys.clone()));
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(quorate_proto::DESCRIPTORS)
             .build_v1()
@@ -348,9 +354,13 @@ struct Facts {
     raft: Raft,
     peers: Peers,
     monitor: LogMonitor,
+    boot: BootKeys,
 }
 
 impl NodeFacts for Facts {
+    fn boot(&self) -> &BootKeys {
+        &self.boot
+    }
     fn leader(&self) -> Option<NodeId> {
         self.raft.metrics().borrow().current_leader.map(NodeId)
     }
@@ -405,11 +415,11 @@ async fn publish_notes(ledger: Ledger, notes: watch::Sender<Arc<str>>) {
 }
 
 /// gRPC health: serving while a quorum is attested and this node is among them.
-async fn report_health(reporter: tonic_health::server::HealthReporter, ledger: Ledger) {
+async fn report_health(reporter: tonic_health::server::HealthReporter, ledger: Ledger, boot: BootKeys) {
     let mut changed = ledger.view_changed();
     loop {
         let view = ledger.view();
-        let healthy = !view.dark && view.attested(ledger.me()).is_some();
+        let healthy = !view.dark && view.counts(ledger.me(), &boot, crate::clock::now());
         let status = if healthy {
             tonic_health::ServingStatus::Serving
         } else {
@@ -417,7 +427,8 @@ async fn report_health(reporter: tonic_health::server::HealthReporter, ledger: L
         };
         reporter.set_service_status("", status).await;
         reporter.set_service_status("quorate.v1.Mesh", status).await;
-        if changed.changed().await.is_err() {
+        // Evidence ages while nothing changes.
+        if let Ok(Err(_)) = tokio::time::timeout(Duration::from_secs(1), changed.changed()).await {
             return;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;

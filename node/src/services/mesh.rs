@@ -8,6 +8,7 @@ use crate::keyer::{Keyer, id};
 use crate::ledger::Ledger;
 use crate::relay::{Down, Relay};
 use crate::services::status::Problem;
+use quorate_attest::evidence::BootKeys;
 use quorate_core::command::{ClientCommand, Command};
 use quorate_core::crypto::{Hash, encode, sha256};
 use quorate_core::ids::{NodeId, RequestId};
@@ -29,6 +30,8 @@ const SUBMIT_WAIT: Duration = Duration::from_millis(2_500);
 pub trait NodeFacts: Send + Sync + 'static {
     /// Raft's leader.
     fn leader(&self) -> Option<NodeId>;
+    /// Keys of this start of the node.
+    fn boot(&self) -> &BootKeys;
     /// Raft's term.
     fn term(&self) -> u64;
     /// Why the node stopped acknowledging, if it did.
@@ -250,11 +253,14 @@ mod tests {
     use quorate_core::testing::{CLIENT, Fleet, key};
     use tower::ServiceExt;
 
-    struct Facts(Option<String>);
+    struct Facts(Option<String>, BootKeys);
 
     impl NodeFacts for Facts {
         fn leader(&self) -> Option<NodeId> {
             Some(NodeId(3))
+        }
+        fn boot(&self) -> &BootKeys {
+            &self.1
         }
         fn term(&self) -> u64 {
             7
@@ -269,7 +275,13 @@ mod tests {
 
     fn service(lab: &Lab) -> MeshService {
         let (relay, keyer, directory) = (lab.relay.clone(), lab.keyer.clone(), lab.directory.clone());
-        MeshService::new(lab.ledger(), relay, keyer, directory, Arc::new(Facts(None)))
+        MeshService::new(
+            lab.ledger(),
+            relay,
+            keyer,
+            directory,
+            Arc::new(Facts(None, lab.pool.relay_boot.clone())),
+        )
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -335,11 +347,15 @@ mod tests {
                 String::from_utf8(to_bytes(response.into_body(), 1 << 20).await.unwrap().to_vec()).unwrap(),
             )
         };
-        assert_eq!(get(Facts(None), "/healthz").await, (200, "ok\n".to_owned()));
-        let failed = get(Facts(Some("disk full".to_owned())), "/healthz").await;
+        let boot = lab.pool.relay_boot.clone();
+        assert_eq!(get(Facts(None, boot.clone()), "/healthz").await, (200, "ok\n".to_owned()));
+        let anew = Facts(None, BootKeys { cosign: [9; 32], ..boot.clone() });
+        let (status, text) = get(anew, "/healthz").await;
+        assert!(status == 503 && text.starts_with("not attested"), "an earlier start's evidence: {text}");
+        let failed = get(Facts(Some("disk full".to_owned()), boot.clone()), "/healthz").await;
         assert_eq!(failed, (503, "failed: disk full\n".to_owned()));
-        assert_eq!(get(Facts(None), "/checkpoint").await.0, 404);
-        let (status, text) = get(Facts(None), "/metrics").await;
+        assert_eq!(get(Facts(None, boot.clone()), "/checkpoint").await.0, 404);
+        let (status, text) = get(Facts(None, boot), "/metrics").await;
         assert_eq!(status, 200);
         for line in [
             "quorate_nodes_attested 4",
