@@ -330,7 +330,7 @@ impl Mesh {
         }
         self.sign(&policy)?;
         for site in &self.sites {
-            let said = self.init_node(site, &policy)?;
+            let said = self.init_node(site, &policy, false)?;
             self.genesis = said.split_whitespace().last().context("init printed no digest")?.to_owned();
         }
         let nodes: Vec<&str> = self.sites.iter().map(|s| s.grpc.as_str()).collect();
@@ -371,10 +371,11 @@ impl Mesh {
     }
 
     /// Makes a node's data folder from the genesis policy.
-    pub fn init_node(&self, site: &Site, genesis: &Path) -> anyhow::Result<String> {
+    pub fn init_node(&self, site: &Site, genesis: &Path, joins: bool) -> anyhow::Result<String> {
         let mut init = self.command("quorated");
         init.arg("--config").arg(site.config()).arg("init").arg("--policy").arg(genesis);
-        run(init.arg("--signature").arg(format!("{}.sig", genesis.display())))
+        init.arg("--signature").arg(format!("{}.sig", genesis.display()));
+        run(init.args(joins.then_some("--joins")))
     }
 
     /// Enrols a node into the policy draft.
