@@ -131,8 +131,13 @@ impl PolicyChain {
         self.chain.write().unwrap_or_else(PoisonError::into_inner)
     }
     fn path(&self, version: PolicyVersion) -> PathBuf {
-        self.folder.join(format!("policy-{:08}", version.0))
+        self.folder.join(policy_file(version))
     }
+}
+
+/// The name of a policy's file.
+pub(crate) fn policy_file(version: PolicyVersion) -> String {
+    format!("policy-{:08}", version.0)
 }
 
 /// Where the leaves of one request stand.

@@ -11,6 +11,7 @@ pub mod cosigner;
 pub mod directory;
 pub mod enrol;
 pub mod evidence;
+pub mod giveup;
 pub mod http;
 pub mod init;
 pub mod keyer;

@@ -4,12 +4,15 @@
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use quorated::config::{Config, LogFormat};
-use quorated::node::Node;
+use quorated::node::{Ended, Node};
 use quorated::{enrol, init};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+/// Exit code of a node that must be started again (EX_TEMPFAIL).
+const START_ME_AGAIN: u8 = 75;
 
 /// A node of a quorate mesh.
 ///
@@ -52,7 +55,8 @@ fn main() -> ExitCode {
     quorate_attest_tpm::silence_c_library();
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime");
     match runtime.and_then(|r| r.block_on(run(Args::parse()))) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Ended::Stopped) => ExitCode::SUCCESS,
+        Ok(Ended::GaveUp) => start_over(),
         Err(error) => {
             eprintln!("quorated: error: {error:#}");
             if let Some(hint) = hint(&error) {
@@ -63,18 +67,30 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(args: Args) -> anyhow::Result<()> {
+/// The same program again, in the same process: nothing in memory may outlive the tail that was given up. Where that fails,
+/// whoever supervises the node starts it again.
+fn start_over() -> ExitCode {
+    use std::os::unix::process::CommandExt as _;
+    let error = std::process::Command::new("/proc/self/exe").args(std::env::args_os().skip(1)).exec();
+    eprintln!("quorated: error: cannot start over: {error}");
+    ExitCode::from(START_ME_AGAIN)
+}
+
+async fn run(args: Args) -> anyhow::Result<Ended> {
     let config = Config::load(&args.config)?;
     match args.command {
         Some(Job::Check) => {
             println!("{}: ok", args.config.display());
-            Ok(())
+            Ok(Ended::Stopped)
         }
-        Some(Job::Enrol) => enrol::enrol(&config, std::io::stdin().lock(), std::io::stdout()).await,
+        Some(Job::Enrol) => {
+            enrol::enrol(&config, std::io::stdin().lock(), std::io::stdout()).await?;
+            Ok(Ended::Stopped)
+        }
         Some(Job::Init { policy, signatures, joins }) => {
             let genesis = init::init(&config, &policy, &signatures, joins)?;
             println!("{}: made {}, genesis {genesis}", config.node, config.data_dir.display());
-            Ok(())
+            Ok(Ended::Stopped)
         }
         None => {
             trace(&config);

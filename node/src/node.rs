@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::cosigner::{Cosigner, CosignerHandle, CosignerParts};
 use crate::directory::{Directory, PolicyChain, RequestIndex};
 use crate::evidence::EvidenceTask;
+use crate::giveup::{self, GiveUp};
 use crate::init::Layout;
 use crate::keyer::Keyer;
 use crate::ledger::{LeafHook, Ledger, Start};
@@ -45,7 +46,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 /// Commands of this node waiting for the courier.
@@ -68,6 +69,16 @@ pub struct Node {
     metrics: Arc<Metrics>,
     facts: Arc<Facts>,
     tasks: JoinSet<()>,
+    gave_up: oneshot::Receiver<()>,
+}
+
+/// Why a node ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to.
+    Stopped,
+    /// Its tail is not the certified one: it must start over, see [`crate::giveup`].
+    GaveUp,
 }
 
 impl Node {
@@ -80,6 +91,7 @@ impl Node {
         let (genesis_state, genesis_leaf) =
             State::genesis(genesis.clone()).context("the genesis policy is not valid")?;
         let cluster = genesis_state.cluster();
+        giveup::finish(&layout, cluster, &genesis_state, &blobs).await.context("cannot give up a tail")?;
         let chain = PolicyChain::open(&layout.policies(), genesis).context("cannot open the policies")?;
         let grpc = TcpListener::bind(config.listen)
             .await
@@ -194,6 +206,15 @@ impl Node {
             blobs: blobs.clone(),
         };
         tasks.spawn(recovery.run());
+        let (decided, gave_up) = oneshot::channel();
+        let give_up = GiveUp {
+            ledger: ledger.clone(),
+            peers: peers.clone(),
+            cosigner: cosigner.clone(),
+            root: layout.root().to_owned(),
+            decided,
+        };
+        tasks.spawn(give_up.run());
         tasks.spawn(ask_for_own_lock(ledger.clone(), peers.clone(), cosigner.clone()));
         tasks.spawn(membership::follow_policy(raft.clone(), ledger.clone()));
         tasks.spawn(feed_streams(peers.clone(), ledger.clone(), cosigner.clone()));
@@ -231,7 +252,7 @@ impl Node {
             log: log_reader,
             guard,
             snapshots: Arc::clone(&keeper),
-            receiving: Receiving::default(),
+            receiving: Arc::new(Receiving::default()),
         };
         Ok(Self {
             config,
@@ -247,11 +268,12 @@ impl Node {
             metrics,
             facts,
             tasks,
+            gave_up,
         })
     }
 
     /// Serves until `stop` completes or storage fails, then drains.
-    pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<Ended> {
         let Self {
             config,
             ledger,
@@ -266,6 +288,7 @@ impl Node {
             metrics,
             facts,
             mut tasks,
+            gave_up,
         } = self;
         let (me, policy) = (ledger.me(), Arc::clone(&ledger.view().policy));
         tracing::info!(
@@ -316,9 +339,10 @@ impl Node {
             });
         let mut server = tokio::spawn(server);
         tokio::pin!(stop);
-        let mut outcome = Ok(());
+        let mut outcome = Ok(Ended::Stopped);
         tokio::select! {
             () = &mut stop => tracing::info!("stopping: draining"),
+            Ok(()) = gave_up => outcome = Ok(Ended::GaveUp),
             reason = monitor.wait_failed() => {
                 let reason = reason.unwrap_or_else(|| "Raft's log closed".into());
                 tracing::error!(reason, "storage failed: this node acknowledges nothing more; free space or replace the disk, then restart");
@@ -327,10 +351,14 @@ impl Node {
                 outcome = Err(anyhow::anyhow!("storage failed: {reason}"));
             }
             ended = &mut server => {
-                outcome = ended.context("the gRPC server")?.context("the gRPC server");
+                outcome = ended.context("the gRPC server")?.context("the gRPC server").map(|()| Ended::Stopped);
             }
         }
-        let drain = Duration::from_millis(config.drain_ms);
+        // What runs rests on what is certified; what would still be asked for would not be.
+        let drain = match outcome {
+            Ok(Ended::GaveUp) => Duration::ZERO,
+            _ => Duration::from_millis(config.drain_ms),
+        };
         relay.drain(tokio::time::Instant::now() + drain);
         if tokio::time::timeout(drain, relay.drained()).await.is_err() {
             tracing::warn!("running requests did not end in time: cut");

@@ -421,6 +421,27 @@ impl LogStore {
         self.wait(outcome).await
     }
 
+    /// Gives up everything above `keep`, and what Raft held to be committed above `committed`. Only before Raft starts: a state
+    /// machine that applied those entries must not outlive them. The certified floor holds here too.
+    pub async fn give_up_above(&self, keep: u64, committed: LogId) -> Result<(), LogStoreError> {
+        let from = keep.saturating_add(1);
+        self.floor.allow_truncation(from)?;
+        {
+            let mut state = self.reader.shared.state();
+            if state.committed > Some(committed) {
+                state.committed = Some(committed);
+                state.committed_unsaved = true;
+            }
+        }
+        self.truncate_from(from).await?;
+        // A vote already held: this flushes the pointer also where there was nothing to truncate.
+        let vote = self.reader.shared.state().vote;
+        match vote {
+            Some(vote) => self.write_vote(vote).await,
+            None => Ok(()),
+        }
+    }
+
     async fn purge_upto(&self, upto: LogId) -> Result<(), LogStoreError> {
         let permit = self.permit().await?;
         let (done, outcome) = answer();

@@ -1,0 +1,367 @@
+//! Giving up a tail for a certified one. A lying leader can have this node apply, and sign, entries that nobody else will ever
+//! certify; from then on it refuses every honest leader's log, because it never takes back what it applied.
+//!
+//! **Decides** that the others are right only on a proof from genesis ([`Proof::verify`]: admin-signed policy chain, quotes,
+//! cosignatures of a quorum) of a checkpoint that this node's own tree neither extends nor leads up to. Not on cosignatures
+//! that it collected: which keys may sign on the other branch follows from that branch's evidence, and whoever restarted
+//! since has new ones. With at most f hostile nodes the proof also says that the own tail can never be certified: the quorum's
+//! honest members do not sign two histories, and those who are left are too few.
+//!
+//! **Refuses** to give up what this node itself saw certified: then more than f nodes are hostile, and people must look.
+//!
+//! ```text
+//! nothing certified for a while ─► a peer's directory: proof ─► its tiles: how long is the shared prefix?
+//!     ─► marker, durable ─► the process starts over ─► log cut, tiles and policies set aside, lock superseded ─► as any start
+//! ```
+//! The process starts over because nothing in memory may outlive the entries it came from. What is shared stays: others may
+//! count on this node's copy of it. The old lock stays on record and no longer binds: it was a signature by keys of an earlier
+//! boot over a tail that lost; the new lock is the proof's checkpoint.
+use crate::blobs::BlobStore;
+use crate::cosigner::{CosignerHandle, Lock};
+use crate::init::{Layout, write_durably};
+use crate::ledger::Ledger;
+use crate::peers::Peers;
+use crate::raft::types::LogId;
+use crate::raft::{CertifiedFloor, LogStore, LogStoreOptions, SnapshotStore};
+use crate::snapshots;
+use crate::tilestore::{StoreTail, TileReader, set_aside_beyond};
+use anyhow::Context as _;
+use borsh::{BorshDeserialize, BorshSerialize};
+use bytes::Bytes;
+use openraft::{EntryPayload, RaftLogReader as _};
+use quorate_core::command::CheckpointRef;
+use quorate_core::crypto::{Hash, encode};
+use quorate_core::ids::NodeId;
+use quorate_core::proof::{PROOF_BYTES_MAX, Proof};
+use quorate_core::state::State;
+use quorate_core::tlog::{
+    NodeReader, TILE_HEIGHT, TileKind, TilePath, TreeSize, decode_tile, prove_consistency, root_at,
+    tree_root, verify_consistency,
+};
+use quorate_proto::v1::mesh_client::MeshClient;
+use quorate_proto::v1::{DirectoryRequest, TileRequest};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// How long nothing may be certified before this node asks whether it is the one that is wrong.
+const STALLED: Duration = Duration::from_secs(3);
+/// Between two rounds of asking.
+const ASK_EVERY: Duration = Duration::from_secs(2);
+/// For one peer's answer.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Entries read at a time.
+const READ_ENTRIES: u64 = 256;
+
+/// The decision, on disk until it is carried out.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Marker {
+    version: u8,
+    /// Leaves that both histories share.
+    pub shared: TreeSize,
+    /// The checkpoint that was proven to be certified.
+    pub certified: CheckpointRef,
+}
+
+/// Why a peer's history says nothing about this node's.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// A tile did not come.
+    #[error("tile {0} did not come: {1}")]
+    Fetch(TilePath, String),
+    /// A tile is none.
+    #[error("tile {0} is damaged")]
+    Damaged(TilePath),
+    /// What the peer gave does not lead to the certified root.
+    #[error("the tiles do not lead to the certified root")]
+    NotTheTree,
+    /// The node's own tiles.
+    #[error("this node's own tiles cannot be read")]
+    Own(#[from] crate::tilestore::StoreError),
+}
+
+/// How many leaves this node's tree shares with a certified one, if one does not extend the other. Every root of `theirs` is
+/// proven to be of the certified tree, so whoever gave its nodes need not be believed.
+pub fn shared_prefix<R: NodeReader<Error = Unusable>>(
+    own: &TileReader,
+    theirs: &R,
+    certified: CheckpointRef,
+) -> Result<Option<TreeSize>, Unusable> {
+    let same = |size: TreeSize| -> Result<bool, Unusable> {
+        let root = root_at(theirs, size)?;
+        let proof = prove_consistency(theirs, size, certified.size).map_err(|_| Unusable::NotTheTree)?;
+        verify_consistency(size, root, certified.size, certified.root, &proof)
+            .map_err(|_| Unusable::NotTheTree)?;
+        Ok(own.root_at(size)? == root)
+    };
+    let top = own.size().min(certified.size);
+    if same(top)? {
+        return Ok(None);
+    }
+    // Genesis is shared, the top is not.
+    let (mut shared, mut differs) = (1, top.0);
+    if differs <= shared || !same(TreeSize(shared))? {
+        return Err(Unusable::NotTheTree);
+    }
+    while differs - shared > 1 {
+        let middle = shared + (differs - shared) / 2;
+        if same(TreeSize(middle))? { shared = middle } else { differs = middle }
+    }
+    Ok(Some(TreeSize(shared)))
+}
+
+/// A tree read from someone's tiles.
+struct Tiles<F> {
+    size: TreeSize,
+    fetch: F,
+    have: RefCell<BTreeMap<TilePath, Vec<Hash>>>,
+}
+
+impl<F: Fn(&TilePath) -> Result<Bytes, String>> Tiles<F> {
+    fn path(&self, tile_level: u8, number: u64) -> Result<TilePath, Unusable> {
+        let row = self.size.0.checked_shr(u32::from(tile_level) * u32::from(TILE_HEIGHT)).unwrap_or(0);
+        let kind = TileKind::Hashes(tile_level);
+        let path = if number < row >> TILE_HEIGHT {
+            TilePath::full(kind, number)
+        } else {
+            TilePath::of_width(kind, number, u16::try_from(row & 0xff).unwrap_or_default())
+        };
+        path.map_err(|_| Unusable::NotTheTree)
+    }
+}
+
+impl<F: Fn(&TilePath) -> Result<Bytes, String>> NodeReader for Tiles<F> {
+    type Error = Unusable;
+    fn node(&self, level: u8, index: u64) -> Result<Hash, Unusable> {
+        let (tile_level, height) = (level / TILE_HEIGHT, level % TILE_HEIGHT);
+        let bits = TILE_HEIGHT - height;
+        let path = self.path(tile_level, index >> bits)?;
+        let mut have = self.have.borrow_mut();
+        let hashes = match have.entry(path) {
+            std::collections::btree_map::Entry::Occupied(e) => e.into_mut(),
+            std::collections::btree_map::Entry::Vacant(place) => {
+                let bytes = (self.fetch)(&path).map_err(|e| Unusable::Fetch(path, e))?;
+                place.insert(decode_tile(&bytes, path.width()).map_err(|_| Unusable::Damaged(path))?)
+            }
+        };
+        let first = usize::try_from(index & ((1 << bits) - 1)).unwrap_or_default() << height;
+        let under = hashes.get(first..first + (1 << height)).ok_or(Unusable::NotTheTree)?;
+        Ok(tree_root(under))
+    }
+}
+
+/// The task that notices.
+pub struct GiveUp {
+    /// View.
+    pub ledger: Ledger,
+    /// Who is asked.
+    pub peers: Peers,
+    /// What this node saw certified.
+    pub cosigner: CosignerHandle,
+    /// The data folder.
+    pub root: PathBuf,
+    /// Told once, after the decision is durable.
+    pub decided: oneshot::Sender<()>,
+}
+
+impl GiveUp {
+    /// Runs until the node stops, or must start over.
+    pub async fn run(self) {
+        let mut last = (self.cosigner.certified(), Instant::now());
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let certified = self.cosigner.certified();
+            let certified_size = certified.map_or(TreeSize::ZERO, |c| c.size);
+            if certified != last.0 || self.ledger.view().checkpoint.size <= certified_size {
+                last = (certified, Instant::now());
+            }
+            if last.1.elapsed() < STALLED {
+                continue;
+            }
+            for node in self.peers.nodes() {
+                let Some(marker) = self.ask(node).await else { continue };
+                if marker.shared < certified_size {
+                    tracing::error!(
+                        node = node.0,
+                        certified = marker.certified.size.0,
+                        shared = marker.shared.0,
+                        "two certified histories: more nodes are hostile than the policy allows for; this node keeps its own"
+                    );
+                    continue;
+                }
+                if let Err(error) = write_durably(&Layout::new(&self.root).given_up(), &encode(&marker)) {
+                    tracing::error!(%error, "cannot write down that a tail is given up");
+                    continue;
+                }
+                tracing::error!(
+                    certified = marker.certified.size.0,
+                    shared = marker.shared.0,
+                    own = self.ledger.view().checkpoint.size.0,
+                    "this node's tail is not the certified one: giving it up and starting over"
+                );
+                let _stopping = self.decided.send(());
+                return;
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+    }
+
+    async fn ask(&self, node: NodeId) -> Option<Marker> {
+        let channel = self.peers.connected(node)?.channel();
+        let mut mesh = MeshClient::new(channel).max_decoding_message_size(PROOF_BYTES_MAX + 1024);
+        let reply = tokio::time::timeout(ANSWER, mesh.directory(DirectoryRequest {})).await.ok()?.ok()?;
+        let (bytes, cluster, own) = (reply.into_inner().proof, self.ledger.cluster(), self.ledger.tiles());
+        let (peers, runtime) = (self.peers.clone(), tokio::runtime::Handle::current());
+        let examined = tokio::task::spawn_blocking(move || {
+            let fetch = |path: &TilePath| runtime.block_on(fetch(&peers, node, path));
+            examine(&bytes, cluster, &own, fetch)
+        });
+        match examined.await.ok()? {
+            Ok(marker) => marker,
+            Err(why) => {
+                tracing::warn!(node = node.0, why, "a peer's proof of what is certified was of no use");
+                None
+            }
+        }
+    }
+}
+
+async fn fetch(peers: &Peers, node: NodeId, path: &TilePath) -> Result<Bytes, String> {
+    let mut client = peers.client(node).ok_or("no connection")?;
+    let call = client.tile(TileRequest { path: path.to_string() });
+    let reply = tokio::time::timeout(ANSWER, call).await.map_err(|e| e.to_string())?;
+    Ok(reply.map_err(|s| s.code().to_string())?.into_inner().data)
+}
+
+/// What follows from a peer's directory: nothing, or that this node's tail must go.
+pub fn examine(
+    proof: &[u8],
+    cluster: Hash,
+    own: &TileReader,
+    fetch: impl Fn(&TilePath) -> Result<Bytes, String>,
+) -> Result<Option<Marker>, String> {
+    let text = |e: &dyn std::error::Error| crate::report::chain(e);
+    let verified = Proof::from_bytes(proof).and_then(|p| p.verify(cluster)).map_err(|e| text(&e))?;
+    let certified = verified.certified.reference();
+    // Most of the time one root says that there is no conflict.
+    if certified.size <= own.size() && own.root_at(certified.size).is_ok_and(|r| r == certified.root) {
+        return Ok(None);
+    }
+    let theirs = Tiles { size: certified.size, fetch, have: RefCell::default() };
+    let shared = shared_prefix(own, &theirs, certified).map_err(|e| text(&e))?;
+    Ok(shared.map(|shared| Marker { version: 1, shared, certified }))
+}
+
+/// Carries out a decision found at start, before anything is opened. Each step may be repeated after a crash; the marker goes
+/// last.
+pub async fn finish(
+    layout: &Layout,
+    cluster: Hash,
+    genesis: &State,
+    blobs: &BlobStore,
+) -> anyhow::Result<bool> {
+    let path = layout.given_up();
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(e).context("cannot read which tail is given up"),
+    };
+    let marker: Marker = borsh::from_slice(&bytes)
+        .ok()
+        .filter(|m: &Marker| m.version == 1)
+        .with_context(|| format!("{} is damaged", path.display()))?;
+    let store = SnapshotStore::open(layout.root()).context("cannot open the snapshots")?;
+    let newest = store.load().context("cannot read the snapshots")?.newest;
+    let (mut state, tail, start, position) = match &newest {
+        Some(snapshot) => {
+            let opened = snapshots::open(&snapshot.content, cluster).map_err(anyhow::Error::msg)?;
+            let last = snapshot.meta.last_log_id;
+            (opened.state, opened.tail, last.map_or(0, |l| l.index + 1), last)
+        }
+        None => (genesis.clone(), StoreTail::default(), 0, None),
+    };
+    anyhow::ensure!(
+        state.checkpoint().size <= marker.shared,
+        "a snapshot of this node is beyond what it shares with the certified history: more nodes are hostile than the policy allows for"
+    );
+    let at_start = state.policy().version;
+
+    let log = LogStore::open(&layout.raft_log(), CertifiedFloor::new(), LogStoreOptions::default())
+        .context("cannot open Raft's log")?;
+    let (keep, committed) = kept(&log, &mut state, blobs, start, position, marker.shared).await?;
+    if let (Some(keep), Some(committed)) = (keep, committed) {
+        log.give_up_above(keep, committed).await.context("cannot cut Raft's log")?;
+    }
+    drop(log);
+
+    let moved = set_aside_beyond(&layout.tiles(), &tail).context("cannot set the tiles aside")?;
+    // Their documents are blobs: those of the shared history come back as its entries are applied again.
+    let aside = path.with_extension("policies");
+    for version in at_start.0.saturating_add(1).. {
+        let name = crate::directory::policy_file(quorate_core::ids::PolicyVersion(version));
+        let policy = layout.policies().join(&name);
+        if !policy.exists() {
+            break;
+        }
+        std::fs::create_dir_all(&aside).context("cannot set policies aside")?;
+        std::fs::rename(&policy, aside.join(&name)).context("cannot set a policy aside")?;
+    }
+    supersede(&layout.sign_lock(), marker.certified)?;
+    let unused = (0u64..).map(|n| layout.root().join(format!("given-up-{n}"))).find(|to| !to.exists());
+    std::fs::rename(&path, unused.unwrap_or_else(|| path.with_extension("done")))
+        .context("cannot put the decision away")?;
+    tracing::warn!(
+        shared = marker.shared.0,
+        kept = keep,
+        tiles = moved,
+        "a tail was given up for the certified one"
+    );
+    Ok(true)
+}
+
+/// The highest index to keep, and the last entry among those that may be applied: all that lies within the shared leaves.
+async fn kept(
+    log: &LogStore,
+    state: &mut State,
+    blobs: &BlobStore,
+    start: u64,
+    position: Option<LogId>,
+    shared: TreeSize,
+) -> anyhow::Result<(Option<u64>, Option<LogId>)> {
+    let mut reader = log.reader();
+    let (mut next, mut keep, mut committed) = (start, position.map(|p| p.index), position);
+    loop {
+        let entries = reader.try_get_log_entries(next..next.saturating_add(READ_ENTRIES)).await;
+        let entries = entries.map_err(|e| anyhow::anyhow!("cannot read Raft's log: {e}"))?;
+        if entries.is_empty() {
+            return Ok((keep, committed));
+        }
+        for entry in entries {
+            if let EntryPayload::Normal(batch) = &entry.payload {
+                if state.apply(batch.bytes(), blobs).checkpoint.size > shared {
+                    return Ok((keep, committed));
+                }
+                committed = Some(entry.log_id);
+            }
+            // Raft's own first entry is everybody's.
+            committed = committed.or(Some(entry.log_id));
+            (keep, next) = (Some(entry.log_id.index), entry.log_id.index.saturating_add(1));
+        }
+    }
+}
+
+/// The lock of the tail stays on record; what binds from here on is the certified checkpoint.
+fn supersede(path: &Path, certified: CheckpointRef) -> anyhow::Result<()> {
+    let describe = || format!("cannot use the sign lock {}", path.display());
+    let bytes = std::fs::read(path).with_context(describe)?;
+    let old = if bytes.is_empty() { None } else { Some(Lock::from_bytes(&bytes).with_context(describe)?) };
+    let parts = old.into_iter().flat_map(|l| [Some(l.checkpoint), l.superseded]).flatten();
+    let superseded = parts.filter(|c| *c != certified).max_by_key(|c| c.size);
+    write_durably(path, &encode(&Lock { checkpoint: certified, superseded })).with_context(describe)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,167 @@
+//! Two histories over real states, logs, tiles and locks: the one that a lying leader gave this node, and the certified one.
+use super::*;
+use crate::raft::types::{Batch as RaftBatch, Entry};
+use crate::tilestore::TileStore;
+use openraft::storage::RaftLogStorage as _;
+use openraft::storage::RaftLogStorageExt as _;
+use openraft::{CommittedLeaderId, EmptyNode, Membership};
+use quorate_core::command::{Batch, Command};
+use quorate_core::testing::{Log, Mesh};
+use std::collections::BTreeSet;
+
+fn id(term: u64, index: u64) -> LogId {
+    LogId::new(CommittedLeaderId::new(term, 1), index)
+}
+
+/// A mesh with a certified history, and a copy of it that went astray after `shared` leaves.
+struct Split {
+    mesh: Mesh,
+    astray: Log,
+    /// Raft's log of the node that went astray, and how many of its entries are shared.
+    entries: Vec<Entry>,
+    shared: (TreeSize, u64),
+}
+
+fn split(batches: usize) -> Split {
+    let mut mesh = Mesh::dark(4, 1, |_| ());
+    let mut batches_seen = Vec::new();
+    let mut apply = |mesh: &mut Mesh, commands: Vec<Command>| {
+        mesh.apply(commands.clone());
+        batches_seen.push(encode(&Batch { time: mesh.time, proposer: NodeId(1), commands }));
+    };
+    let recovery = mesh.recovery();
+    apply(&mut mesh, vec![Command::Recover(Box::new(recovery))]);
+    let evidence = (1..=4).map(|n| mesh.evidence(n)).collect();
+    apply(&mut mesh, evidence);
+    let shared = mesh.state().checkpoint().size;
+    let mut astray = mesh.log.clone();
+    let mut entries: Vec<Entry> = batches_seen.iter().map(|b| normal(1, b.clone())).collect();
+    let count = entries.len() as u64;
+    for n in 0..batches {
+        // The same batches, of another leader: every leaf differs.
+        mesh.apply(Vec::new());
+        let time = mesh.time.plus_ms(n as u64);
+        let batch = encode(&Batch { time, proposer: NodeId(2), commands: Vec::new() });
+        astray.apply_bytes(&batch, &mesh.fleet.blobs);
+        entries.push(normal(2, batch));
+    }
+    let members = (1..=4).map(|n| (n, EmptyNode {})).collect::<std::collections::BTreeMap<_, _>>();
+    let first = Membership::new(vec![BTreeSet::from([1, 2, 3, 4])], members);
+    entries.insert(0, Entry { log_id: id(0, 0), payload: EntryPayload::Membership(first) });
+    for (index, entry) in entries.iter_mut().enumerate() {
+        entry.log_id.index = index as u64;
+    }
+    Split { mesh, astray, entries, shared: (shared, count) }
+}
+
+fn normal(term: u64, batch: Vec<u8>) -> Entry {
+    Entry { log_id: id(term, 0), payload: EntryPayload::Normal(RaftBatch::new(batch).unwrap()) }
+}
+
+fn tiles_of(dir: &Path, leaves: &[Vec<u8>]) -> TileStore {
+    let mut tiles = TileStore::create(dir).unwrap();
+    tiles.append(leaves).unwrap();
+    tiles
+}
+
+#[test]
+fn a_certified_history_shows_where_this_node_went_astray() {
+    for batches in [1, 5, 300] {
+        let s = split(batches);
+        let folder = tempfile::tempdir().unwrap();
+        let own = tiles_of(&folder.path().join("own"), &s.astray.leaves).reader();
+        let theirs = tiles_of(&folder.path().join("theirs"), &s.mesh.log.leaves).reader();
+        let proof = encode(&s.mesh.proof(&[]));
+        let cluster = s.mesh.fleet.cluster();
+        let fetch = |path: &TilePath| theirs.tile(path).map_err(|e| e.to_string());
+        let marker = examine(&proof, cluster, &own, fetch).unwrap().unwrap();
+        assert_eq!(marker.shared, s.shared.0);
+        assert_eq!(marker.certified, s.mesh.state().checkpoint());
+
+        // A node that agrees, that is behind, or that is ahead: nothing to give up.
+        let behind = &s.mesh.log.leaves[..s.mesh.log.leaves.len() - 1];
+        let mut ahead = s.mesh.log.leaves.clone();
+        ahead.push(b"not certified yet".to_vec());
+        for (name, leaves) in [("same", &s.mesh.log.leaves[..]), ("behind", behind), ("ahead", &ahead)] {
+            let own = tiles_of(&folder.path().join(name), leaves).reader();
+            assert_eq!(examine(&proof, cluster, &own, fetch).unwrap(), None, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_lies_about_its_tiles_or_its_proof_moves_nobody() {
+    let s = split(5);
+    let folder = tempfile::tempdir().unwrap();
+    let own_leaves = &s.mesh.log.leaves[..s.mesh.log.leaves.len() - 1];
+    let own = tiles_of(&folder.path().join("own"), own_leaves).reader();
+    let theirs = tiles_of(&folder.path().join("theirs"), &s.mesh.log.leaves).reader();
+    let proof = encode(&s.mesh.proof(&[]));
+    let flipped = |path: &TilePath| {
+        let mut tile = theirs.tile(path).map_err(|e| e.to_string())?.to_vec();
+        tile[3] ^= 1;
+        Ok(Bytes::from(tile))
+    };
+    let error = examine(&proof, s.mesh.fleet.cluster(), &own, flipped).unwrap_err();
+    assert_eq!(error, "the tiles do not lead to the certified root");
+
+    // Cosigned by two of four only.
+    let mut few = s.mesh.proof(&[]);
+    few.cosignatures.truncate(2);
+    let fetch = |path: &TilePath| theirs.tile(path).map_err(|e| e.to_string());
+    let error = examine(&encode(&few), s.mesh.fleet.cluster(), &own, fetch).unwrap_err();
+    assert!(error.contains("not certified"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_is_given_up_and_nothing_shared_is_lost() {
+    let s = split(300);
+    let folder = tempfile::tempdir().unwrap();
+    let layout = Layout::new(folder.path());
+    let blobs = BlobStore::open(folder.path()).unwrap();
+    for blob in s.mesh.fleet.blobs.0.values() {
+        blobs.put(blob).unwrap();
+    }
+    let (genesis, leaf) = s.mesh.fleet.genesis();
+    let cluster = s.mesh.fleet.cluster();
+    LogStore::create(&layout.raft_log()).unwrap();
+    tiles_of(&layout.tiles(), &s.astray.leaves);
+    let tail_lock = Lock { checkpoint: s.astray.state.checkpoint(), superseded: None };
+    std::fs::write(layout.sign_lock(), encode(&tail_lock)).unwrap();
+    let end = s.entries.len() as u64 - 1;
+    {
+        let options = LogStoreOptions::default();
+        let mut log = LogStore::open(&layout.raft_log(), CertifiedFloor::new(), options).unwrap();
+        log.save_vote(&crate::raft::types::Vote::new(2, 1)).await.unwrap();
+        log.blocking_append(s.entries.clone()).await.unwrap();
+        log.save_committed(Some(s.entries[end as usize].log_id)).await.unwrap();
+    }
+    assert!(!finish(&layout, cluster, &genesis, &blobs).await.unwrap(), "nothing was decided yet");
+    let certified = s.mesh.state().checkpoint();
+    let marker = Marker { version: 1, shared: s.shared.0, certified };
+    write_durably(&layout.given_up(), &encode(&marker)).unwrap();
+    assert!(finish(&layout, cluster, &genesis, &blobs).await.unwrap());
+    assert!(!layout.given_up().exists());
+
+    // The log ends with the shared entries, and says that no more is committed.
+    let options = LogStoreOptions::default();
+    let mut log = LogStore::open(&layout.raft_log(), CertifiedFloor::new(), options).unwrap();
+    let last = s.entries[s.shared.1 as usize].log_id;
+    assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(last));
+    assert_eq!(log.read_committed().await.unwrap(), Some(last));
+    // What a start makes of it: the shared state, over which the certified leaves go without a fork.
+    let mut state = genesis.clone();
+    let mut tiles = TileStore::open(&layout.tiles(), &StoreTail::default()).unwrap();
+    tiles.append(&[leaf]).unwrap();
+    for entry in log.try_get_log_entries(0..=end).await.unwrap() {
+        let EntryPayload::Normal(batch) = entry.payload else { continue };
+        tiles.append(&state.apply(batch.bytes(), &blobs).leaf_bytes).unwrap();
+    }
+    assert_eq!(state.checkpoint().size, s.shared.0);
+    tiles.append(&s.mesh.log.leaves[s.shared.0.0 as usize..]).unwrap();
+    assert_eq!(tiles.head(), (certified.size, certified.root));
+    // The old lock is on record.
+    let lock = Lock::from_bytes(&std::fs::read(layout.sign_lock()).unwrap()).unwrap();
+    assert_eq!(lock, Lock { checkpoint: certified, superseded: Some(tail_lock.checkpoint) });
+    assert!(layout.tiles().join("set-aside").exists());
+}
