@@ -26,6 +26,7 @@ use crate::raft::types::Raft;
 use crate::raft::{CertifiedFloor, LogMonitor, LogStore, LogStoreOptions, SnapshotStore};
 use crate::recovery::{Contributor, Recovery, ask_for_own_lock};
 use crate::relay::{KeyerPort, Relay};
+use crate::services::gate::Gate;
 use crate::services::mesh::{MeshService, NodeFacts};
 use crate::services::peer::{HeadChecker, PeerService};
 use crate::snapshots::{NodeSnapshots, Receiving};
@@ -309,6 +310,7 @@ impl Node {
         } else if raft.metrics().borrow().vote.leader_id().voted_for() == Some(me.0) {
             proposer::new_term(&raft).await;
         }
+        let peers = facts.peers.clone();
         let incoming = Incoming::new(grpc, &boot.identity, Limits::default())?;
         let (note_tx, note_rx) = watch::channel(Arc::from(""));
         tasks.spawn(publish_notes(ledger.clone(), note_tx));
@@ -329,11 +331,12 @@ impl Node {
             .add_service(health)
             .add_service(reflection)
             .add_service(mesh_service.into_server())
-            .add_service(
+            .add_service(Gate::new(
                 PeerServer::new(peer_service)
                     .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
                     .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX),
-            )
+                peers,
+            ))
             .serve_with_incoming_shutdown(incoming, async move {
                 let _closed = drain.wait_for(|d| *d).await;
             });

@@ -12,7 +12,8 @@ use quorate_attest::evidence::{BootKeys, Evidence};
 use quorate_attest::qualifying;
 use quorate_core::command::Alarm;
 use quorate_core::ids::NodeId;
-use quorate_core::state::appraise_member;
+use quorate_core::state::{Blobs, appraise_member};
+use quorate_core::tlog::{Hash, sha256};
 use quorate_proto::PEER_MESSAGE_BYTES_MAX;
 use quorate_proto::v1::peer_client::PeerClient;
 use quorate_proto::v1::{AdmitReply, AdmitRequest, ChallengeReply, ChallengeRequest};
@@ -25,8 +26,9 @@ use tonic::transport::Channel;
 
 /// A channel admission is good for this long: then the peer's evidence stands in the log, or it proves itself again.
 const ADMISSION_LASTS: Duration = Duration::from_secs(600);
-/// Challenges that wait for their answer.
-const CHALLENGES_MAX: usize = 64;
+/// Challenges that wait for their answer, one for each connection, the newest connections': to throw out an honest peer's,
+/// somebody must open as many in the time of one quote.
+const CHALLENGES_MAX: usize = 8192;
 /// The same refusal of the same member is said once in this time: anybody can knock.
 const REFUSAL_AGAIN: Duration = Duration::from_secs(60);
 
@@ -60,7 +62,8 @@ struct Inner {
     blobs: BlobStore,
     links: Mutex<BTreeMap<NodeId, PeerLink>>,
     admitted: Mutex<HashMap<PublicKey, Admission>>,
-    challenges: Mutex<HashMap<u64, [u8; 32]>>,
+    /// By connection; ids rise.
+    challenges: Mutex<BTreeMap<u64, [u8; 32]>>,
     /// When a member's refusal was last put into the log; members and checks are few.
     refusals: Mutex<HashMap<(NodeId, String), Instant>>,
 }
@@ -192,6 +195,11 @@ impl Peers {
         self.connected(node).map(|c| client_of(c.channel()))
     }
 
+    /// A client over a connection to a member, for a caller who must know when the connection changes.
+    pub fn client_on(&self, connected: &Connected) -> PeerClient<Channel> {
+        client_of(connected.channel())
+    }
+
     /// A client to a member whose key on the open connection is an attested boot key right now.
     pub fn attested_client(&self, node: NodeId) -> Option<PeerClient<Channel>> {
         let connected = self.connected(node)?;
@@ -230,10 +238,10 @@ impl Peers {
     pub fn challenge(&self, connection: u64, key: PublicKey) -> Result<ChallengeReply, NotAdmitted> {
         let challenge = random()?;
         let mut challenges = lock(&self.inner.challenges);
-        if challenges.len() >= CHALLENGES_MAX {
-            challenges.clear();
-        }
         challenges.insert(connection, challenge);
+        while challenges.len() > CHALLENGES_MAX {
+            challenges.pop_first();
+        }
         let known = self.standing(key).is_some();
         Ok(ChallengeReply { challenge: challenge.to_vec().into(), known })
     }
@@ -257,7 +265,7 @@ impl Peers {
         )?;
         let theirs: [u8; 32] = request.challenge.as_ref().try_into().map_err(|_| NotAdmitted::Malformed)?;
         let (evidence, blobs) = self.quote(from, &theirs, exporter).await?;
-        lock(&self.inner.admitted).insert(key, Admission { node: from, at: Instant::now() });
+        self.remember(key, from);
         tracing::info!(node = from.0, "a peer proved itself in the channel");
         Ok(AdmitReply { node: me.0, boot: encode(&self.inner.boot.keys), evidence, blobs })
     }
@@ -286,8 +294,20 @@ impl Peers {
         let boot: BootKeys = borsh::from_slice(&reply.boot).map_err(|_| NotAdmitted::Malformed)?;
         let proven = Proven { node, to: me, boot: &boot, challenge: &ours, exporter: connected.exporter() };
         self.appraise(proven, connected.peer_key(), &reply.evidence, &reply.blobs)?;
-        lock(&self.inner.admitted).insert(connected.peer_key(), Admission { node, at: Instant::now() });
+        self.remember(connected.peer_key(), node);
         Ok(())
+    }
+
+    /// A member has one boot, so one key.
+    fn remember(&self, key: PublicKey, node: NodeId) {
+        let mut admitted = lock(&self.inner.admitted);
+        admitted.retain(|_, a| a.node != node);
+        admitted.insert(key, Admission { node, at: Instant::now() });
+    }
+
+    /// Whether a challenge waits for this connection's answer.
+    pub fn is_challenged(&self, connection: u64) -> bool {
+        lock(&self.inner.challenges).contains_key(&connection)
     }
 
     async fn quote(
@@ -324,16 +344,20 @@ impl Peers {
             return Err(NotAdmitted::WrongKey);
         }
         let evidence: Evidence = borsh::from_slice(evidence).map_err(|_| NotAdmitted::Malformed)?;
-        for blob in blobs.iter().take(2) {
-            self.inner.blobs.put(blob).map_err(|_| NotAdmitted::Malformed)?;
-        }
+        // Kept only once they explain a quote of a member's TPM: anybody may get this far.
+        let shown = Shown { sent: blobs.iter().take(2).collect(), kept: &self.inner.blobs };
         let cluster = self.inner.ledger.cluster();
         let Proven { node, to, boot, challenge, exporter } = proven;
         let expected = qualifying::for_channel(&cluster.0, challenge, exporter, node.0, to.0, boot);
         let (policy, floor) =
             self.inner.ledger.read(|s| (Arc::clone(s.policy()), s.nodes().get(&node).and_then(|r| r.floor)));
-        match appraise_member(&policy, node, &evidence, &expected, floor.as_ref(), &self.inner.blobs) {
-            Ok(Ok(_)) => Ok(()),
+        match appraise_member(&policy, node, &evidence, &expected, floor.as_ref(), &shown) {
+            Ok(Ok(_)) => {
+                for blob in shown.sent {
+                    self.inner.blobs.put(blob).map_err(|_| NotAdmitted::Malformed)?;
+                }
+                Ok(())
+            }
             Ok(Err(check)) => {
                 self.say_refused(node, &check);
                 Err(NotAdmitted::Refused(check))
@@ -355,6 +379,19 @@ fn kind(error: NotAdmitted) -> AdmissionError {
         | NotAdmitted::Attester(_)
         | NotAdmitted::Randomness(_)
         | NotAdmitted::NoChallenge => AdmissionError::Incomplete(error.into()),
+    }
+}
+
+/// What came with a quote, before what is kept.
+struct Shown<'a> {
+    sent: Vec<&'a bytes::Bytes>,
+    kept: &'a BlobStore,
+}
+
+impl Blobs for Shown<'_> {
+    fn blob(&self, digest: &Hash) -> Option<Vec<u8>> {
+        let sent = self.sent.iter().find(|b| sha256(b) == *digest);
+        sent.map(|b| b.to_vec()).or_else(|| self.kept.blob(digest))
     }
 }
 
