@@ -21,16 +21,22 @@ use quorate_core::command::{ClientCommand, ClientSigned};
 use quorate_core::crypto::{Hash, encode};
 use quorate_core::ids::NodeId;
 use quorate_proto::v1::ProposeRequest;
+use quorate_transport::Connected;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
 
 /// Bytes of commands in a batch: well below the largest entry.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// Commands queued at a leader before callers are turned away.
 const QUEUE_MAX: usize = 16 * COMMANDS_MAX;
+/// Of them, commands that one node has in a lane: a hostile one fills no queue but its own part.
+const QUEUE_PER_NODE_MAX: usize = QUEUE_MAX / 4;
+/// Evidence, recovery and admin commands of one node in the queue: it has one or two at a time, and they go before all others.
+const FIRST_PER_NODE_MAX: usize = 8;
 /// How long settlements and reports wait for company.
 const LAZY: Duration = Duration::from_millis(200);
 /// An unanswered command is sent again to whoever leads then.
@@ -41,6 +47,8 @@ const WITHHELD: Duration = Duration::from_secs(2);
 const STUCK: Duration = Duration::from_secs(3);
 /// At most one such campaign in this time.
 const CAMPAIGN_EVERY: Duration = Duration::from_secs(10);
+/// Messages to the leader that wait for the connection; each holds all commands that came meanwhile.
+const PROPOSALS_WAITING_MAX: usize = 64;
 /// After this nobody waits for the outcome any more.
 const FORGET: Duration = Duration::from_secs(10);
 
@@ -57,29 +65,58 @@ struct QueueInner {
 }
 
 #[derive(Default)]
+struct Lane {
+    commands: VecDeque<(NodeId, Command)>,
+    of_node: HashMap<NodeId, usize>,
+}
+
+impl Lane {
+    fn push(&mut self, from: NodeId, command: Command, per_node_max: usize) -> bool {
+        let held = self.of_node.entry(from).or_default();
+        if self.commands.len() >= QUEUE_MAX || *held >= per_node_max {
+            return false;
+        }
+        *held += 1;
+        self.commands.push_back((from, command));
+        true
+    }
+
+    fn pop(&mut self) -> Option<Command> {
+        let (from, command) = self.commands.pop_front()?;
+        if let Some(held) = self.of_node.get_mut(&from) {
+            *held = held.saturating_sub(1);
+        }
+        Some(command)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.commands.is_empty()
+    }
+}
+
+#[derive(Default)]
 struct Lanes {
-    first: VecDeque<Command>,
-    normal: VecDeque<Command>,
-    lazy: VecDeque<Command>,
+    first: Lane,
+    normal: Lane,
+    lazy: Lane,
     lazy_since: Option<Instant>,
 }
 
 impl Queue {
-    /// Adds a command; false when full.
-    pub fn push(&self, command: Command) -> bool {
+    /// Adds a command that came from a node; false when its part is full.
+    pub fn push(&self, from: NodeId, command: Command) -> bool {
         let mut lanes = self.inner.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        let lane = if command.goes_first() {
-            &mut lanes.first
+        let (lane, per_node_max) = if command.goes_first() {
+            (&mut lanes.first, FIRST_PER_NODE_MAX)
         } else if is_lazy(&command) {
             lanes.lazy_since.get_or_insert_with(Instant::now);
-            &mut lanes.lazy
+            (&mut lanes.lazy, QUEUE_PER_NODE_MAX)
         } else {
-            &mut lanes.normal
+            (&mut lanes.normal, QUEUE_PER_NODE_MAX)
         };
-        if lane.len() >= QUEUE_MAX {
+        if !lane.push(from, command, per_node_max) {
             return false;
         }
-        lane.push_back(command);
         drop(lanes);
         self.inner.filled.notify_one();
         true
@@ -100,7 +137,7 @@ impl Queue {
         let (mut commands, mut bytes) = (Vec::new(), 0);
         for lane in [first, normal, lazy] {
             while commands.len() < COMMANDS_MAX && bytes < BATCH_BYTES_MAX {
-                let Some(command) = lane.pop_front() else { break };
+                let Some(command) = lane.pop() else { break };
                 bytes += encode(&command).len();
                 commands.push(command);
             }
@@ -219,6 +256,7 @@ impl Courier {
         let mut settlements: Vec<Settlement> = Vec::new();
         let mut settle_at: Option<Instant> = None;
         let mut campaigned: Option<Instant> = None;
+        let mut proposals = None;
         let mut tick = tokio::time::interval(Duration::from_millis(100));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut inbox = Vec::with_capacity(256);
@@ -277,7 +315,7 @@ impl Courier {
                 due.push(digest);
             }
             due.extend(underway.iter().filter(|(_, u)| now - u.last_sent > RESEND).map(|(d, _)| *d));
-            self.carry(&mut underway, &due);
+            self.carry(&mut underway, &due, &mut proposals);
         }
     }
 
@@ -285,7 +323,7 @@ impl Courier {
         Command::Node(NodeSigned::sign(self.ledger.cluster(), self.ledger.me(), body, &self.boot.cosign))
     }
 
-    fn carry(&self, underway: &mut HashMap<Hash, Underway>, due: &[Hash]) {
+    fn carry(&self, underway: &mut HashMap<Hash, Underway>, due: &[Hash], open: &mut Option<Proposals>) {
         if due.is_empty() {
             return;
         }
@@ -297,13 +335,13 @@ impl Courier {
                 u.last_sent = now;
                 let kept = u.blobs.iter().try_for_each(|b| self.blobs.put(b).map(drop));
                 match kept {
-                    Ok(()) => drop(self.queue.push(u.parsed.clone())),
+                    Ok(()) => drop(self.queue.push(leader, u.parsed.clone())),
                     Err(error) => tracing::error!(%error, "cannot keep a blob"),
                 }
             }
             return;
         }
-        let Some(mut client) = self.peers.client(leader) else { return };
+        let Some(connected) = self.peers.connected(leader) else { return };
         let mut request = ProposeRequest::default();
         for digest in due {
             let Some(u) = underway.get_mut(digest) else { continue };
@@ -311,10 +349,70 @@ impl Courier {
             request.commands.push(u.command.clone());
             request.blobs.extend(u.blobs.iter().cloned());
         }
+        if open.as_ref().is_none_or(|p| !p.leads_to(&connected)) {
+            *open = Some(Proposals::open(&self.peers, connected));
+        }
+        // One that does not fit is sent again, as one that is lost.
+        if let Some(proposals) = open
+            && proposals.messages.try_send(request).is_err()
+        {
+            tracing::debug!("a proposal waits for the leader");
+        }
+    }
+}
+
+/// A stream of proposals, on one connection to a leader.
+struct Proposals {
+    connected: Arc<Connected>,
+    messages: mpsc::Sender<ProposeRequest>,
+}
+
+impl Proposals {
+    fn open(peers: &Peers, connected: Arc<Connected>) -> Self {
+        let (messages, receiver) = mpsc::channel(PROPOSALS_WAITING_MAX);
+        let mut client = peers.client_on(&connected);
         tokio::spawn(async move {
-            if let Err(status) = client.propose(request).await {
+            if let Err(status) = client.propose_stream(ReceiverStream::new(receiver)).await {
                 tracing::debug!(code = %status.code(), "the leader did not take a proposal");
             }
         });
+        Self { connected, messages }
+    }
+
+    fn leads_to(&self, connected: &Arc<Connected>) -> bool {
+        Arc::ptr_eq(&self.connected, connected) && !self.messages.is_closed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quorate_core::command::Alarm;
+    use quorate_core::testing::key;
+
+    #[test]
+    fn one_node_fills_no_queue_but_its_own_part() {
+        let queue = Queue::default();
+        let policy = || {
+            let change =
+                quorate_core::command::PolicyCommand { document: Hash([1; 32]), signatures: Vec::new() };
+            Command::Policy(change)
+        };
+        let alarm = |n: u64| {
+            let alarm = Alarm::Withheld { command: Hash([n as u8; 32]) };
+            Command::Node(NodeSigned::sign(Hash([0; 32]), NodeId(n), NodeCommand::Alarm(alarm), &key("n")))
+        };
+        let (hostile, honest) = (NodeId(1), NodeId(2));
+        let spam = alarm(1);
+        assert_eq!(
+            (0..2 * QUEUE_MAX).filter(|_| queue.push(hostile, spam.clone())).count(),
+            QUEUE_PER_NODE_MAX
+        );
+        assert_eq!((0..99).filter(|_| queue.push(hostile, policy())).count(), FIRST_PER_NODE_MAX);
+        assert!(queue.push(honest, alarm(2)));
+        assert!(queue.push(honest, policy()));
+        // What was taken makes room again.
+        assert_eq!(queue.take().len(), COMMANDS_MAX);
+        assert!(queue.push(hostile, policy()) && queue.push(hostile, spam));
     }
 }

@@ -13,9 +13,14 @@ use openraft::raft::{
 use openraft::{AnyError, EmptyNode, RPCTypes};
 use quorate_core::ids::NodeId;
 use quorate_proto::v1::RaftMessage;
+use quorate_transport::Connected;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 
 /// Makes a client for each peer.
 #[derive(Clone)]
@@ -34,6 +39,32 @@ pub struct PeerNetwork {
     me: NodeId,
     target: NodeId,
     guard: TermGuard,
+    /// Open while the last append on it was answered: Raft has one on its way to a peer at a time.
+    appends: Option<Appends>,
+}
+
+/// A stream of appends, on one connection.
+struct Appends {
+    connected: Arc<Connected>,
+    messages: mpsc::Sender<RaftMessage>,
+    answers: Streaming<RaftMessage>,
+}
+
+impl Appends {
+    async fn open(peers: &Peers, connected: Arc<Connected>) -> Result<Self, CallError> {
+        let (messages, receiver) = mpsc::channel(1);
+        let mut client = peers.client_on(&connected);
+        let opened = client.append_stream(ReceiverStream::new(receiver)).await;
+        let answers = opened.map_err(|s| CallError::Status(s.code()))?.into_inner();
+        Ok(Self { connected, messages, answers })
+    }
+
+    async fn exchange(&mut self, message: RaftMessage) -> Result<RaftMessage, CallError> {
+        // A closed stream says why below.
+        let _closed = self.messages.send(message).await;
+        let answer = self.answers.message().await.map_err(|s| CallError::Status(s.code()))?;
+        answer.ok_or(CallError::Status(tonic::Code::Cancelled))
+    }
 }
 
 /// What travels back: Raft's own answer or error.
@@ -75,6 +106,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             me: self.me,
             target: NodeId(target),
             guard: self.guard.clone(),
+            appends: None,
         }
     }
 }
@@ -87,7 +119,7 @@ impl PeerNetwork {
         A: DeserializeOwned,
         E: DeserializeOwned + std::error::Error + Clone + 'static,
     >(
-        &self,
+        &mut self,
         call: Call,
         request: &Q,
         option: &RPCOption,
@@ -115,24 +147,44 @@ impl PeerNetwork {
     }
 
     async fn exchange<Q: Serialize, A: DeserializeOwned, E: DeserializeOwned>(
-        &self,
+        &mut self,
         call: Call,
         request: &Q,
         within: Duration,
     ) -> Result<Answer<A, E>, CallError> {
-        let mut client = self.peers.client(self.target).ok_or(CallError::NotConnected(self.target))?;
+        let connected = self.peers.connected(self.target).ok_or(CallError::NotConnected(self.target))?;
         let message = postcard::to_stdvec(request).map_err(|_| CallError::Undecodable)?.into();
         let message = RaftMessage { message };
         let answer = async {
-            match call {
-                Call::Append => client.append_entries(message).await,
+            let mut client = self.peers.client_on(&connected);
+            let answer = match call {
+                Call::Append => return self.append(connected, message).await,
                 Call::Vote => client.vote(message).await,
                 Call::Snapshot => client.install_snapshot(message).await,
-            }
+            };
+            answer.map(tonic::Response::into_inner).map_err(|s| CallError::Status(s.code()))
         };
-        let answer = tokio::time::timeout(within, answer).await.map_err(|_| CallError::TimedOut)?;
-        let answer = answer.map_err(|s| CallError::Status(s.code()))?.into_inner();
+        let answer = tokio::time::timeout(within, answer).await.map_err(|_| CallError::TimedOut)??;
         postcard::from_bytes(&answer.message).map_err(|_| CallError::Undecodable)
+    }
+}
+
+impl PeerNetwork {
+    /// On the open stream, or a new one. It is taken out meanwhile: an answer that nobody waited for would otherwise be taken
+    /// for the next append's.
+    async fn append(
+        &mut self,
+        connected: Arc<Connected>,
+        message: RaftMessage,
+    ) -> Result<RaftMessage, CallError> {
+        let open = self.appends.take().filter(|a| Arc::ptr_eq(&a.connected, &connected));
+        let mut appends = match open {
+            Some(appends) => appends,
+            None => Appends::open(&self.peers, connected).await?,
+        };
+        let answer = appends.exchange(message).await?;
+        self.appends = Some(appends);
+        Ok(answer)
     }
 }
 

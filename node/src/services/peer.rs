@@ -12,6 +12,7 @@ use crate::raft::network::Answer;
 use crate::raft::types::{Raft, RaftNodeId, Snapshot, SnapshotMeta, TypeConfig, Vote};
 use crate::recovery::Contributor;
 use crate::snapshots::{self, NodeSnapshots, Receiving};
+use futures::{Stream, StreamExt as _};
 use openraft::EntryPayload;
 use openraft::error::{InstallSnapshotError, RaftError};
 use openraft::raft::{
@@ -25,16 +26,46 @@ use quorate_core::tlog::{Cosignature, TreeSize};
 use quorate_proto::COMMAND_BYTES_MAX;
 use quorate_proto::v1;
 use quorate_proto::v1::peer_server::Peer;
-use quorate_transport::Channel;
+use quorate_transport::{Channel, PublicKey};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Cursor;
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tonic::{Request, Response, Status, Streaming};
 
 /// A policy that a membership follows is applied within this, or the leader sends the membership again.
 const MEMBERSHIP_WAIT: Duration = Duration::from_millis(200);
+/// Bytes of blobs that one node may have kept at once: its logs after a start, several times over.
+const BLOB_BURST_BYTES: u64 = 64 * 1024 * 1024;
+/// And in a second, from then on: a measurement list grows, and each length of it is a blob.
+const BLOB_BYTES_PER_SECOND: u64 = 256 * 1024;
+
+/// How much each node may have this one keep.
+#[derive(Debug, Default)]
+pub struct BlobBudget {
+    left: Mutex<HashMap<NodeId, (u64, Instant)>>,
+}
+
+impl BlobBudget {
+    fn take(&self, node: NodeId, bytes: usize, now: Instant) -> bool {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let (have, since) = left.entry(node).or_insert((BLOB_BURST_BYTES, now));
+        let seconds = now.saturating_duration_since(*since).as_secs();
+        if seconds > 0 {
+            *have = have.saturating_add(seconds.saturating_mul(BLOB_BYTES_PER_SECOND)).min(BLOB_BURST_BYTES);
+            *since = now;
+        }
+        let rest = have.checked_sub(bytes as u64);
+        if let Some(rest) = rest {
+            *have = rest;
+        }
+        rest.is_some()
+    }
+}
+
 /// Commands in one proposal.
 const PROPOSED_MAX: usize = 512;
 
@@ -45,7 +76,8 @@ pub trait HeadChecker: Send + Sync + 'static {
     async fn check_head(&self, relay: NodeId, request: v1::CheckHeadRequest) -> v1::CheckHeadReply;
 }
 
-/// The service.
+/// The service. Cheap to clone.
+#[derive(Clone)]
 pub struct PeerService {
     /// View.
     pub ledger: Ledger,
@@ -69,8 +101,10 @@ pub struct PeerService {
     pub guard: TermGuard,
     /// Snapshots.
     pub snapshots: Arc<NodeSnapshots>,
+    /// What peers may have kept.
+    pub blob_budget: Arc<BlobBudget>,
     /// Snapshots on their way here.
-    pub receiving: Receiving,
+    pub receiving: Arc<Receiving>,
 }
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -86,7 +120,10 @@ fn channel<T>(request: &Request<T>) -> Result<Channel, Status> {
 impl PeerService {
     /// Any member that proved itself, in the log or in the channel.
     fn member<T>(&self, request: &Request<T>) -> Result<Standing, Status> {
-        let key = channel(request)?.peer_key();
+        self.standing(channel(request)?.peer_key())
+    }
+
+    fn standing(&self, key: PublicKey) -> Result<Standing, Status> {
         self.peers.standing(key).ok_or_else(|| Status::permission_denied("not a member that proved itself"))
     }
 
@@ -207,6 +244,98 @@ impl PeerService {
         Ok(())
     }
 
+    /// Hands Raft's entries on, once everything in them that can be checked here was.
+    async fn append(&self, node: NodeId, message: &v1::RaftMessage) -> Result<v1::RaftMessage, Status> {
+        let mut rpc: AppendEntriesRequest<TypeConfig> = decode(message)?;
+        from_vote(node, rpc.vote.leader_id.node_id)?;
+        self.check_leader(node, &rpc.vote)?;
+        guard::check_sequence(&rpc).map_err(|lie| lied(node, lie))?;
+        self.check_history(node, &rpc).await?;
+        let ours = match rpc.leader_commit {
+            Some(commit) => self.log.log_id_at(commit.index).await.ok().flatten(),
+            None => None,
+        };
+        rpc.leader_commit = guard::commit_of(&rpc, ours).map_err(|lie| lied(node, lie))?;
+        let cut = self.cut_memberships(node, &mut rpc).await;
+        self.check_entries(node, &rpc).await?;
+        let top = rpc.entries.last().map(|e| e.log_id).or(rpc.prev_log_id);
+        let result = self.raft.append_entries(rpc).await;
+        answer(result.map(|answer| match answer {
+            AppendEntriesResponse::Success if cut => AppendEntriesResponse::PartialSuccess(top),
+            other => other,
+        }))
+    }
+
+    /// Queues what a peer proposes, if this node leads.
+    /// A node proposes its own evidence and statements, recoveries, what clients signed, and what admins signed.
+    fn may_propose(&self, from: NodeId, command: &Command, blobs: &[bytes::Bytes]) -> bool {
+        match command {
+            Command::Evidence(c) => c.node == from,
+            Command::Node(c) => c.node == from,
+            Command::Client(_) | Command::Recover(_) => true,
+            Command::Policy(c) => {
+                let sent = blobs.iter().find(|b| quorate_core::tlog::sha256(b) == c.document);
+                let document = sent.map(|b| b.to_vec()).or_else(|| self.blobs.blob(&c.document));
+                let policy = Arc::clone(&self.ledger.view().policy);
+                document.is_some_and(|d| policy.check_signers(&c.with_document(d)).is_ok())
+            }
+        }
+    }
+
+    fn queue_proposal(
+        &self,
+        standing: Standing,
+        request: &v1::ProposeRequest,
+    ) -> Result<v1::ProposeReply, Status> {
+        if request.commands.len() > PROPOSED_MAX || request.blobs.len() > PROPOSED_MAX {
+            return Err(bad("too many commands"));
+        }
+        let leader = self.raft.metrics().borrow().current_leader.unwrap_or_default();
+        if leader != self.ledger.me().0 {
+            return Ok(v1::ProposeReply { queued: false, leader });
+        }
+        let from = standing.node();
+        let mut commands = Vec::with_capacity(request.commands.len());
+        for bytes in &request.commands {
+            if bytes.len() > COMMAND_BYTES_MAX {
+                return Err(bad("command too large"));
+            }
+            let command: Command = borsh::from_slice(bytes).map_err(|_| bad("not a command"))?;
+            // Left out, not refused: what travels with it may be the evidence that it lacks.
+            let attested = matches!(standing, Standing::Attested(_));
+            if (attested || command.goes_first()) && self.may_propose(from, &command, &request.blobs) {
+                commands.push(command);
+            }
+        }
+        // Only what one of them names, and no more of one node than it needs: a disk that is full stops this node.
+        let named: BTreeSet<Hash> = commands.iter().flat_map(Command::blobs).collect();
+        for blob in &request.blobs {
+            let digest = quorate_core::tlog::sha256(blob);
+            if !named.contains(&digest) || self.blobs.has(&digest) {
+                continue;
+            }
+            if !self.blob_budget.take(from, blob.len(), Instant::now()) {
+                tracing::warn!(node = from.0, "a node proposes more blobs than it may: not kept");
+                continue;
+            }
+            self.blobs.put(blob).map_err(|e| {
+                tracing::error!(error = crate::report::chain(&e), "cannot keep a blob");
+                Status::resource_exhausted("cannot keep a blob")
+            })?;
+        }
+        for command in commands {
+            // No follower appends an entry that names a blob which nobody has: the log would end there.
+            if !command.blobs().iter().all(|digest| self.blobs.has(digest)) {
+                tracing::warn!(node = from.0, "a proposal names a blob that is not here: left out");
+                continue;
+            }
+            if !self.queue.push(from, command) {
+                return Err(Status::resource_exhausted("the leader's queue is full"));
+            }
+        }
+        Ok(v1::ProposeReply { queued: true, leader })
+    }
+
     async fn fetch_blob(&self, from: NodeId, digest: &Hash) -> Result<(), Status> {
         if self.blobs.has(digest) {
             return Ok(());
@@ -240,13 +369,13 @@ fn decode<T: DeserializeOwned>(message: &v1::RaftMessage) -> Result<T, Status> {
     postcard::from_bytes(&message.message).map_err(|_| bad("not a Raft message"))
 }
 
-fn answer<T: Serialize, E: Serialize>(result: Result<T, E>) -> Reply<v1::RaftMessage> {
+fn answer<T: Serialize, E: Serialize>(result: Result<T, E>) -> Result<v1::RaftMessage, Status> {
     let answer = match result {
         Ok(ok) => Answer::Ok(ok),
         Err(error) => Answer::Err(error),
     };
     let message = postcard::to_stdvec(&answer).map_err(|_| Status::internal("cannot encode"))?.into();
-    Ok(Response::new(v1::RaftMessage { message }))
+    Ok(v1::RaftMessage { message })
 }
 
 fn from_vote(node: NodeId, leader: RaftNodeId) -> Result<(), Status> {
@@ -286,24 +415,26 @@ impl Peer for PeerService {
 
     async fn append_entries(&self, request: Request<v1::RaftMessage>) -> Reply<v1::RaftMessage> {
         let node = self.member(&request)?.node();
-        let mut rpc: AppendEntriesRequest<TypeConfig> = decode(request.get_ref())?;
-        from_vote(node, rpc.vote.leader_id.node_id)?;
-        self.check_leader(node, &rpc.vote)?;
-        guard::check_sequence(&rpc).map_err(|lie| lied(node, lie))?;
-        self.check_history(node, &rpc).await?;
-        let ours = match rpc.leader_commit {
-            Some(commit) => self.log.log_id_at(commit.index).await.ok().flatten(),
-            None => None,
-        };
-        rpc.leader_commit = guard::commit_of(&rpc, ours).map_err(|lie| lied(node, lie))?;
-        let cut = self.cut_memberships(node, &mut rpc).await;
-        self.check_entries(node, &rpc).await?;
-        let top = rpc.entries.last().map(|e| e.log_id).or(rpc.prev_log_id);
-        let result = self.raft.append_entries(rpc).await;
-        answer(result.map(|answer| match answer {
-            AppendEntriesResponse::Success if cut => AppendEntriesResponse::PartialSuccess(top),
-            other => other,
-        }))
+        self.append(node, request.get_ref()).await.map(Response::new)
+    }
+
+    type AppendStreamStream = Pin<Box<dyn Stream<Item = Result<v1::RaftMessage, Status>> + Send>>;
+
+    async fn append_stream(
+        &self,
+        request: Request<Streaming<v1::RaftMessage>>,
+    ) -> Reply<Self::AppendStreamStream> {
+        self.member(&request)?;
+        let (key, service) = (channel(&request)?.peer_key(), Arc::new(self.clone()));
+        let answers = request.into_inner().then(move |message| {
+            let service = Arc::clone(&service);
+            async move {
+                // Asked anew for each: the stream outlives a revocation.
+                let node = service.standing(key)?.node();
+                service.append(node, &message?).await
+            }
+        });
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn vote(&self, request: Request<v1::RaftMessage>) -> Reply<v1::RaftMessage> {
@@ -311,7 +442,7 @@ impl Peer for PeerService {
         let rpc: VoteRequest<RaftNodeId> = decode(request.get_ref())?;
         from_vote(node, rpc.vote.leader_id.node_id)?;
         self.guard.check_candidate(&self.my_vote(), &rpc.vote).map_err(|lie| lied(node, lie))?;
-        answer(self.raft.vote(rpc).await)
+        answer(self.raft.vote(rpc).await).map(Response::new)
     }
 
     async fn install_snapshot(&self, request: Request<v1::RaftMessage>) -> Reply<v1::RaftMessage> {
@@ -323,7 +454,7 @@ impl Peer for PeerService {
         let content = if vote < mine { None } else { self.receiving.take(node, rpc)? };
         type Failed = RaftError<RaftNodeId, InstallSnapshotError>;
         let Some(content) = content else {
-            return answer::<_, Failed>(Ok(InstallSnapshotResponse { vote: mine }));
+            return answer::<_, Failed>(Ok(InstallSnapshotResponse { vote: mine })).map(Response::new);
         };
         self.check_snapshot(node, &meta, &content).await?;
         let snapshot = Snapshot { meta, snapshot: Box::new(Cursor::new(content)) };
@@ -331,6 +462,7 @@ impl Peer for PeerService {
         answer::<_, Failed>(
             installed.map(|r| InstallSnapshotResponse { vote: r.vote }).map_err(RaftError::Fatal),
         )
+        .map(Response::new)
     }
 
     async fn snapshot_position(
@@ -345,33 +477,23 @@ impl Peer for PeerService {
 
     async fn propose(&self, request: Request<v1::ProposeRequest>) -> Reply<v1::ProposeReply> {
         let standing = self.member(&request)?;
-        let request = request.into_inner();
-        if request.commands.len() > PROPOSED_MAX || request.blobs.len() > PROPOSED_MAX {
-            return Err(bad("too many commands"));
-        }
-        let leader = self.raft.metrics().borrow().current_leader.unwrap_or_default();
-        if leader != self.ledger.me().0 {
-            return Ok(Response::new(v1::ProposeReply { queued: false, leader }));
-        }
-        for blob in &request.blobs {
-            self.blobs.put(blob).map_err(|e| {
-                tracing::error!(error = crate::report::chain(&e), "cannot keep a blob");
-                Status::resource_exhausted("cannot keep a blob")
-            })?;
-        }
-        for bytes in &request.commands {
-            if bytes.len() > COMMAND_BYTES_MAX {
-                return Err(bad("command too large"));
-            }
-            let command: Command = borsh::from_slice(bytes).map_err(|_| bad("not a command"))?;
-            if matches!(standing, Standing::Admitted(_)) && !command.goes_first() {
-                return Err(Status::permission_denied("not attested in the log"));
-            }
-            if !self.queue.push(command) {
-                return Err(Status::resource_exhausted("the leader's queue is full"));
+        self.queue_proposal(standing, &request.into_inner()).map(Response::new)
+    }
+
+    async fn propose_stream(
+        &self,
+        request: Request<Streaming<v1::ProposeRequest>>,
+    ) -> Reply<v1::ProposeReply> {
+        let key = channel(&request)?.peer_key();
+        let mut proposals = request.into_inner();
+        let mut reply = v1::ProposeReply::default();
+        while let Some(proposal) = proposals.message().await? {
+            reply = self.queue_proposal(self.standing(key)?, &proposal)?;
+            if !reply.queued {
+                break;
             }
         }
-        Ok(Response::new(v1::ProposeReply { queued: true, leader }))
+        Ok(Response::new(reply))
     }
 
     async fn cosign(&self, request: Request<Streaming<v1::CosignatureMessage>>) -> Reply<v1::CosignReply> {
