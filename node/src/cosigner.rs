@@ -228,9 +228,7 @@ impl Cosigner {
         let bytes = std::fs::read(&path).map_err(fail)?;
         let lock = match bytes.is_empty() {
             true => None,
-            false => {
-                Some(Lock::from_bytes(&bytes).ok_or_else(|| CosignerError::Damaged(path.clone()))?)
-            }
+            false => Some(Lock::from_bytes(&bytes).ok_or_else(|| CosignerError::Damaged(path.clone()))?),
         };
         let certificate_file = data_dir.join("certificate");
         let mut shared = Shared {
@@ -250,8 +248,7 @@ impl Cosigner {
             // when too few are there to certify anything new.
             for (node, cosignature) in &a.cosignatures {
                 let (node, cosignature) = (*node, *cosignature);
-                let signed =
-                    Signed { node, checkpoint: a.checkpoint, cosignature, log_index: a.log_index };
+                let signed = Signed { node, checkpoint: a.checkpoint, cosignature, log_index: a.log_index };
                 heard.entry(node).or_default().insert(signed);
             }
             shared.anchors.insert(a.checkpoint.size, a);

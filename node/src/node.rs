@@ -254,6 +254,7 @@ impl Node {
             guard,
             snapshots: Arc::clone(&keeper),
             receiving: Arc::new(Receiving::default()),
+            blob_budget: Arc::default(),
         };
         Ok(Self {
             config,
