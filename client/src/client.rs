@@ -10,7 +10,6 @@ use crate::usage::UsageTail;
 use crate::wire::{Conn, mesh_client, random_id};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use quorate_core::certificate::CertifiedAuthorisation;
 use quorate_core::command::{
     Authorise, ClientCommand, ClientSigned, Command, Ended, NodeCommand, NodeSigned, Report,
 };
@@ -735,22 +734,13 @@ impl Inner {
         let misbehaved = |what: &str| Error::NodeMisbehaved { node: relay, what: what.to_owned() };
         let certificate: LeafCertificate = borsh::from_slice(certificate)
             .map_err(|_| misbehaved("it sent no certificate of the authorisation"))?;
-        let leaf = match self.directory().verified().check(&certificate) {
-            Ok(leaf) => leaf,
-            Err(_) => {
-                self.refresh().await?;
-                let checked = self.directory().verified().check(&certificate);
-                checked.map_err(|e| {
-                    misbehaved(&format!("its certificate of the authorisation proves nothing: {e}"))
-                })?
-            }
-        };
-        let own =
-            |a: &CertifiedAuthorisation| a.request().request == request && *a.client() == self.trust.client;
-        match leaf.authorisation() {
-            Some(authorisation) if own(&authorisation) => Ok(()),
-            _ => Err(misbehaved("its certificate is of another leaf")),
+        let prove = || self.directory().verified().authorisation(&certificate, &self.trust.client, request);
+        if prove().is_ok() {
+            return Ok(());
         }
+        self.refresh().await?;
+        let proven = prove().map(drop);
+        proven.map_err(|e| misbehaved(&format!("its certificate of the authorisation proves nothing: {e}")))
     }
 }
 

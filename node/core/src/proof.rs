@@ -10,7 +10,7 @@ use crate::certificate::{
 };
 use crate::command::{Alarm, CheckpointRef, ClientCommand, Command, EvidenceCommand, NodeCommand};
 use crate::crypto::{Hash, PublicKey, encode, sha256};
-use crate::ids::{NodeId, PolicyVersion, RequestId, Timestamp};
+use crate::ids::{ClientId, NodeId, PolicyVersion, RequestId, Timestamp};
 use crate::leaf::{BatchEnd, Leaf, LeafBody, Outcome};
 use crate::policy::{Policy, SignedPolicy};
 use crate::state::{Blobs, appraise_member, checkpoint_of, evidence_nonce, outgoing_rule, rule_of};
@@ -124,14 +124,22 @@ impl Verified {
         }
     }
 
-    /// Checks a leaf's certificate against this state's boot keys. A node that restarted since signs with keys unknown here:
-    /// then the certificate falls short, and the caller asks for a newer state.
-    pub fn check(&self, certificate: &LeafCertificate) -> Result<CertifiedLeaf, NotCertified> {
+    /// Checks that a leaf's certificate proves the authorisation of this client's request, by this state's boot keys. A node
+    /// that restarted since signs with keys unknown here: then the certificate falls short, and the caller asks for a newer
+    /// state.
+    pub fn authorisation(
+        &self,
+        certificate: &LeafCertificate,
+        client: &ClientId,
+        request: RequestId,
+    ) -> Result<CertifiedAuthorisation, ProofError> {
         let checkpoint = checkpoint_of(&self.certified.checkpoint().origin, certificate.checkpoint);
         let known = certificate.cosignatures.iter().filter(|(n, _)| self.nodes.contains_key(n)).copied();
         let certified = self.certifiers().certify(checkpoint, &known.collect::<Vec<_>>())?;
         let ProvenLeaf { index, bytes, inclusion } = &certificate.leaf;
-        certified.leaf(bytes, *index, inclusion)
+        let authorisation = certified.leaf(bytes, *index, inclusion)?.authorisation();
+        let own = authorisation.filter(|a| a.client() == client && a.request().request == request);
+        own.ok_or(ProofError::NoAuthorisation)
     }
 }
 

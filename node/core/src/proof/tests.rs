@@ -275,3 +275,35 @@ fn lapsed_evidence_proves_nothing() {
     }
     assert!(honest.checkpoint.size > TreeSize(1));
 }
+
+/// What a client checks of each request: the certificate of its own authorisation, and of nothing else.
+#[test]
+fn a_certificate_proves_one_authorisation() {
+    let (mesh, request) = settled();
+    let receipt = mesh.receipt(request);
+    let (verified, authorisation) = receipt.verify(mesh.fleet.cluster()).unwrap();
+    let Proof { checkpoint, cosignatures, leaves, .. } = receipt.0;
+    let honest = LeafCertificate { checkpoint, cosignatures, leaf: leaves[0].clone() };
+    let client = authorisation.client().clone();
+    assert_eq!(verified.authorisation(&honest, &client, request).unwrap(), authorisation);
+
+    let change = |edit: &dyn Fn(&mut LeafCertificate)| {
+        let mut certificate = honest.clone();
+        edit(&mut certificate);
+        verified.authorisation(&certificate, &client, request).unwrap_err()
+    };
+    let short = change(&|c| drop(c.cosignatures.pop().zip(c.cosignatures.pop())));
+    assert!(matches!(short, ProofError::NotCertified(NotCertified::TooFew { .. })), "{short}");
+    let forged = change(&|c| c.cosignatures[0].1.signature[0] ^= 1);
+    assert!(matches!(forged, ProofError::NotCertified(NotCertified::BadCosignature(_))), "{forged}");
+    let doubled = change(&|c| c.cosignatures.push(c.cosignatures[0]));
+    assert!(matches!(doubled, ProofError::NotCertified(NotCertified::Doubled(_))), "{doubled}");
+    let altered = change(&|c| *c.leaf.bytes.last_mut().unwrap() ^= 1);
+    assert!(matches!(altered, ProofError::NotCertified(NotCertified::NotIncluded)), "{altered}");
+    let settlement = change(&|c| c.leaf = leaves[1].clone());
+    assert!(matches!(settlement, ProofError::NoAuthorisation), "{settlement}");
+    let other = verified.authorisation(&honest, &client, RequestId([9; 16])).unwrap_err();
+    assert!(matches!(other, ProofError::NoAuthorisation), "{other}");
+    let stranger = ClientId::new("stranger").unwrap();
+    assert!(matches!(verified.authorisation(&honest, &stranger, request), Err(ProofError::NoAuthorisation)));
+}
