@@ -212,11 +212,14 @@ impl Run<'_> {
                 return Ok(Outcome::AppraisalRefused { check });
             }
         };
-        self.anchor = true;
         if self.state.data.changing.as_ref().is_some_and(|changing| c.nonce.size >= changing.since) {
             self.state.data.changing = None;
+            self.anchor = true;
         }
         let Some(record) = self.state.data.nodes.get_mut(&c.node) else { return Err(Refusal::UnknownNode) };
+        // Only a change of who is attested needs an anchor of its own: a node that quotes as fast as its TPM can would
+        // otherwise push out the anchors that slower ones quote over.
+        let same = record.attested() == Some(&c.boot);
         record.newest_nonce = Some(c.nonce.size);
         record.firmware = appraised.firmware_version();
         if appraised.machine_reset() && record.awaiting.is_none() {
@@ -227,9 +230,11 @@ impl Run<'_> {
         record.pcrs.clone_from(&c.evidence.pcrs);
         if record.awaiting.is_some_and(|size| c.nonce.size < size) {
             record.status = NodeStatus::NotAttested(NotAttested::AwaitingCertificate);
+            self.anchor = true;
             return Ok(Outcome::AwaitingCertificate);
         }
         record.awaiting = None;
+        self.anchor |= !same;
         let software_tpm = appraised.software_tpm();
         record.status = NodeStatus::Attested { boot: c.boot.clone(), at: time, leaf, software_tpm };
         Ok(Outcome::Appraised { firmware: appraised.firmware_version(), software_tpm })

@@ -1182,3 +1182,14 @@ fn a_refused_admission_names_a_member_and_a_short_check() {
     assert_eq!(mesh.decide(alarm(&mesh, NodeId(4), long)), Outcome::AlarmRaised);
     assert!(mesh.state().attested(NodeId(4)).is_some(), "one node's word costs nobody its place");
 }
+
+#[test]
+fn a_node_that_quotes_without_end_keeps_the_nonces_of_others() {
+    let mut mesh = Mesh::four();
+    let slow = mesh.evidence(2);
+    for _ in 0..300 {
+        let fast = mesh.evidence(1);
+        assert!(matches!(mesh.decide(fast), Outcome::Appraised { .. }));
+    }
+    assert!(matches!(mesh.decide(slow), Outcome::Appraised { .. }));
+}
