@@ -28,7 +28,7 @@ const GUARD: &str = r#"
 cat > /dev/null
 for file in "$0"/*.pid "$0"/*/pid "$0"/*/swtpm.pid; do
   pid=$(cat "$file" 2> /dev/null) || continue
-  if tr '\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null | grep -qF "$0/"; then kill -9 "$pid"; fi
+  if { tr '\0' ' ' < "/proc/$pid/cmdline"; } 2> /dev/null | grep -qF "$0/"; then kill -9 "$pid"; fi
 done
 for mount in "$0"/*/data; do if mountpoint -q "$mount" 2> /dev/null; then umount -l "$mount"; fi; done
 [ -e "$0/keep" ] || rm -rf "$0"
@@ -264,4 +264,23 @@ pub async fn rest_of(mut stream: quorate_client::ChatStream) -> Result<String, q
         text.push_str(&piece?);
     }
     Ok(text)
+}
+
+impl Lab {
+    /// A change of policy as admins make it: the next draft, changed, signed, submitted, in force.
+    pub fn change_policy(&self, change: impl FnOnce(&Mesh) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let client = self.client("app")?;
+        let version = |s: &StatusReply| s.policy_version;
+        let newest = self.statuses(&client).iter().map(version).max().context("nobody answers")? + 1;
+        // Any node gives the newest that it has seen certified; one may lag.
+        let draft = wait_for("a draft of the next policy", Duration::from_secs(10), || {
+            let draft = quorate_cluster::mesh::run(&mut self.mesh.quorate(&["admin", "policy", "--next"]))?;
+            ensure!(draft.contains(&format!("\nversion = {newest}\n")), "not of version {newest}");
+            Ok(draft)
+        })?;
+        fs::write(self.mesh.policy(), draft)?;
+        change(&self.mesh)?;
+        let signature = self.mesh.sign(&self.mesh.policy())?;
+        quorate_cluster::mesh::run(self.mesh.quorate(&["admin", "submit"]).arg(self.mesh.policy()).arg(signature)).map(drop)
+    }
 }

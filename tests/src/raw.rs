@@ -52,12 +52,17 @@ pub fn code_of(status: &Status) -> Option<String> {
 pub enum Verdict {
     /// Done; and the leaf where there is one.
     Done(Outcome, Option<u64>),
-    /// Refused by the state machine; and the leaf where there is one.
-    Decided(&'static str, Option<u64>),
-    /// Refused by the node, before anything was decided.
+    /// Refused, by the state machine or by the node before it: the stable code.
     Refused(String),
     /// A gRPC status without a refusal: this layer's own.
     Status(Code),
+}
+
+impl Verdict {
+    /// A refusal with this code.
+    pub fn refused(code: &str) -> Self {
+        Self::Refused(code.to_owned())
+    }
 }
 
 /// A connection to a node.
@@ -78,7 +83,7 @@ pub async fn submit_bytes(connected: &Connected, command: Vec<u8>, blobs: Vec<By
         Ok(reply) => {
             let reply = reply.into_inner();
             Ok(match borsh::from_slice(&reply.outcome)? {
-                Outcome::Refused(refusal) => Verdict::Decided(refusal.code(), reply.leaf_index),
+                Outcome::Refused(refusal) => Verdict::Refused(refusal.code().to_owned()),
                 outcome => Verdict::Done(outcome, reply.leaf_index),
             })
         }

@@ -1,10 +1,11 @@
 //! The tlog as any C2SP client reads it over HTTP, and what is asked of it here.
 use anyhow::{Context as _, ensure};
 use quorate_cluster::mesh::http_get_bytes;
-use quorate_core::command::{Batch, CheckpointRef, Command, Settlement};
-use quorate_core::command::{NodeCommand, NodeSigned};
+use quorate_core::command::{
+    Batch, CheckpointRef, ClientCommand, Command, NodeCommand, NodeSigned, Report, Settlement,
+};
 use quorate_core::ids::RequestId;
-use quorate_core::leaf::{Leaf, LeafBody};
+use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_core::tlog::{Checkpoint, Frontier, Hash, Note, TILE_WIDTH, TileKind, TilePath, decode_bundle, leaf_hash};
 
 /// Leaves from the first on.
@@ -65,6 +66,25 @@ impl Tlog {
     /// What the leaves from `from` on say.
     pub fn bodies(&self, from: u64) -> impl Iterator<Item = &LeafBody> {
         self.leaves.iter().skip(usize::try_from(from).unwrap_or(usize::MAX)).map(|Leaf::V1 { body, .. }| body)
+    }
+
+    /// Whether this very command stands there, refused with this code.
+    pub fn refuses(&self, from: u64, command: &Command, code: &str) -> bool {
+        self.bodies(from).any(|body| match body {
+            LeafBody::Decided { command: c, outcome: Outcome::Refused(refusal) } => c == command && refusal.code() == code,
+            _ => false,
+        })
+    }
+
+    /// The client's report on a request.
+    pub fn report(&self, request: RequestId) -> Option<&Report> {
+        self.bodies(0).find_map(|body| match body {
+            LeafBody::Decided { command: Command::Client(c), outcome: Outcome::Reported } => match &c.body {
+                ClientCommand::Report(report) if report.request == request => Some(report),
+                _ => None,
+            },
+            _ => None,
+        })
     }
 
     /// The relay's settlement of a request.
