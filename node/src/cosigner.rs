@@ -529,3 +529,141 @@ impl Cosigner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blobs::BlobStore;
+    use crate::ledger::Start;
+    use crate::tilestore::TileStore;
+    use quorate_core::state::Applied;
+    use quorate_core::testing::Mesh;
+
+    struct Bench {
+        mesh: Mesh,
+        ledger: Ledger,
+        cosigner: Cosigner,
+        folder: tempfile::TempDir,
+    }
+
+    impl Bench {
+        /// The cosigner of a node that does not sign itself: its boot is new.
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let mut mesh = Mesh::four();
+            mesh.attest_all();
+            let (state, leaf) = mesh.fleet.genesis();
+            let tiles_dir = folder.path().join("tiles");
+            let mut tiles = TileStore::create(&tiles_dir).unwrap();
+            tiles.append(&[leaf]).unwrap();
+            let blobs = BlobStore::open(folder.path()).unwrap();
+            let (me, on_leaf) = (NodeId(4), Box::new(|_: &_| ()));
+            let start = Start { me, state, log_index: 0, tiles, tiles_dir, blobs, on_leaf };
+            let (applied_tx, _) = mpsc::unbounded_channel();
+            let (ledger, _applier) = Ledger::new(start, applied_tx, mpsc::channel(16).0);
+            Cosigner::init(folder.path()).unwrap();
+            let cosigner = Self::open(&folder, &ledger);
+            Self { mesh, ledger, cosigner, folder }
+        }
+
+        fn open(folder: &tempfile::TempDir, ledger: &Ledger) -> Cosigner {
+            let parts = CosignerParts {
+                ledger: ledger.clone(),
+                boot: Boot::new().unwrap(),
+                applied: mpsc::unbounded_channel().1,
+                durable: tokio::sync::watch::channel(u64::MAX).1,
+                raft_floor: CertifiedFloor::new(),
+            };
+            Cosigner::open(folder.path(), parts).unwrap().0
+        }
+
+        fn signed(&mut self, node: u64, checkpoint: CheckpointRef) -> Signed {
+            let state = self.mesh.state().clone();
+            let cosignature = self.mesh.fleet.node(node).cosign(&state, checkpoint);
+            Signed { node: NodeId(node), checkpoint, cosignature, log_index: 1 }
+        }
+
+        fn applied(&self, applied: &Applied) -> AppliedCheckpoint {
+            AppliedCheckpoint {
+                log_index: 1,
+                checkpoint: applied.checkpoint,
+                certifiers: applied.certifiers.clone(),
+                anchor: applied.anchor,
+                time: self.mesh.time,
+            }
+        }
+
+        fn certified(&self) -> Option<CheckpointRef> {
+            self.ledger.certified().borrow().as_ref().map(|c| c.own)
+        }
+    }
+
+    #[test]
+    fn a_peer_that_signs_without_end_crowds_out_nobody() {
+        let mut bench = Bench::new();
+        let applied = bench.mesh.apply(vec![]);
+        for node in 1..=3 {
+            let signed = bench.signed(node, applied.checkpoint);
+            bench.cosigner.on_signed(signed);
+        }
+        // Sizes that are never reached: before, and once more after, the node applied the entry itself.
+        let spam = bench.signed(4, applied.checkpoint);
+        for size in 0..3 * PENDING_MAX as u64 {
+            let checkpoint = CheckpointRef { size: TreeSize(1_000_000 + size), ..spam.checkpoint };
+            bench.cosigner.on_signed(Signed { checkpoint, ..spam.clone() });
+        }
+        assert_eq!(bench.cosigner.heard[&NodeId(4)].by_size.len(), HEARD_MAX);
+        bench.cosigner.on_applied(bench.applied(&applied));
+        assert_eq!(bench.certified(), Some(applied.checkpoint));
+    }
+
+    #[test]
+    fn two_of_four_certify_nothing() {
+        let mut bench = Bench::new();
+        let applied = bench.mesh.apply(vec![]);
+        bench.cosigner.on_applied(bench.applied(&applied));
+        for node in [1, 2] {
+            let signed = bench.signed(node, applied.checkpoint);
+            bench.cosigner.on_signed(signed.clone());
+            bench.cosigner.on_signed(Signed { node: NodeId(3), ..signed });
+        }
+        assert_eq!(bench.certified(), None);
+        let third = bench.signed(3, applied.checkpoint);
+        bench.cosigner.on_signed(third);
+        assert_eq!(bench.certified(), Some(applied.checkpoint));
+    }
+
+    #[test]
+    fn a_restarted_node_takes_its_newest_certificate_up_again() {
+        let mut bench = Bench::new();
+        bench.mesh.wait(2_000);
+        let applied = bench.mesh.apply(vec![]);
+        assert!(applied.anchor);
+        bench.cosigner.on_applied(bench.applied(&applied));
+        for node in 1..=3 {
+            let signed = bench.signed(node, applied.checkpoint);
+            bench.cosigner.on_signed(signed);
+        }
+        bench.ledger = Bench::new().ledger;
+        let mut again = Bench::open(&bench.folder, &bench.ledger);
+        assert_eq!((again.handle.certified(), bench.certified()), (Some(applied.checkpoint), None));
+        again.on_applied(bench.applied(&applied));
+        assert_eq!(bench.certified(), Some(applied.checkpoint), "nobody had to sign again");
+    }
+
+    #[test]
+    fn a_superseded_lock_binds_no_more_and_a_claim_above_it_does() {
+        let bench = Bench::new();
+        let at = |size| CheckpointRef { size: TreeSize(size), ..bench.mesh.state().checkpoint() };
+        let lock = Lock { checkpoint: at(10), superseded: Some(at(500)) };
+        std::fs::write(bench.folder.path().join("sign.lock"), encode(&lock)).unwrap();
+        for (claimed, floor) in [(0, 10), (10, 10), (400, 10), (500, 10), (501, 502)] {
+            let handle = Bench::open(&bench.folder, &bench.ledger).handle;
+            handle.may_sign_from(TreeSize(claimed));
+            assert_eq!(handle.shared().floor, Some(TreeSize(floor)), "claimed {claimed}");
+        }
+        // A lock of the first format.
+        std::fs::write(bench.folder.path().join("sign.lock"), encode(&at(10))).unwrap();
+        assert_eq!(Bench::open(&bench.folder, &bench.ledger).handle.lock(), Some(at(10)));
+    }
+}
