@@ -295,7 +295,12 @@ impl Courier {
             let now = Instant::now();
             // Outcomes that this node applied need no more carrying.
             underway.retain(|digest, u| !self.ledger.was_decided(digest) && now - u.first_sent < FORGET);
-            let withheld = underway.values().any(|u| now - u.first_sent > WITHHELD);
+            // What a leader rightly does not take is not withheld.
+            let view = self.ledger.view();
+            let counts = view.counts(self.ledger.me(), &self.boot.keys, crate::clock::now());
+            drop(view);
+            let withheld =
+                underway.values().any(|u| now - u.first_sent > WITHHELD && (counts || u.parsed.goes_first()));
             if withheld
                 && campaigned.is_none_or(|c| now - c > CAMPAIGN_EVERY)
                 && !leads(&self.raft, self.ledger.me())

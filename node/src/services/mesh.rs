@@ -181,6 +181,13 @@ impl Mesh for MeshService {
         let key = peer_key(&request)?;
         let request = request.into_inner();
         let command = self.check_submission(&key, &request).map_err(|p| p.status())?;
+        let view = self.ledger.view();
+        let counts = view.counts(self.ledger.me(), self.facts.boot(), crate::clock::now());
+        // No leader takes a client's command from a node that does not count: said now, not after a wait.
+        if matches!(command, Command::Client(_)) && !view.dark && !counts {
+            return Err(Problem::from(Refusal::RelayNotAttested).status());
+        }
+        drop(view);
         let blobs = request.blobs.iter().map(|b| b.to_vec()).collect();
         let decided =
             self.ledger.decide(command, blobs, SUBMIT_WAIT).await.map_err(|e| Problem::from(e).status())?;
