@@ -143,7 +143,10 @@ impl Node {
         let floor = CertifiedFloor::new();
         let fsyncs = Arc::clone(&metrics);
         let on_commit: Box<dyn Fn(Duration) + Send> = Box::new(move |took| fsyncs.fsynced(took));
-        let options = LogStoreOptions { on_commit: Some(on_commit), ..LogStoreOptions::default() };
+        // Peers' answers are held back for it: see `Network` and `PeerService`.
+        let leads_ahead = Some(config.node.0);
+        let options =
+            LogStoreOptions { on_commit: Some(on_commit), leads_ahead, ..LogStoreOptions::default() };
         let log =
             LogStore::open(&layout.raft_log(), floor.clone(), options).context("cannot open Raft's log")?;
         let (monitor, durable, log_reader) = (log.monitor(), log.durable(), log.reader());
@@ -168,7 +171,8 @@ impl Node {
         keeper.set_peers(peers.clone());
         let machine = StateMachine::new(applier, Arc::clone(&keeper), last_applied, members);
         let guard = TermGuard::default();
-        let network = Network { peers: peers.clone(), me: config.node, guard: guard.clone() };
+        let network =
+            Network { peers: peers.clone(), me: config.node, guard: guard.clone(), log: log_reader.clone() };
         let raft_config = Arc::new(raft_config(&config).validate().context("Raft's timing")?);
         let ports = Arc::new(PeerKeyers(peers.clone()));
         let relay =
@@ -254,7 +258,7 @@ impl Node {
             guard,
             snapshots: Arc::clone(&keeper),
             receiving: Arc::new(Receiving::default()),
-            blob_budget: Arc::default(),
+            budgets: Arc::default(),
         };
         Ok(Self {
             config,

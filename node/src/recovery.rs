@@ -31,11 +31,33 @@ const CONTRIBUTION: Duration = Duration::from_secs(1);
 const FORGIVE_EVERY: u32 = 8;
 /// For one peer's quote; a hardware TPM takes up to a second for a quote.
 const ANSWER: Duration = Duration::from_secs(5);
-/// Contributions of this node that were not used yet.
-const OWN_MAX: usize = 16;
+/// Contributions of this node that one caller asked for and did not use yet. Each caller has its own: one that asks without end
+/// makes nobody else's void.
+const OWN_MAX: usize = 4;
 
 /// Evidence and the logs it names.
 type Quote = (Evidence, Vec<Vec<u8>>);
+
+/// What one caller asked for.
+#[derive(Default)]
+struct Asked {
+    contributions: Vec<Contribution>,
+    quoting: bool,
+}
+
+/// Ends with the quote, or with whoever waited for it.
+struct Quoting {
+    own: Arc<Mutex<BTreeMap<NodeId, Asked>>>,
+    caller: NodeId,
+}
+
+impl Drop for Quoting {
+    fn drop(&mut self) {
+        if let Some(asked) = self.own.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&self.caller) {
+            asked.quoting = false;
+        }
+    }
+}
 
 /// A node's side: contributes, and quotes when its own contribution is among those shown.
 #[derive(Clone)]
@@ -44,7 +66,7 @@ pub struct Contributor {
     boot: Boot,
     attester: Attester,
     cosigner: CosignerHandle,
-    own: Arc<Mutex<Vec<Contribution>>>,
+    own: Arc<Mutex<BTreeMap<NodeId, Asked>>>,
 }
 
 /// Why this node does not take part.
@@ -56,6 +78,9 @@ pub enum NotContributing {
     /// The mesh is not dark.
     #[error("the mesh is not dark in this node's view")]
     NotDark,
+    /// One at a time: the TPM is needed for this node's own evidence too.
+    #[error("this node is quoting for the caller already")]
+    Quoting,
     /// TPM.
     #[error("cannot quote")]
     Attester(#[from] crate::attester::AttesterError),
@@ -79,7 +104,7 @@ impl Contributor {
     }
 
     /// What this node must not lose, and a fresh value.
-    pub fn contribute(&self) -> Result<Contribution, NotContributing> {
+    pub fn contribute(&self, caller: NodeId) -> Result<Contribution, NotContributing> {
         if !is_dark_now(&self.ledger.view()) {
             return Err(NotContributing::NotDark);
         }
@@ -94,16 +119,18 @@ impl Contributor {
         }
         .sign(self.ledger.cluster(), &self.boot.cosign);
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        if own.len() >= OWN_MAX {
-            own.remove(0);
+        let asked = own.entry(caller).or_default();
+        if asked.contributions.len() >= OWN_MAX {
+            asked.contributions.remove(0);
         }
-        own.push(contribution.clone());
+        asked.contributions.push(contribution.clone());
         Ok(contribution)
     }
 
     /// Quotes over base and contributions, if this node's own is among them; each contribution is quoted over once.
     pub async fn quote(
         &self,
+        caller: NodeId,
         base: CheckpointRef,
         contributions: Vec<Contribution>,
     ) -> Result<Attested, NotContributing> {
@@ -111,9 +138,16 @@ impl Contributor {
             contributions.iter().find(|c| c.node == self.ledger.me()).ok_or(NotContributing::NotMine)?;
         {
             let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-            let position = own.iter().position(|c| c == mine).ok_or(NotContributing::NotMine)?;
-            own.remove(position);
+            let asked = own.get_mut(&caller).ok_or(NotContributing::NotMine)?;
+            let position =
+                asked.contributions.iter().position(|c| c == mine).ok_or(NotContributing::NotMine)?;
+            if asked.quoting {
+                return Err(NotContributing::Quoting);
+            }
+            asked.contributions.remove(position);
+            asked.quoting = true;
         }
+        let _quoting = Quoting { own: Arc::clone(&self.own), caller };
         let boot = mine.boot.clone();
         let command = draft(base, contributions);
         let nonce = recovery_nonce(self.ledger.cluster(), self.ledger.me(), &boot, &command);
@@ -272,7 +306,8 @@ impl Recovery {
                 (c.node == node).then_some(c)
             });
         }
-        let own = self.contributor.contribute().map_err(|_| "this node does not contribute")?;
+        let own =
+            self.contributor.contribute(self.ledger.me()).map_err(|_| "this node does not contribute")?;
         let mut all = vec![own];
         while let Some(done) = calls.join_next().await {
             all.extend(done.ok().flatten());
@@ -303,7 +338,9 @@ impl Recovery {
             });
         }
         let mut quotes = BTreeMap::new();
-        if let Ok(a) = self.contributor.quote(command.base, command.contributions.clone()).await {
+        if let Ok(a) =
+            self.contributor.quote(self.ledger.me(), command.base, command.contributions.clone()).await
+        {
             quotes.insert(self.ledger.me(), (a.evidence, a.blobs));
         }
         while let Some(done) = calls.join_next().await {

@@ -29,7 +29,7 @@ use quorate_proto::v1::peer_server::Peer;
 use quorate_transport::{Channel, PublicKey};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,19 +43,47 @@ const BLOB_BURST_BYTES: u64 = 64 * 1024 * 1024;
 /// And in a second, from then on: a measurement list grows, and each length of it is a blob.
 const BLOB_BYTES_PER_SECOND: u64 = 256 * 1024;
 
-/// How much each node may have this one keep.
-#[derive(Debug, Default)]
-pub struct BlobBudget {
-    left: Mutex<HashMap<NodeId, (u64, Instant)>>,
+/// Bytes of its own evidence and statements that one node may have put into the log at once, and in a second from then on:
+/// ten times what a relay settles under full load. Each becomes leaves that everybody keeps.
+const STATEMENT_BURST_BYTES: u64 = 16 * 1024 * 1024;
+/// See [`STATEMENT_BURST_BYTES`].
+const STATEMENT_BYTES_PER_SECOND: u64 = 512 * 1024;
+
+/// What each peer may have this node keep.
+#[derive(Debug)]
+pub struct Budgets {
+    blobs: Budget,
+    statements: Budget,
 }
 
-impl BlobBudget {
+impl Default for Budgets {
+    fn default() -> Self {
+        Self {
+            blobs: Budget::new(BLOB_BURST_BYTES, BLOB_BYTES_PER_SECOND),
+            statements: Budget::new(STATEMENT_BURST_BYTES, STATEMENT_BYTES_PER_SECOND),
+        }
+    }
+}
+
+/// Bytes for each node: so many at once, so many a second.
+#[derive(Debug)]
+struct Budget {
+    burst: u64,
+    per_second: u64,
+    left: Mutex<BTreeMap<NodeId, (u64, Instant)>>,
+}
+
+impl Budget {
+    fn new(burst: u64, per_second: u64) -> Self {
+        Self { burst, per_second, left: Mutex::default() }
+    }
+
     fn take(&self, node: NodeId, bytes: usize, now: Instant) -> bool {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        let (have, since) = left.entry(node).or_insert((BLOB_BURST_BYTES, now));
+        let (have, since) = left.entry(node).or_insert((self.burst, now));
         let seconds = now.saturating_duration_since(*since).as_secs();
         if seconds > 0 {
-            *have = have.saturating_add(seconds.saturating_mul(BLOB_BYTES_PER_SECOND)).min(BLOB_BURST_BYTES);
+            *have = have.saturating_add(seconds.saturating_mul(self.per_second)).min(self.burst);
             *since = now;
         }
         let rest = have.checked_sub(bytes as u64);
@@ -102,7 +130,7 @@ pub struct PeerService {
     /// Snapshots.
     pub snapshots: Arc<NodeSnapshots>,
     /// What peers may have kept.
-    pub blob_budget: Arc<BlobBudget>,
+    pub budgets: Arc<Budgets>,
     /// Snapshots on their way here.
     pub receiving: Arc<Receiving>,
 }
@@ -260,6 +288,11 @@ impl PeerService {
         self.check_entries(node, &rpc).await?;
         let top = rpc.entries.last().map(|e| e.log_id).or(rpc.prev_log_id);
         let result = self.raft.append_entries(rpc).await;
+        if let (Ok(AppendEntriesResponse::Success), Some(top)) = (&result, top) {
+            // What this node appended as a leader it may hold in memory alone: it vouches for nothing that it could lose.
+            let durable = self.log.durable_upto(top.index).await;
+            durable.map_err(|_| Status::unavailable("the log is closed for writing"))?;
+        }
         answer(result.map(|answer| match answer {
             AppendEntriesResponse::Success if cut => AppendEntriesResponse::PartialSuccess(top),
             other => other,
@@ -304,6 +337,11 @@ impl PeerService {
             // Left out, not refused: what travels with it may be the evidence that it lacks.
             let attested = matches!(standing, Standing::Attested(_));
             if (attested || command.goes_first()) && self.may_propose(from, &command, &request.blobs) {
+                let own = !matches!(command, Command::Client(_));
+                if own && !self.budgets.statements.take(from, bytes.len(), Instant::now()) {
+                    tracing::warn!(node = from.0, "a node says more than it may: left out");
+                    continue;
+                }
                 commands.push(command);
             }
         }
@@ -314,7 +352,7 @@ impl PeerService {
             if !named.contains(&digest) || self.blobs.has(&digest) {
                 continue;
             }
-            if !self.blob_budget.take(from, blob.len(), Instant::now()) {
+            if !self.budgets.blobs.take(from, blob.len(), Instant::now()) {
                 tracing::warn!(node = from.0, "a node proposes more blobs than it may: not kept");
                 continue;
             }
@@ -523,9 +561,9 @@ impl Peer for PeerService {
     }
 
     async fn contribute(&self, request: Request<v1::ContributeRequest>) -> Reply<v1::ContributeReply> {
-        self.member(&request)?;
+        let caller = self.member(&request)?.node();
         let contribution =
-            self.contributor.contribute().map_err(|e| Status::failed_precondition(e.to_string()))?;
+            self.contributor.contribute(caller).map_err(|e| Status::failed_precondition(e.to_string()))?;
         Ok(Response::new(v1::ContributeReply { contribution: encode(&contribution).into() }))
     }
 
@@ -533,7 +571,7 @@ impl Peer for PeerService {
         &self,
         request: Request<v1::RecoveryQuoteRequest>,
     ) -> Reply<v1::RecoveryQuoteReply> {
-        self.member(&request)?;
+        let caller = self.member(&request)?.node();
         let request = request.into_inner();
         if request.contributions.len() > quorate_core::policy::MEMBERS_MAX {
             return Err(bad("too many contributions"));
@@ -542,7 +580,7 @@ impl Peer for PeerService {
         let contributions: Result<Vec<Contribution>, _> =
             request.contributions.iter().map(|c| borsh::from_slice(c)).collect();
         let contributions = contributions.map_err(|_| bad("contribution"))?;
-        let attested = self.contributor.quote(base, contributions).await.map_err(|e| {
+        let attested = self.contributor.quote(caller, base, contributions).await.map_err(|e| {
             tracing::warn!(error = crate::report::chain(&e), "no recovery quote");
             Status::failed_precondition(e.to_string())
         })?;
@@ -575,5 +613,21 @@ impl Peer for PeerService {
         let path = request.get_ref().path.parse().map_err(|_| bad("path"))?;
         let data = self.ledger.tiles().tile(&path).map_err(|_| Status::not_found("no such tile"))?;
         Ok(Response::new(v1::TileReply { data }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_spent_and_comes_back() {
+        let (budget, now) = (Budget::new(100, 10), Instant::now());
+        assert!(budget.take(NodeId(1), 100, now));
+        assert!(!budget.take(NodeId(1), 1, now));
+        assert!(budget.take(NodeId(2), 100, now), "each has its own");
+        assert!(budget.take(NodeId(1), 20, now + Duration::from_secs(2)));
+        assert!(!budget.take(NodeId(1), 1, now + Duration::from_secs(2)));
+        assert!(!budget.take(NodeId(1), 101, now + Duration::from_secs(1000)), "never more than at once");
     }
 }
