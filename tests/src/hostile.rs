@@ -54,7 +54,8 @@ impl Taken {
         let challenge: [u8; 32] = reply.challenge.as_ref().try_into()?;
         let exporter = connected.exporter();
         let nonce = qualifying::for_channel(&self.cluster.0, &challenge, exporter, self.node, to, &self.boot);
-        let evidence = self.tpm.quote(&self.pcrs, nonce).await?.into_evidence(sha256(&self.event_log).0, None);
+        let evidence =
+            self.tpm.quote(&self.pcrs, nonce).await?.into_evidence(sha256(&self.event_log).0, None);
         Ok(AdmitRequest {
             node: self.node,
             boot: encode(&self.boot).into(),

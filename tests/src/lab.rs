@@ -81,8 +81,15 @@ impl Lab {
         let guardian = Guardian::watch(&dir)?;
         for name in BINARIES {
             let from = target.join(name);
-            let missing = || format!("{} is not there: run cluster/test, or `cargo build --workspace --bins`", from.display());
-            fs::hard_link(&from, bin.join(name)).or_else(|_| fs::copy(&from, bin.join(name)).map(drop)).with_context(missing)?;
+            let missing = || {
+                format!(
+                    "{} is not there: run cluster/test, or `cargo build --workspace --bins`",
+                    from.display()
+                )
+            };
+            fs::hard_link(&from, bin.join(name))
+                .or_else(|_| fs::copy(&from, bin.join(name)).map(drop))
+                .with_context(missing)?;
         }
         let plan = Plan {
             dir: dir.clone(),
@@ -113,7 +120,8 @@ impl Lab {
 
     /// The trust file of a client; `app` is there from the start.
     pub fn trust(&self, client: &str) -> anyhow::Result<TrustFile> {
-        let file = if client == "app" { self.mesh.trust() } else { self.mesh.dir.join(format!("{client}.toml")) };
+        let file =
+            if client == "app" { self.mesh.trust() } else { self.mesh.dir.join(format!("{client}.toml")) };
         Ok(TrustFile::load(&file)?)
     }
 
@@ -167,6 +175,20 @@ fn keep(dir: &Path) {
     let _told_anyway = fs::write(dir.join("keep"), "");
 }
 
+/// What each node says of itself, for a failure.
+fn words(mesh: &Mesh) -> String {
+    let shown =
+        ["quorate_certified_lag", "quorate_tree_size", "quorate_nodes_attested", "quorate_raft_leader"];
+    let word = |site: &quorate_cluster::mesh::Site| {
+        let health = mesh.health(site.id).unwrap_or_else(|e| format!("{e:#}"));
+        let metrics =
+            quorate_cluster::mesh::http_get(&site.http, "/metrics").map(|(_, text)| text).unwrap_or_default();
+        let lines: Vec<&str> = metrics.lines().filter(|l| shown.iter().any(|s| l.starts_with(s))).collect();
+        format!("{}: {}; {}\n", site.name, health.trim(), lines.join(", "))
+    };
+    mesh.sites.iter().map(word).collect()
+}
+
 fn tails(mesh: &Mesh) -> String {
     let logs = mesh.sites.iter().map(|s| s.log()).chain([mesh.dir.join("provider.log")]);
     let tail = |log: PathBuf| {
@@ -175,7 +197,7 @@ fn tails(mesh: &Mesh) -> String {
         let last = lines.get(lines.len().saturating_sub(TAIL_LINES)..).unwrap_or_default().join("\n");
         format!("--- {}\n{last}\n", log.display())
     };
-    format!("kept: {}\n{}", mesh.dir.display(), logs.map(tail).collect::<String>())
+    format!("kept: {}\n{}{}", mesh.dir.display(), words(mesh), logs.map(tail).collect::<String>())
 }
 
 /// One lab for all tests of a binary, one test at a time; made by the first that needs it.
@@ -206,7 +228,11 @@ impl Shared {
             lab.make_whole().context("the mesh was not whole before the test")?;
             body(&mut lab)
         }));
-        println!("{test}: {:.1} s, {:.1} s of it for a mesh", begun.elapsed().as_secs_f64(), made.as_secs_f64());
+        println!(
+            "{test}: {:.1} s, {:.1} s of it for a mesh",
+            begun.elapsed().as_secs_f64(),
+            made.as_secs_f64()
+        );
         match outcome {
             Ok(Ok(())) => *slot = Some(lab),
             Ok(Err(error)) => {
@@ -241,7 +267,11 @@ impl Lab {
     }
 
     /// A client with one lane, and a streamed answer of so many words on its way to it through this relay.
-    pub fn stream_through(&self, relay: u64, words: u32) -> anyhow::Result<(Client, quorate_client::ChatStream)> {
+    pub fn stream_through(
+        &self,
+        relay: u64,
+        words: u32,
+    ) -> anyhow::Result<(Client, quorate_client::ChatStream)> {
         let options = quorate_client::PoolOptions { lanes: 1, ..Default::default() };
         let mut chat = hello("demo-chat");
         chat.max_tokens = Some(words);
@@ -281,6 +311,21 @@ impl Lab {
         fs::write(self.mesh.policy(), draft)?;
         change(&self.mesh)?;
         let signature = self.mesh.sign(&self.mesh.policy())?;
-        quorate_cluster::mesh::run(self.mesh.quorate(&["admin", "submit"]).arg(self.mesh.policy()).arg(signature)).map(drop)
+        quorate_cluster::mesh::run(
+            self.mesh.quorate(&["admin", "submit"]).arg(self.mesh.policy()).arg(signature),
+        )?;
+        // In force now; what each node gives to clients follows within the blink of its cache.
+        let healthy =
+            |s: &&quorate_cluster::mesh::Site| self.mesh.health(s.id).is_ok_and(|h| h.trim() == "ok");
+        for site in self.mesh.sites.iter().filter(healthy) {
+            let trust = TrustFile { nodes: vec![site.grpc.parse()?], ..self.trust("app")? };
+            wait_for(&format!("{} gives the new policy", site.name), Duration::from_secs(10), || {
+                let client = self.block(Client::connect(trust.clone()))?;
+                let version = client.directory().verified().policy.version.0;
+                ensure!(version >= newest, "version {version}, not {newest}");
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 }

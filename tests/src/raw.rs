@@ -9,8 +9,8 @@ use quorate_core::crypto::{Hash, encode};
 use quorate_core::ids::{ConnectionId, NodeId, PoolId, RequestId, RouteId, Timestamp};
 use quorate_core::leaf::Outcome;
 use quorate_core::policy::RouteDocument;
-use quorate_proto::v1::{self, mesh_client::MeshClient, tunnel_down, tunnel_up};
 use quorate_proto::REFUSAL_METADATA;
+use quorate_proto::v1::{self, mesh_client::MeshClient, tunnel_down, tunnel_up};
 use quorate_splitkey::client::{BodySealer, ClientConnection, KEY_LOG_CLIENT, KEY_LOG_SERVER};
 use quorate_splitkey::head::{Head, Header, Method};
 use quorate_splitkey::record::{RecordReader, TrafficSecret};
@@ -73,11 +73,17 @@ pub async fn connect(address: &str, identity: &Identity) -> anyhow::Result<Conne
 
 /// The service, with no limit on this side.
 pub fn mesh(connected: &Connected) -> MeshClient<tonic::transport::Channel> {
-    MeshClient::new(connected.channel()).max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
+    MeshClient::new(connected.channel())
+        .max_decoding_message_size(64 << 20)
+        .max_encoding_message_size(64 << 20)
 }
 
 /// Submits bytes as a command.
-pub async fn submit_bytes(connected: &Connected, command: Vec<u8>, blobs: Vec<Bytes>) -> anyhow::Result<Verdict> {
+pub async fn submit_bytes(
+    connected: &Connected,
+    command: Vec<u8>,
+    blobs: Vec<Bytes>,
+) -> anyhow::Result<Verdict> {
     let request = v1::SubmitRequest { command: command.into(), blobs };
     match mesh(connected).submit(request).await {
         Ok(reply) => {
@@ -115,8 +121,16 @@ impl RawClient {
     }
 
     /// An honest pool through these two.
-    pub fn pool(&self, directory: &Directory, route: &str, relay: NodeId, keyer: NodeId) -> anyhow::Result<OpenPool> {
-        let boot = |n| directory.node(n).map(|(_, v)| v.boot.clone()).with_context(|| format!("{n} is not attested"));
+    pub fn pool(
+        &self,
+        directory: &Directory,
+        route: &str,
+        relay: NodeId,
+        keyer: NodeId,
+    ) -> anyhow::Result<OpenPool> {
+        let boot = |n| {
+            directory.node(n).map(|(_, v)| v.boot.clone()).with_context(|| format!("{n} is not attested"))
+        };
         Ok(OpenPool {
             pool: PoolId(random_id()?),
             route: RouteId::new(route)?,
@@ -166,7 +180,8 @@ impl Tunnel {
 
     /// The next frame; `None` at the end.
     pub async fn next(&mut self) -> anyhow::Result<Option<tunnel_down::Frame>> {
-        let message = tokio::time::timeout(PATIENCE, self.down.message()).await.context("the tunnel hangs")??;
+        let message =
+            tokio::time::timeout(PATIENCE, self.down.message()).await.context("the tunnel hangs")??;
         message.map(|m| m.frame.context("an empty frame")).transpose()
     }
 
@@ -281,14 +296,19 @@ impl Ready {
         };
         mesh(keyer).register(request).await?;
         let headers = vec![Header { name: "content-type".into(), value: "application/json".into() }];
-        let head = Head { method: Method::Post, path: "/v1/chat/completions".into(), headers, content_length };
+        let head =
+            Head { method: Method::Post, path: "/v1/chat/completions".into(), headers, content_length };
         let sealed = ClientConnection::new(client, server).seal_request(&head_template(route)?, &head)?;
         let head_digest = Hash(sealed.head.digest().0);
         Ok(Self { tunnel, connection, head: sealed.head.to_bytes(), head_digest, body: sealed.body })
     }
 
     /// The honest authorisation of this request.
-    pub fn authorise(&self, pool: &OpenPool, policy: quorate_core::ids::PolicyVersion) -> anyhow::Result<Authorise> {
+    pub fn authorise(
+        &self,
+        pool: &OpenPool,
+        policy: quorate_core::ids::PolicyVersion,
+    ) -> anyhow::Result<Authorise> {
         Ok(Authorise {
             request: RequestId(random_id()?),
             pool: pool.pool,
@@ -309,7 +329,12 @@ impl Ready {
 
     /// Sends the request.
     pub async fn request(&self, command: Vec<u8>, head: Vec<u8>) {
-        self.tunnel.send(tunnel_up::Frame::Request(v1::tunnel_up::Request { command: command.into(), head: head.into() })).await;
+        self.tunnel
+            .send(tunnel_up::Frame::Request(v1::tunnel_up::Request {
+                command: command.into(),
+                head: head.into(),
+            }))
+            .await;
     }
 
     /// Sends so much body.

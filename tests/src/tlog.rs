@@ -6,7 +6,9 @@ use quorate_core::command::{
 };
 use quorate_core::ids::RequestId;
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
-use quorate_core::tlog::{Checkpoint, Frontier, Hash, Note, TILE_WIDTH, TileKind, TilePath, decode_bundle, leaf_hash};
+use quorate_core::tlog::{
+    Checkpoint, Frontier, Hash, Note, TILE_WIDTH, TileKind, TilePath, decode_bundle, leaf_hash,
+};
 
 /// Leaves from the first on.
 pub struct Tlog {
@@ -27,7 +29,9 @@ pub fn checkpoint(http: &str) -> anyhow::Result<(CheckpointRef, Note)> {
 
 /// Names of the nodes whose cosignatures a note bears.
 pub fn cosigners(note: &Note) -> Vec<String> {
-    let name = |s: &quorate_core::tlog::NoteSignature| s.name.as_str().rsplit('/').next().unwrap_or_default().to_owned();
+    let name = |s: &quorate_core::tlog::NoteSignature| {
+        s.name.as_str().rsplit('/').next().unwrap_or_default().to_owned()
+    };
     note.signatures().iter().map(name).collect()
 }
 
@@ -36,7 +40,10 @@ impl Tlog {
     pub fn read(http: &str) -> anyhow::Result<Self> {
         let (certified, _) = checkpoint(http)?;
         let tlog = Self::read_to(http, certified.size.0)?;
-        ensure!(tlog.root(certified.size.0)? == certified.root, "{http}: the leaves are not those of the checkpoint");
+        ensure!(
+            tlog.root(certified.size.0)? == certified.root,
+            "{http}: the leaves are not those of the checkpoint"
+        );
         Ok(tlog)
     }
 
@@ -71,7 +78,9 @@ impl Tlog {
     /// Whether this very command stands there, refused with this code.
     pub fn refuses(&self, from: u64, command: &Command, code: &str) -> bool {
         self.bodies(from).any(|body| match body {
-            LeafBody::Decided { command: c, outcome: Outcome::Refused(refusal) } => c == command && refusal.code() == code,
+            LeafBody::Decided { command: c, outcome: Outcome::Refused(refusal) } => {
+                c == command && refusal.code() == code
+            }
             _ => false,
         })
     }
@@ -90,9 +99,10 @@ impl Tlog {
     /// The relay's settlement of a request.
     pub fn settlement(&self, request: RequestId) -> Option<&Settlement> {
         self.bodies(0).find_map(|body| match body {
-            LeafBody::Decided { command: Command::Node(NodeSigned { body: NodeCommand::Settle(all), .. }), .. } => {
-                all.iter().find(|s| s.request == request)
-            }
+            LeafBody::Decided {
+                command: Command::Node(NodeSigned { body: NodeCommand::Settle(all), .. }),
+                ..
+            } => all.iter().find(|s| s.request == request),
             _ => None,
         })
     }
@@ -105,7 +115,11 @@ impl Tlog {
             match body {
                 LeafBody::Decided { command, .. } => commands.push(command.clone()),
                 LeafBody::BatchEnd(end) => {
-                    batches.push(Batch { time: *time, proposer: end.proposer, commands: std::mem::take(&mut commands) });
+                    batches.push(Batch {
+                        time: *time,
+                        proposer: end.proposer,
+                        commands: std::mem::take(&mut commands),
+                    });
                 }
                 LeafBody::Undecodable { .. } => anyhow::bail!("an entry did not decode: a node lied"),
                 LeafBody::Genesis { .. }

@@ -46,10 +46,15 @@ fn one_of_four_killed_leader_included() {
             let killed = Instant::now();
             let error = lab.block(rest_of(stream)).err().context("the stream through it was whole")?;
             ensure!(killed.elapsed() < SOON, "the request in flight hung for {:?}", killed.elapsed());
-            ensure!(error.retry() != Retry::Never && error.fault() == Fault::Mesh, "not retryable: {error:?}");
+            ensure!(
+                error.retry() != Retry::Never && error.fault() == Fault::Mesh,
+                "not retryable: {error:?}"
+            );
             // Whoever was not on its path is served, and whoever was, too.
             let answer = wait_for("requests go on", SOON, || {
-                lab.ask(&client).inspect_err(|e| assert!(e.retry() != Retry::Never, "{e:?}")).map_err(Into::into)
+                lab.ask(&client)
+                    .inspect_err(|e| assert!(e.retry() != Retry::Never, "{e:?}"))
+                    .map_err(Into::into)
             })?;
             ensure!(killed.elapsed() < SOON, "requests went on after {:?}", killed.elapsed());
             ensure!(answer.provenance.relay.0 != victim && answer.provenance.keyer.0 != victim);
@@ -155,7 +160,11 @@ impl Before {
             let now = Tlog::read(&site.http)?;
             ensure!(now.root(size)? == self.certified.root, "{}: another root at {size}", site.name);
             let kept = self.tlog.bytes.iter().zip(&now.bytes).all(|(before, now)| before == now);
-            ensure!(kept && now.bytes.len() >= self.tlog.bytes.len(), "{}: a certified leaf is gone", site.name);
+            ensure!(
+                kept && now.bytes.len() >= self.tlog.bytes.len(),
+                "{}: a certified leaf is gone",
+                site.name
+            );
         }
         let genesis = lab.trust("app")?.genesis;
         for (request, receipt) in &self.receipts {
@@ -195,7 +204,9 @@ fn all_killed_and_dark_for_longer_than_the_lapse() {
     all_killed("all_killed_and_dark_for_longer_than_the_lapse", |_| {
         let dark = Instant::now();
         let lapse = Duration::from_millis(quorate_tests::lab::TIMING.1 + 1_000);
-        wait_for("the lapse has passed", lapse * 2, || if dark.elapsed() > lapse { Ok(()) } else { bail!("not yet") })
+        wait_for("the lapse has passed", lapse * 2, || {
+            if dark.elapsed() > lapse { Ok(()) } else { bail!("not yet") }
+        })
     });
 }
 
@@ -222,7 +233,9 @@ fn a_tpm_dies() {
         lab.mesh.tpm(&site, "kill")?;
         wait_for("a leaf says that it lapsed", Duration::from_secs(15), || {
             let tlog = Tlog::read(&http)?;
-            let said = tlog.bodies(before.size.0).any(|body| matches!(body, LeafBody::Lapsed { node: n } if *n == node));
+            let said = tlog
+                .bodies(before.size.0)
+                .any(|body| matches!(body, LeafBody::Lapsed { node: n } if *n == node));
             ensure!(said, "no such leaf among {}", tlog.leaves.len());
             Ok(())
         })?;
@@ -398,7 +411,12 @@ fn every_node_has_the_same_state_and_the_log_replays_to_it() {
             ensure!(sizes.iter().all(|s| *s == sizes[0]), "{sizes:?}");
             // At one size there is one state: no second look, no excuse.
             for s in &all {
-                assert_eq!((&s.state_digest, &s.root), (&all[0].state_digest, &all[0].root), "node {}", s.node);
+                assert_eq!(
+                    (&s.state_digest, &s.root),
+                    (&all[0].state_digest, &all[0].root),
+                    "node {}",
+                    s.node
+                );
             }
             Ok((all[0].tree_size, all[0].state_digest.clone()))
         })?;
@@ -418,7 +436,10 @@ fn every_node_has_the_same_state_and_the_log_replays_to_it() {
             replayed.extend(state.apply(&encode(&batch), &blobs).leaf_bytes);
         }
         let differs = replayed.iter().zip(&tlog.bytes).position(|(ours, theirs)| ours != theirs);
-        ensure!(differs.is_none() && replayed.len() == tlog.bytes.len(), "leaf {differs:?} replays otherwise");
+        ensure!(
+            differs.is_none() && replayed.len() == tlog.bytes.len(),
+            "leaf {differs:?} replays otherwise"
+        );
         ensure!(state.digest().to_string() == digest, "the replayed state has another digest");
         println!("{size} leaves replayed");
         Ok(())
@@ -430,7 +451,11 @@ fn every_node_serves_metrics_and_names_itself_healthy() {
     LAB.run("every_node_serves_metrics_and_names_itself_healthy", |lab| {
         for site in &lab.mesh.sites {
             let (status, metrics) = http_get(&site.http, "/metrics")?;
-            ensure!(status == 200 && metrics.contains("quorate_nodes_attested 4"), "{}: {metrics}", site.name);
+            ensure!(
+                status == 200 && metrics.contains("quorate_nodes_attested 4"),
+                "{}: {metrics}",
+                site.name
+            );
             let (status, _) = http_get(&site.http, "/healthz")?;
             ensure!(status == 200);
         }
