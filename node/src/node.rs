@@ -55,6 +55,9 @@ const OUTGOING_MAX: usize = 16_384;
 /// Raft keeps this many entries below a snapshot, so that a follower that was briefly away needs no snapshot.
 const ENTRIES_KEPT: u64 = 10_000;
 
+/// A failed disk shows at the log's monitor within this of stopping Raft.
+const STORAGE_SAYS_SO: Duration = Duration::from_millis(500);
+
 /// A built node: bound, not yet serving.
 pub struct Node {
     config: Config,
@@ -350,6 +353,10 @@ impl Node {
         let mut outcome = Ok(Ended::Stopped);
         tokio::select! {
             () = &mut stop => tracing::info!("stopping: draining"),
+            reason = raft_stopped(&raft, monitor.clone()) => {
+                tracing::error!(reason, "Raft stopped on this node: it must be started again");
+                outcome = Err(anyhow::anyhow!("Raft stopped: {reason}"));
+            }
             Ok(()) = gave_up => outcome = Ok(Ended::GaveUp),
             reason = monitor.wait_failed() => {
                 let reason = reason.unwrap_or_else(|| "Raft's log closed".into());
@@ -383,6 +390,25 @@ impl Node {
         tracing::info!(node = me.0, "stopped");
         outcome
     }
+}
+
+/// Completes when Raft ended here for another reason than its log's storage, which says so itself. A node without Raft would
+/// look alive and take part in nothing.
+async fn raft_stopped(raft: &Raft, monitor: LogMonitor) -> String {
+    let mut metrics = raft.metrics();
+    let reason = loop {
+        if let Err(fatal) = &metrics.borrow_and_update().running_state {
+            break fatal.to_string();
+        }
+        if metrics.changed().await.is_err() {
+            break "its task ended".to_owned();
+        }
+    };
+    tokio::time::sleep(STORAGE_SAYS_SO).await;
+    if monitor.failed().is_some() {
+        std::future::pending::<()>().await;
+    }
+    reason
 }
 
 /// What Raft and the links know.
