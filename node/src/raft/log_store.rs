@@ -227,11 +227,16 @@ pub struct LogStoreOptions {
     pub cache_bytes: usize,
     /// Called on the writer thread with the duration of each commit, fsync included. Must not block.
     pub on_commit: Option<Box<dyn Fn(Duration) + Send>>,
+    /// This node, if what it appends as leader may be sent out while it is being made durable. openraft counts the leader's
+    /// own log as soon as it is appended, so whoever gives this must hold back every peer's answer until
+    /// [`LogReader::durable_upto`]: an entry then is committed only once the leader's disk has it too, as before. Entries
+    /// that another node leads are always durable before openraft hears so. Not for a cluster whose majority is one node.
+    pub leads_ahead: Option<RaftNodeId>,
 }
 
 impl Default for LogStoreOptions {
     fn default() -> Self {
-        Self { cache_bytes: 32 << 20, on_commit: None }
+        Self { cache_bytes: 32 << 20, on_commit: None, leads_ahead: None }
     }
 }
 
@@ -241,6 +246,7 @@ pub struct LogStore {
     floor: CertifiedFloor,
     queue: Option<mpsc::Sender<Job>>,
     writer: Option<JoinHandle<()>>,
+    leads_ahead: Option<RaftNodeId>,
 }
 
 /// Reads the log; cheap to clone. Holds the file open.
@@ -333,9 +339,19 @@ impl LogStore {
         let for_writer = Arc::clone(&shared);
         let writer = std::thread::Builder::new()
             .name("raft-log".to_owned())
-            .spawn(move || writer::run(jobs, &for_writer, options.on_commit))
+            .spawn({
+                let on_commit = options.on_commit;
+                move || writer::run(jobs, &for_writer, on_commit)
+            })
             .map_err(LogStoreError::file("start the writer of", Path::new("the Raft log")))?;
-        Ok(Self { reader: LogReader { shared }, floor, queue: Some(queue), writer: Some(writer) })
+        let leads_ahead = options.leads_ahead;
+        Ok(Self {
+            reader: LogReader { shared },
+            floor,
+            queue: Some(queue),
+            writer: Some(writer),
+            leads_ahead,
+        })
     }
 
     /// A handle for metrics and for noticing a failed disk.
@@ -367,6 +383,18 @@ impl LogStore {
     /// The floor this store obeys.
     pub fn floor(&self) -> &CertifiedFloor {
         &self.floor
+    }
+
+    /// Whether this node appends these as the leader they belong to, by its last durable vote.
+    fn appends_ahead(&self, entries: &[Entry]) -> bool {
+        let (Some(me), Some(vote)) = (self.leads_ahead, self.reader.shared.state().vote) else {
+            return false;
+        };
+        let ours = |entry: &Entry| {
+            let author = &entry.log_id.leader_id;
+            author.node_id == me && author.term == vote.leader_id.term
+        };
+        vote.committed && vote.leader_id.node_id == me && entries.iter().all(ours)
     }
 
     /// Room in the queue, taken before memory changes: nothing may fail between the two.
@@ -499,6 +527,24 @@ fn answer() -> (Done, oneshot::Receiver<Result<(), String>>) {
 }
 
 impl LogReader {
+    /// Completes once everything up to this index is durable here. Fails once the store is closed for writing.
+    pub async fn durable_upto(&self, index: u64) -> Result<(), LogStoreError> {
+        let (mut durable, mut failed) = (self.shared.durable.subscribe(), self.shared.failed.subscribe());
+        loop {
+            if self.shared.state().durable_end > index {
+                return Ok(());
+            }
+            if failed.borrow_and_update().is_some() {
+                return Err(self.shared.why_failed());
+            }
+            // Neither sender is dropped before `self`.
+            tokio::select! {
+                _ = durable.changed() => {}
+                _ = failed.changed() => {}
+            }
+        }
+    }
+
     /// The log id of the entry at an index; `None` when there is no such entry (any more).
     pub async fn log_id_at(&self, index: u64) -> Result<Option<LogId>, LogStoreError> {
         let entries = self.read(index, index.saturating_add(1), 0).await?;
@@ -900,6 +946,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
+        if self.appends_ahead(&entries) {
+            // A failure closes the store for writing, and no answer of a peer counts from then on.
+            self.enqueue(entries, Box::new(|_| ())).await?;
+            callback.log_io_completed(Ok(()));
+            return Ok(());
+        }
         let done = move |outcome: Result<(), &str>| {
             let failed = |reason: &str| io::Error::other(LogStoreError::Failed { reason: reason.to_owned() });
             callback.log_io_completed(outcome.map_err(failed));

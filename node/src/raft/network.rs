@@ -1,4 +1,5 @@
 //! Raft's messages over the peer links, bound to the peer's identity by the channel.
+use super::LogReader;
 use super::guard::{Lie, TermGuard, check_answer, check_term};
 use super::types::{RaftNodeId, TypeConfig};
 use crate::peers::Peers;
@@ -31,6 +32,8 @@ pub struct Network {
     pub me: NodeId,
     /// Counts the terms that peers begin.
     pub guard: TermGuard,
+    /// This node's own log: no peer's answer counts before it is durable here too.
+    pub log: LogReader,
 }
 
 /// Raft's client to one peer.
@@ -39,6 +42,7 @@ pub struct PeerNetwork {
     me: NodeId,
     target: NodeId,
     guard: TermGuard,
+    log: LogReader,
     /// Open while the last append on it was answered: Raft has one on its way to a peer at a time.
     appends: Option<Appends>,
 }
@@ -106,6 +110,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             me: self.me,
             target: NodeId(target),
             guard: self.guard.clone(),
+            log: self.log.clone(),
             appends: None,
         }
     }
@@ -196,6 +201,14 @@ impl RaftNetwork<TypeConfig> for PeerNetwork {
     ) -> Result<AppendEntriesResponse<RaftNodeId>, RpcError<RaftError<RaftNodeId>>> {
         let answer = self.call(Call::Append, &rpc, &option, RPCTypes::AppendEntries).await?;
         check_answer(&self.guard, self.target.0, &rpc, &answer, Instant::now()).map_err(|e| self.lied(e))?;
+        // The leader's own log is written while its peers write theirs; nothing is committed that it could lose.
+        let top = rpc.entries.last().map(|e| e.log_id).or(rpc.prev_log_id);
+        if let Some(top) = top {
+            self.log
+                .durable_upto(top.index)
+                .await
+                .map_err(|e| RPCError::Network(NetworkError::new(&AnyError::new(&e))))?;
+        }
         Ok(answer)
     }
 

@@ -354,6 +354,47 @@ async fn the_callback_fires_only_after_the_sync() {
     assert_eq!(contents(&mut start(&crashed).unwrap()).await.entries.len(), 3);
 }
 
+/// Whether an append is acknowledged while no sync completes, and whether it is durable then and after.
+async fn acknowledged_ahead(me: Option<RaftNodeId>, vote: Vote, term: u64) -> bool {
+    let disk = Disk::holding(formatted());
+    let db = Database::builder().create_with_backend(disk.clone()).unwrap();
+    let options = LogStoreOptions { leads_ahead: me, ..LogStoreOptions::default() };
+    let mut store = LogStore::start(db, CertifiedFloor::new(), options).unwrap();
+    store.save_vote(&vote).await.unwrap();
+    let reader = store.reader();
+    let held = disk.hold_syncs();
+    let mut appended = Box::pin(store.blocking_append(entries(term, 0..3, 100)));
+    let ahead = tokio::time::timeout(Duration::from_millis(100), &mut appended).await.is_ok();
+    let early = tokio::time::timeout(Duration::from_millis(50), reader.durable_upto(2)).await;
+    assert!(early.is_err(), "durable before the sync");
+    drop(held);
+    reader.durable_upto(2).await.unwrap();
+    drop(appended);
+    drop(store);
+    let crashed = Disk::holding(disk.image(Survives::OnlySynced));
+    assert_eq!(contents(&mut start(&crashed).unwrap()).await.entries.len(), 3);
+    ahead
+}
+
+#[tokio::test]
+async fn only_a_leaders_own_entries_are_acknowledged_ahead() {
+    let elected = Vote::new_committed(1, 1);
+    assert!(acknowledged_ahead(Some(1), elected, 1).await);
+    assert!(!acknowledged_ahead(None, elected, 1).await, "nobody holds back the peers' answers");
+    assert!(!acknowledged_ahead(Some(2), elected, 1).await, "another node leads");
+    assert!(!acknowledged_ahead(Some(1), Vote::new(1, 1), 1).await, "a candidate only");
+    assert!(!acknowledged_ahead(Some(1), Vote::new_committed(2, 1), 1).await, "an earlier term's entries");
+}
+
+#[tokio::test]
+async fn nothing_becomes_durable_once_a_write_failed() {
+    let (disk, store) = on_new_disk().await;
+    disk.fail_once(true, Effect::Lost);
+    let outcome = queue(&store, entries(1, 0..1, 100)).await;
+    assert!(outcome.await.unwrap().is_err());
+    assert!(matches!(store.reader().durable_upto(0).await, Err(LogStoreError::Failed { .. })));
+}
+
 #[tokio::test]
 async fn queued_appends_share_a_commit() {
     let (disk, store) = on_new_disk().await;
