@@ -367,7 +367,10 @@ mod tests {
         );
         let mut mixed = cosigned(&[1, 2], 1);
         mixed.extend(cosigned(&[3], 2));
-        assert_eq!(rule.certify_verified(checkpoint(1), mixed), Err(NotCertified::OtherCheckpoint(NodeId(3))));
+        assert_eq!(
+            rule.certify_verified(checkpoint(1), mixed),
+            Err(NotCertified::OtherCheckpoint(NodeId(3)))
+        );
         let doubled = cosigned(&[1, 2, 2], 1);
         assert_eq!(rule.certify_verified(checkpoint(1), doubled), Err(NotCertified::Doubled(NodeId(2))));
     }
