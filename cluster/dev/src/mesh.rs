@@ -649,7 +649,10 @@ pub fn http_get_bytes(address: &str, path: &str) -> anyhow::Result<(u16, Vec<u8>
     let body = answer.split_off(end + 4);
     let head = String::from_utf8_lossy(&answer);
     let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).context("no HTTP status")?;
-    let announced = head.to_ascii_lowercase().lines().find_map(|l| l.strip_prefix("content-length:")?.trim().parse().ok());
+    let announced = head
+        .to_ascii_lowercase()
+        .lines()
+        .find_map(|l| l.strip_prefix("content-length:")?.trim().parse().ok());
     ensure!(announced.is_none_or(|length: usize| length == body.len()), "the answer was cut off");
     Ok((status, body))
 }
