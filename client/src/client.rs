@@ -149,6 +149,8 @@ impl Client {
     async fn explain(&self, error: Error) -> Error {
         match &error {
             Error::Refused(refusal) if matches!(refusal.code.as_str(), "no_quorum" | "dark") => {}
+            // Whoever was tried last is lost; that may be one of too many.
+            Error::NodeLost { .. } | Error::NoRelay { .. } => {}
             _ => return error,
         }
         let directory = self.inner.directory();

@@ -28,8 +28,9 @@ static LAB: Shared =
 
 /// What the issue promises after the loss of one node, and for a refusal.
 const SOON: Duration = Duration::from_secs(3);
-/// A peer that says nothing is given up after this: the channel's keep-alive, and a refusal.
-const HUNG: Duration = Duration::from_secs(9);
+/// A node that says nothing is given up after the channel's keep-alive (some 5 s); a request may meet two such nodes, and
+/// then asks who is there.
+const HUNG: Duration = Duration::from_secs(15);
 /// What it promises after the loss of all.
 const SERVING_AGAIN: Duration = Duration::from_secs(15);
 
