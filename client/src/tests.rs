@@ -14,6 +14,8 @@ use quorate_core::crypto::{Hash, encode};
 use quorate_core::ids::{ClientId, NodeId, PoolId};
 use quorate_core::leaf::Outcome;
 use quorate_core::policy::RouteDocument;
+use quorate_core::proof::{LeafCertificate, Proof};
+use quorate_core::tlog::LeafIndex;
 use quorate_proto::v1::mesh_server::{Mesh, MeshServer};
 use quorate_proto::v1::{self, tunnel_down, tunnel_up};
 use quorate_splitkey::framing::{BodyMeter, HeadRecords, HeadShape};
@@ -169,6 +171,37 @@ struct MockLog {
     submitted: Mutex<Vec<Command>>,
     /// Nodes whose tunnels are refused as lapsed.
     lapsed: Mutex<BTreeSet<NodeId>>,
+    /// The real state machine, certified by the members' keys.
+    mesh: Mutex<Option<quorate_core::testing::Mesh>>,
+    /// Whether relays keep the certificate to themselves.
+    uncertified: std::sync::atomic::AtomicBool,
+}
+
+impl MockLog {
+    fn decide(&self, command: Command) -> Outcome {
+        let mut mesh = self.mesh.lock().unwrap();
+        let mesh = mesh.as_mut().unwrap();
+        mesh.time = mesh.time.max(crate::directory::now());
+        mesh.decide(command)
+    }
+
+    /// Decides an authorisation, and certifies it.
+    fn authorise(&self, command: Command) -> v1::tunnel_down::Authorised {
+        assert_eq!(self.decide(command), Outcome::Authorised);
+        let mesh = self.mesh.lock().unwrap();
+        let mesh = mesh.as_ref().unwrap();
+        // The entry's last leaf is its end; the one before is the decision.
+        let size = mesh.state().checkpoint().size.0;
+        let Proof { checkpoint, cosignatures, mut leaves, .. } = mesh.proof(&[LeafIndex(size - 2)]);
+        let certificate = LeafCertificate { checkpoint, cosignatures, leaf: leaves.remove(0) };
+        let kept = self.uncertified.load(Ordering::SeqCst);
+        v1::tunnel_down::Authorised {
+            leaf_index: size - 2,
+            tree_size: size,
+            certificate: if kept { Vec::new() } else { encode(&certificate) }.into(),
+            timings: None,
+        }
+    }
 }
 
 type Down = Pin<Box<dyn Stream<Item = Result<v1::TunnelDown, Status>> + Send>>;
@@ -191,7 +224,7 @@ impl Mesh for MockNode {
         let command: Command = borsh::from_slice(&request.into_inner().command).unwrap();
         let Command::Client(signed) = &command else { panic!("clients submit client commands") };
         let outcome = match &signed.body {
-            ClientCommand::OpenPool(_) => Outcome::PoolOpened,
+            ClientCommand::OpenPool(_) => self.log.as_ref().unwrap().decide(command.clone()),
             ClientCommand::Report(_) => Outcome::Reported,
             ClientCommand::Authorise(_) => panic!("authorisations go through the tunnel"),
         };
@@ -235,9 +268,10 @@ impl Mesh for MockNode {
             down.send(Ok(v1::TunnelDown { frame })).await.unwrap();
             return Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))));
         }
-        let (route, word, keyers) = (self.route.clone(), self.word, self.keyers.clone());
+        let (route, word, keyers, log) =
+            (self.route.clone(), self.word, self.keyers.clone(), self.log.clone());
         tokio::spawn(async move {
-            let _ = relay(up.into_inner(), down, route, word, keyers).await;
+            let _ = relay(up.into_inner(), down, route, word, keyers, log).await;
         });
         Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
     }
@@ -250,6 +284,7 @@ async fn relay(
     route: RouteDocument,
     word: Word,
     keyers: Secrets,
+    log: Option<Arc<MockLog>>,
 ) -> Option<()> {
     let say = |frame| {
         let down = down.clone();
@@ -324,8 +359,10 @@ async fn relay(
                 assert_eq!(signed, records.digest().0, "the signature covers the head");
                 meter = Some(BodyMeter::new(checked.content_length()));
                 forward = request.head.to_vec();
-                let authorised =
-                    v1::tunnel_down::Authorised { leaf_index: 7, tree_size: 9, ..Default::default() };
+                let authorised = match &log {
+                    Some(log) => log.authorise(borsh::from_slice(&request.command).unwrap()),
+                    None => v1::tunnel_down::Authorised { leaf_index: 7, tree_size: 9, ..Default::default() },
+                };
                 say(tunnel_down::Frame::Authorised(authorised)).await?;
             }
             _ => panic!("out of turn"),
@@ -531,12 +568,14 @@ async fn mesh(provider: &RouteDocument, age_ms: u64) -> MockMesh {
     honest.time = quorate_core::ids::Timestamp(crate::directory::now().0 - age_ms);
     honest.recover();
     let directory = encode(&honest.proof(&[]));
-    let log = Arc::new(MockLog { directory, ..MockLog::default() });
+    let nodes_keys: Vec<_> = honest.fleet.nodes.iter().map(|(id, node)| (*id, node.tls_key())).collect();
+    let (cluster, mesh) = (honest.fleet.cluster(), Mutex::new(Some(honest)));
+    let log = Arc::new(MockLog { directory, mesh, ..MockLog::default() });
     let keyers = Secrets::default();
     let mut nodes = Vec::new();
-    for (listener, (id, node)) in listeners.into_iter().zip(&honest.fleet.nodes) {
+    for (listener, (id, tls_key)) in listeners.into_iter().zip(&nodes_keys) {
         let path = dir.path().join(id.to_string());
-        key_file(&path, &node.tls_key());
+        key_file(&path, tls_key);
         let identity = Identity::load(&path).unwrap();
         let service = MockNode {
             route: provider.clone(),
@@ -559,7 +598,7 @@ async fn mesh(provider: &RouteDocument, age_ms: u64) -> MockMesh {
     let client_key = dir.path().join("client.key");
     key_file(&client_key, &key(CLIENT));
     let trust = TrustFile {
-        genesis: honest.fleet.cluster(),
+        genesis: cluster,
         nodes: addresses.iter().map(|a| (*a).into()).collect(),
         client: ClientId::new(CLIENT).unwrap(),
         key: client_key,
@@ -578,7 +617,9 @@ async fn a_client_connects_asks_and_reports() {
     let mesh = mesh(&stage.route, 0).await;
     let client = Client::connect(mesh.trust.clone()).await.unwrap();
     let response = client.request(ask(body(100_000))).await.unwrap();
-    assert_eq!((response.status.as_u16(), response.provenance.authorised.leaf_index), (200, 7));
+    assert_eq!(response.status.as_u16(), 200);
+    let authorised = response.provenance.authorised;
+    assert_eq!(authorised.leaf_index + 2, authorised.tree_size, "as the certificate says");
     let request = response.provenance.request;
     assert_eq!(response.body.bytes(1 << 20).await.unwrap(), body(100_000));
     // One that is dropped is cancelled, and says so.
@@ -597,6 +638,18 @@ async fn a_client_connects_asks_and_reports() {
     };
     assert_eq!(ended(request), Some((200, Ended::Complete)));
     assert_eq!(ended(cancelled), Some((200, Ended::Cancelled)));
+}
+
+/// No leaf, no forward: an answer without a certificate of its own request's authorisation is not handed on.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_without_a_certificate_is_not_handed_on() {
+    let stage = provider(Provider::Good).await;
+    let mesh = mesh(&stage.route, 0).await;
+    let client = Client::connect(mesh.trust.clone()).await.unwrap();
+    assert!(client.request(ask(body(10))).await.is_ok());
+    mesh.log.uncertified.store(true, Ordering::SeqCst);
+    let error = client.request(ask(body(10))).await.unwrap_err();
+    assert!(format!("{error:?}").contains("NodeMisbehaved"), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
