@@ -539,7 +539,9 @@ struct MockMesh {
 
 impl MockMesh {
     fn kill(&mut self, node: NodeId) {
-        self.nodes[node.0 as usize - 1].take().unwrap().shutdown_background();
+        // Waits until nothing of it runs: what is answered after this is not its answer.
+        let runtime = self.nodes[node.0 as usize - 1].take().unwrap();
+        tokio::task::block_in_place(|| runtime.shutdown_timeout(Duration::from_secs(5)));
     }
 }
 
