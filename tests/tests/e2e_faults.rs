@@ -2,7 +2,6 @@
 //!
 //! Real processes and software TPMs; needs the binaries. Each test names its row of the fault table.
 #![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
 use anyhow::{Context as _, bail, ensure};
 use quorate_client::{Client, Error, Fault, Retry};
 use quorate_core::command::{CheckpointRef, ClientCommand};

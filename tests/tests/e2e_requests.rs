@@ -5,7 +5,7 @@
 //! **These bite**: each altered request has its unaltered twin, which goes through ([`altered_and_replayed_requests`]); each
 //! refused client becomes a served one by the change of policy that the refusal asks for.
 #![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
+#![expect(clippy::indexing_slicing, reason = "test code")]
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use quorate_client::{Client, Error, Fault, Retry, TrustFile};
