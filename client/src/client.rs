@@ -42,6 +42,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const RECEIPT_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a request's signature is valid: covers queues and differing clocks, far below the policy's bound.
 const REQUEST_LIFETIME_MS: u64 = 45_000;
+/// How long a request whose certificate falls short may look for a receipt: the mesh is certifying again by then.
+const CERTIFICATE_WAIT: Duration = Duration::from_secs(3);
 /// From sending a request to its authorisation.
 const AUTHORISE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Attempts for one request.
@@ -725,8 +727,8 @@ impl Inner {
 
 impl Inner {
     /// No leaf, no forward: the client checks on its own that its request's authorisation is a certified leaf, before it
-    /// hands on any of the answer. Nodes that restarted since the directory was fetched sign with newer keys: then once more,
-    /// against a newer directory.
+    /// hands on any of the answer. Nodes that restarted since the directory was fetched sign with newer keys: then
+    /// by a receipt.
     async fn check_certificate(
         self: &Arc<Self>,
         request: RequestId,
@@ -740,9 +742,21 @@ impl Inner {
         if prove().is_ok() {
             return Ok(());
         }
-        self.refresh().await?;
-        let proven = prove().map(drop);
-        proven.map_err(|e| misbehaved(&format!("its certificate of the authorisation proves nothing: {e}")))
+        // A node that restarted in between signed with a key that this directory, or the next, does not name. A receipt
+        // brings the evidence of its own checkpoint along, from whichever node has it.
+        self.refresh_soon();
+        let deadline = tokio::time::Instant::now() + CERTIFICATE_WAIT;
+        loop {
+            let failed = match self.fetch_receipt(request).await {
+                Ok(_proven) => return Ok(()),
+                Err(error) => error,
+            };
+            if tokio::time::Instant::now() >= deadline {
+                tracing::debug!(error = %failed, "no receipt of an authorisation that the relay claims");
+                return Err(misbehaved("its certificate of the authorisation proves nothing"));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 }
 
