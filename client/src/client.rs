@@ -42,6 +42,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const RECEIPT_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a request's signature is valid: covers queues and differing clocks, far below the policy's bound.
 const REQUEST_LIFETIME_MS: u64 = 45_000;
+/// How long a request waits for a connection before it asks whether the mesh has a quorum at all.
+const PATIENCE: Duration = Duration::from_millis(1_200);
 /// How long a request whose certificate falls short may look for a receipt: the mesh is certifying again by then.
 const CERTIFICATE_WAIT: Duration = Duration::from_secs(3);
 /// From sending a request to its authorisation.
@@ -155,33 +157,11 @@ impl Client {
             Error::NodeLost { .. } | Error::NoRelay { .. } => {}
             _ => return error,
         }
-        let directory = self.inner.directory();
-        let policy = &directory.verified().policy;
-        let asked = policy.members.keys().map(|node| async move {
-            let status = async {
-                mesh_client(&*self.inner.link(*node).await.ok()?).status(v1::StatusRequest {}).await.ok()
-            };
-            (*node, timeout(DIAGNOSE_TIMEOUT, status).await.ok().flatten().map(tonic::Response::into_inner))
-        });
-        let answers = futures::future::join_all(asked).await;
-        let mut missing = Vec::new();
-        for (node, member) in &policy.members {
-            let answered = answers.iter().any(|(n, a)| n == node && a.is_some());
-            let lapsed = answers
-                .iter()
-                .filter_map(|(_, a)| a.as_ref())
-                .flat_map(|a| &a.nodes)
-                .any(|n| n.node == node.0 && !n.attested);
-            match (answered, lapsed) {
-                (false, _) => missing.push(format!("{} (cannot be reached from here)", member.name)),
-                (true, true) => missing.push(format!("{} (not attested)", member.name)),
-                (true, false) => {}
-            }
-        }
-        let (attested, quorum) =
-            (policy.members.len().saturating_sub(missing.len()) as u64, policy.quorum() as u64);
         // If enough are there by now, the refusal itself says more.
-        if attested < quorum { Error::Dark(Darkness { attested, quorum, missing }) } else { error }
+        match self.inner.lost_quorum().await {
+            Some(darkness) => Error::Dark(darkness),
+            None => error,
+        }
     }
 
     /// The receipt of a request: waits, up to 20 s, until the log settled it, and verifies it.
@@ -598,6 +578,45 @@ impl Inner {
         }
     }
 
+    /// Who is missing, when fewer than a quorum answer as attested.
+    async fn lost_quorum(&self) -> Option<Darkness> {
+        let directory = self.directory();
+        let policy = &directory.verified().policy;
+        let asked = policy.members.keys().map(|node| async move {
+            let status =
+                async { mesh_client(&*self.link(*node).await.ok()?).status(v1::StatusRequest {}).await.ok() };
+            (*node, timeout(DIAGNOSE_TIMEOUT, status).await.ok().flatten().map(tonic::Response::into_inner))
+        });
+        let answers = futures::future::join_all(asked).await;
+        let mut missing = Vec::new();
+        for (node, member) in &policy.members {
+            let answered = answers.iter().any(|(n, a)| n == node && a.is_some());
+            let lapsed = answers
+                .iter()
+                .filter_map(|(_, a)| a.as_ref())
+                .flat_map(|a| &a.nodes)
+                .any(|n| n.node == node.0 && !n.attested);
+            match (answered, lapsed) {
+                (false, _) => missing.push(format!("{} (cannot be reached from here)", member.name)),
+                (true, true) => missing.push(format!("{} (not attested)", member.name)),
+                (true, false) => {}
+            }
+        }
+        let (attested, quorum) =
+            (policy.members.len().saturating_sub(missing.len()) as u64, policy.quorum() as u64);
+        (attested < quorum).then_some(Darkness { attested, quorum, missing })
+    }
+
+    /// Completes only if the mesh turns out to lack its quorum while somebody waits for longer than patience lasts.
+    async fn dark_meanwhile(&self) -> Darkness {
+        loop {
+            tokio::time::sleep(PATIENCE).await;
+            if let Some(darkness) = self.lost_quorum().await {
+                return darkness;
+            }
+        }
+    }
+
     async fn request(self: &Arc<Self>, request: &Request) -> Result<Response, Error> {
         let deadline = request.deadline.map(|d| Instant::now() + d);
         let mut avoid = Vec::new();
@@ -607,7 +626,11 @@ impl Inner {
             // Each time anew: the policy may have changed.
             let route = self.resolve(&request.target)?;
             let lanes = self.lanes(&route);
-            let (lane, conn) = lanes.take(self, &avoid).await?;
+            // Each lane that is tried waits for an answer of its own: without a quorum none of them can have one.
+            let (lane, conn) = tokio::select! {
+                taken = lanes.take(self, &avoid) => taken?,
+                darkness = self.dark_meanwhile() => return Err(Error::Dark(darkness)),
+            };
             let (error, forwarded) = match self.attempt(&route, &lane, conn, request).await {
                 Ok(response) => return Ok(response),
                 Err(failed) => (failed.error, failed.forwarded),

@@ -317,7 +317,10 @@ impl Lab {
         // In force now; what each node gives to clients follows within the blink of its cache.
         let healthy =
             |s: &&quorate_cluster::mesh::Site| self.mesh.health(s.id).is_ok_and(|h| h.trim() == "ok");
-        for site in self.mesh.sites.iter().filter(healthy) {
+        let text = fs::read_to_string(self.mesh.policy())?;
+        // Whom the new policy removes follows no longer.
+        let member = |s: &&quorate_cluster::mesh::Site| text.contains(&format!("\"{}\"", s.grpc));
+        for site in self.mesh.sites.iter().filter(healthy).filter(member) {
             let trust = TrustFile { nodes: vec![site.grpc.parse()?], ..self.trust("app")? };
             wait_for(&format!("{} gives the new policy", site.name), Duration::from_secs(10), || {
                 let client = self.block(Client::connect(trust.clone()))?;

@@ -37,9 +37,9 @@ const CONNECT_WAIT: Duration = Duration::from_secs(5);
 /// From Open to the client's Finished; a connection is idle only after that.
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(15);
 /// A request is decided within this or refused: a lost quorum must show within three seconds.
-const DECIDE_WAIT: Duration = Duration::from_millis(2_500);
+const DECIDE_WAIT: Duration = Duration::from_millis(2_000);
 /// The keyer's answer may come a little after the relay's own certificate.
-const KEYER_WAIT: Duration = Duration::from_millis(2_700);
+const KEYER_WAIT: Duration = Duration::from_millis(2_200);
 /// The last message to a client that does not read.
 const GOODBYE_WAIT: Duration = Duration::from_secs(2);
 /// Body held while a request is being decided.

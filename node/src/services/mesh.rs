@@ -24,7 +24,7 @@ use std::time::Duration;
 use tonic::{Request, Response, Status, Streaming};
 
 /// A command is decided within this or refused.
-const SUBMIT_WAIT: Duration = Duration::from_millis(2_500);
+const SUBMIT_WAIT: Duration = Duration::from_millis(2_000);
 
 /// What the node knows of itself besides the ledger.
 pub trait NodeFacts: Send + Sync + 'static {
