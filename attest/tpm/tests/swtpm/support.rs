@@ -2,7 +2,7 @@
 use quorate_attest_tpm::{Tpm, TpmConfig, TpmHandle};
 use std::{
     fs,
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -93,9 +93,27 @@ impl Swtpm {
 
     pub(crate) fn switch_on(&mut self) {
         assert!(self.child.is_none());
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let mut child = self.start();
+            // Listening is not enough: the control channel listens before the command channel does.
+            while child.try_wait().unwrap().is_none() {
+                if Tpm::open(&self.tcti()).is_ok() {
+                    self.child = Some(child);
+                    return;
+                }
+                assert!(Instant::now() < deadline, "swtpm does not answer");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            // Another process may have had its port for a moment, e.g. as the near end of a connection.
+            assert!(Instant::now() < deadline, "swtpm ends at once");
+        }
+    }
+
+    fn start(&self) -> Child {
         let state = self.dir.path().join("state");
         let channel = |port| format!("type=tcp,port={port},bindaddr=127.0.0.1");
-        let mut child = Command::new("swtpm")
+        Command::new("swtpm")
             .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
             .arg("--tpmstate")
             .arg(format!("dir={}", state.display()))
@@ -103,15 +121,7 @@ impl Swtpm {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .unwrap();
-        // The control channel takes any number of connections, the command channel one at a time.
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while TcpStream::connect(("127.0.0.1", self.port + 1)).is_err() {
-            assert!(child.try_wait().unwrap().is_none(), "swtpm ended at once");
-            assert!(Instant::now() < deadline, "swtpm does not listen");
-            std::thread::yield_now();
-        }
-        self.child = Some(child);
+            .unwrap()
     }
 
     /// SIGKILL: what a power cut looks like to the TPM.
