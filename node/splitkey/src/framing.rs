@@ -12,6 +12,10 @@
 //! plaintext bytes, so a fragment of 18 to 2^14 + 17 ([`HEAD_FRAGMENT_MAX`]): no room for padding beyond a full
 //! record, and the keyer refuses any inside.
 //!
+//! **Release.** [`HeadRecords::release_into`] is the one way from a held head to bytes for a provider. It wants the hole
+//! exactly where the head was cut around one: a keyed head without it would put part two at sequence 1, and a hole
+//! beside a whole head would put a secret where the body begins.
+//!
 //! **The body's cap.** The relay cannot decrypt body records, but a record's plaintext is at most its fragment less
 //! 17. [`BodyMeter`] admits records while the sum of those stays within the content-length that the keyer read in the
 //! head. A provider that takes content-length at its word sees no byte after the body, so no second request. Padding
@@ -21,6 +25,7 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::hole::FilledHole;
 use crate::record::{ContentType, OVERHEAD, PLAINTEXT_MAX, Record, RecordError, RecordReader};
 
 /// Longest fragment of a head record: a full, unpadded record.
@@ -92,6 +97,17 @@ pub enum FramingRefusal {
     },
 }
 
+/// Why a head is not released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReleaseRefusal {
+    /// A keyed head whose hole is not filled.
+    #[error("the head's hole is not filled")]
+    HoleMissing,
+    /// A hole for a head that has none.
+    #[error("the head has no hole to fill")]
+    HoleUnexpected,
+}
+
 /// The records of one head, as they go to the keyer and, once approved, to the provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeadRecords {
@@ -121,7 +137,7 @@ impl HeadRecords {
         if self.two.is_some() { HeadShape::AroundHole } else { HeadShape::Whole }
     }
 
-    /// The records' bytes, one after the other.
+    /// The records' bytes, one after the other: for the keyer. [`Self::release_into`] is for the provider.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes =
             Vec::with_capacity(self.one.wire_len() + self.two.as_ref().map_or(0, Record::wire_len));
@@ -130,6 +146,22 @@ impl HeadRecords {
             two.write_to(&mut bytes);
         }
         bytes
+    }
+
+    /// Appends the head as the provider gets it: part one, the hole if there is one, part two. The body follows in
+    /// the same write where possible.
+    pub fn release_into(&self, hole: Option<FilledHole>, out: &mut Vec<u8>) -> Result<(), ReleaseRefusal> {
+        let hole = match (&self.two, hole) {
+            (Some(_), None) => return Err(ReleaseRefusal::HoleMissing),
+            (None, Some(_)) => return Err(ReleaseRefusal::HoleUnexpected),
+            (_, hole) => hole,
+        };
+        self.one.write_to(out);
+        if let (Some(two), Some(hole)) = (&self.two, hole) {
+            out.extend_from_slice(hole.as_bytes());
+            two.write_to(out);
+        }
+        Ok(())
     }
 
     /// The digest a request signature covers; see [`digest_of_head_records`].

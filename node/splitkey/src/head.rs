@@ -136,6 +136,24 @@ pub enum CredentialScheme {
 }
 
 impl CredentialScheme {
+    /// As written in a policy.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bearer => "bearer",
+            Self::XApiKey => "x-api-key",
+            Self::ApiKey => "api-key",
+            Self::XGoogApiKey => "x-goog-api-key",
+        }
+    }
+
+    /// The scheme a policy names, if there is one.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|scheme| scheme.as_str() == name)
+    }
+
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Bearer, Self::XApiKey, Self::ApiKey, Self::XGoogApiKey];
+
     /// What stands on the line before the key.
     pub const fn opening(self) -> &'static str {
         match self {
@@ -458,6 +476,11 @@ impl HeadTemplate {
             headers: allowed,
             credential: None,
         })
+    }
+
+    /// The same template around a credential.
+    pub fn with_credential(self, slot: CredentialSlot) -> Result<Self, TemplateError> {
+        HeadTemplateSpec { credential: Some(slot), ..self.spec }.try_into()
     }
 
     /// The template as written.

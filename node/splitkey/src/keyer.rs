@@ -1,7 +1,9 @@
 //! The keyer's side of one connection: what it holds, and the one answer it gives.
 //!
 //! ```text
-//! Vacant --register(secret)--> Registered --check_head--> Answered
+//! Vacant --register(secret)--> Registered --check_head--> Checked  (keyed head approved; hole's keys kept)
+//!                                              |             `--answer(mask)--> HoleAnswer, connection consumed
+//!                                              `--------> Answered (unkeyed head approved, or any refused)
 //! ```
 //!
 //! A keyer holds the client's application traffic secret of a connection it never saw, and is shown the head's
@@ -14,7 +16,9 @@
 //! must end with its content type, so that a record's length says exactly how long the head is).
 //! **Once.** The first call of [`KeyerConnection::check_head`] is the last, whatever it answers, and the secret is
 //! erased: two answers on one connection would be two pads under one key, and a refused head is an alarm, not an
-//! invitation to try again.
+//! invitation to try again. An approved keyed head leaves the keystream and the one-time key of its hole, nothing
+//! from which another record's could be derived, while the request is being certified.
+//! [`KeyerConnection::answer`] consumes them; dropping the connection erases them.
 //!
 //! **A false secret.** Poly1305 does not commit to a key, so "opens under the registered secret" does not prove
 //! "opens at the provider". It need not: under another key the provider reads the XOR of two keystreams that nobody
@@ -26,7 +30,9 @@
 
 use crate::framing::{HeadRecords, HeadShape};
 use crate::head::{CheckedHead, HeadRefusal, HeadTemplate};
+use crate::hole::{AnswerRefusal, HoleAnswer, HoleKeys};
 use crate::record::{ContentType, Record, RecordKeys, RecordNotAuthentic, TrafficSecret};
+use crate::share::Mask;
 
 /// Sequence number of head part one.
 pub const SEQUENCE_PART_ONE: u64 = 0;
@@ -96,6 +102,10 @@ enum State {
     #[default]
     Vacant,
     Registered(TrafficSecret),
+    Checked {
+        keys: HoleKeys,
+        content_length: u64,
+    },
     Answered,
 }
 
@@ -112,7 +122,7 @@ impl KeyerConnection {
                 self.state = State::Registered(secret);
                 Ok(())
             }
-            State::Registered(_) | State::Answered => Err(AlreadyRegistered),
+            State::Registered(_) | State::Checked { .. } | State::Answered => Err(AlreadyRegistered),
         }
     }
 
@@ -121,7 +131,8 @@ impl KeyerConnection {
         matches!(self.state, State::Registered(_))
     }
 
-    /// Opens and checks the head. The first call with a secret registered spends the connection.
+    /// Opens and checks the head. The first call with a secret registered spends the connection; for a keyed head that
+    /// it approves, [`Self::answer`] is left.
     pub fn check_head(
         &mut self,
         template: &HeadTemplate,
@@ -129,7 +140,8 @@ impl KeyerConnection {
     ) -> Result<CheckedHead, KeyerRefusal> {
         let secret = match std::mem::replace(&mut self.state, State::Answered) {
             State::Registered(secret) => secret,
-            State::Answered => return Err(KeyerRefusal::AlreadyAnswered),
+            // a second question spoils the answer that was to come: nobody honest asks twice
+            State::Checked { .. } | State::Answered => return Err(KeyerRefusal::AlreadyAnswered),
             State::Vacant => {
                 self.state = State::Vacant;
                 return Err(KeyerRefusal::NotRegistered);
@@ -141,7 +153,22 @@ impl KeyerConnection {
         let keys = RecordKeys::new(&secret);
         let one = open_part(&keys, SEQUENCE_PART_ONE, records.one())?;
         let two = records.two().map(|record| open_part(&keys, SEQUENCE_PART_TWO, record)).transpose()?;
-        Ok(template.check(&one, two.as_deref())?)
+        let checked = template.check(&one, two.as_deref())?;
+        if let Some(slot) = template.credential() {
+            let inner_len = usize::from(slot.secret_len) + 1;
+            let keys = keys.hole(SEQUENCE_HOLE, inner_len);
+            self.state = State::Checked { keys, content_length: checked.content_length() };
+        }
+        Ok(checked)
+    }
+
+    /// The answer for the hole of the approved head, with this node's own share. Consumes the connection: there is
+    /// no second one, and a refusal ends it too.
+    pub fn answer(self, mask: &Mask) -> Result<HoleAnswer, AnswerRefusal> {
+        match self.state {
+            State::Checked { keys, content_length } => keys.answer(mask, content_length),
+            State::Vacant | State::Registered(_) | State::Answered => Err(AnswerRefusal::NoHole),
+        }
     }
 }
 

@@ -7,7 +7,8 @@
 //!    |---------------------------->|---------------------------------------->|
 //!    | client::ClientConnection    | framing::HeadRecords: held              |
 //!    |--- head records ----------->|------> keyer::KeyerConnection           |
-//!    |                             |<------ head::CheckedHead                |
+//!    |                             |<------ hole::HoleAnswer                 |
+//!    |                             | HoleAnswer::fill(share::Complement)     |
 //!    |--- body records ----------->|--- head, then framing::BodyMeter ------>|
 //!    |<----------- record::RecordOpener <-- untouched -----------------------|
 //! ```
@@ -16,15 +17,18 @@
 //! stops. Everything here is a function of its inputs; no clock, no randomness, no sockets, so that all of it can be
 //! fuzzed and tested with nothing but bytes.
 //!
-//! A head is one record at sequence 0. With a credential it is two, at 0 and 2, around the *hole* at 1. Types, record
-//! layer and keyer know that shape ([`framing::HeadShape`]); filling the hole is not part of this crate yet.
+//! A head is one record at sequence 0. With a credential it is two, at 0 and 2, around the *hole* at 1
+//! ([`framing::HeadShape`]), which keyer and relay fill together from the two halves of a secret ([`share`], [`hole`]).
+//! No type here holds a whole secret but [`share::Secret`], which is for the admin's own machine.
 
 #![forbid(unsafe_code)]
 
 pub mod client;
 pub mod framing;
 pub mod head;
+pub mod hole;
 pub mod host;
 pub mod keyer;
 pub mod record;
+pub mod share;
 pub mod watch;

@@ -1,7 +1,7 @@
 //! The TLS 1.3 record layer for one suite, TLS_CHACHA20_POLY1305_SHA256 (RFC 8446 §5, §7.3; RFC 8439).
 //!
 //! **Why our own.** The relay must know, by its own count, which sequence number a record has; the keyer must open
-//! records of a connection it never saw; a later client must leave a sequence number out. No TLS library offers
+//! records of a connection it never saw; the client must leave a sequence number out. No TLS library offers
 //! that, and the part needed is small: three HKDF labels, one AEAD, one counter.
 //!
 //! **On the wire** a record is
@@ -24,11 +24,15 @@
 //! end its record (§5.1). **Leaves to the caller**: sockets, and what to do about an [`Ending::Truncated`]:
 //! bytes before it must not pass for a whole answer, because anyone on the path can cut a connection.
 
+use chacha20::ChaCha20;
+use chacha20::cipher::{KeyIvInit, StreamCipher};
 use chacha20poly1305::aead::{AeadInPlace, KeyInit};
 use chacha20poly1305::{ChaCha20Poly1305, Key, Nonce, Tag};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use crate::hole::{HoleKeys, ONE_TIME_KEY_LEN};
 
 /// Bytes of a record header.
 pub const HEADER_LEN: usize = 5;
@@ -279,6 +283,21 @@ impl RecordKeys {
             *slot ^= byte;
         }
         nonce.into()
+    }
+
+    /// Takes the AEAD of one record apart (RFC 8439 §2.6, §2.8): the Poly1305 key out of block 0, and the first
+    /// `length` bytes of keystream from block 1 on.
+    pub(crate) fn hole(&self, sequence: u64, length: usize) -> HoleKeys {
+        let mut cipher = ChaCha20::new(Key::from_slice(self.key.as_slice()), &self.nonce(sequence));
+        let mut block = Zeroizing::new([0u8; 64]);
+        cipher.apply_keystream(block.as_mut_slice());
+        let mut one_time_key = Zeroizing::new([0; ONE_TIME_KEY_LEN]);
+        for (slot, byte) in one_time_key.iter_mut().zip(block.iter()) {
+            *slot = *byte;
+        }
+        let mut keystream = Zeroizing::new(vec![0; length]);
+        cipher.apply_keystream(&mut keystream);
+        HoleKeys { keystream, one_time_key }
     }
 
     /// Seals inner bytes as given (content, type, padding): records no honest sealer writes.
