@@ -2,7 +2,7 @@
 //!
 //! Nothing here reads a clock, a file or the network, and nothing here links a TPM library: what a node sends is
 //! parsed by hand, with a named bound on every length, and judged against what admins signed. Only [`credential`]
-//! uses randomness, and only an admin's machine runs it.
+//! and the signing half of [`approval`] use randomness, and only an admin's machine runs them.
 //!
 //! | module | RFC 9334 |
 //! |---|---|
@@ -11,9 +11,11 @@
 //! | [`reference_values`] | Reference Values |
 //! | [`eventlog`], [`ima`] | the logs that explain PCR values |
 //! | [`appraisal`] | appraisal, and its result |
+//! | [`approval`] | (none: which states of a machine may open what is sealed to its TPM) |
 #![forbid(unsafe_code)]
 
 pub mod appraisal;
+pub mod approval;
 pub mod credential;
 pub mod endorsement;
 pub mod eventlog;

@@ -13,6 +13,8 @@ const LOG: &str = "quorate evidence v1";
 const RECOVERY: &str = "quorate recovery v1";
 /// Label of a quote that proves a peer in its own channel.
 const CHANNEL: &str = "quorate channel v1";
+/// Label of a quote that proves, at enrolment, where a node's share key comes from.
+const SHARE_KEY: &str = "quorate share key v1";
 
 /// Hashes `label` and `parts`, each with its length before it.
 pub fn qualifying_data(label: &str, parts: &[&[u8]]) -> [u8; 32] {
@@ -58,6 +60,11 @@ pub fn for_channel(
     qualifying_data(CHANNEL, &[cluster, challenge, exporter, &from, &to, &boot.tls, &boot.cosign])
 }
 
+/// For enrolment: the public key to which the node's shares will be sealed.
+pub fn for_share_key(node: u64, share_key: &[u8]) -> [u8; 32] {
+    qualifying_data(SHARE_KEY, &[&node.to_be_bytes(), share_key])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,5 +96,7 @@ mod tests {
         assert_ne!(for_channel(&c, &x, &e, 1, 2, &BOOT), for_channel(&c, &e, &x, 1, 2, &BOOT));
         assert_ne!(for_log(&c, 1, &BOOT, &x), for_log(&c, 1, &swapped, &x));
         assert_ne!(for_log(&c, 1, &BOOT, &x), for_recovery(&c, 1, &BOOT, &x, &e));
+        assert_ne!(for_share_key(1, &c), for_share_key(2, &c));
+        assert_ne!(for_share_key(1, &c), for_share_key(1, &x));
     }
 }
