@@ -63,6 +63,53 @@ pub enum TpmError {
         /// How often it was tried.
         attempts: u32,
     },
+    /// The approval is not signed by the approver that the blob was sealed for, or is for another node.
+    #[error("the approval is not signed by this blob's approver for this node")]
+    ApprovalNotSigned,
+    /// The PCRs do not have the approved values.
+    #[error("the approval does not fit this machine's PCRs {pcrs:?}")]
+    ApprovalDoesNotFitPcrs {
+        /// The PCRs that the approval is about.
+        pcrs: Vec<u8>,
+    },
+    /// The counter stands above the approval's limit.
+    #[error("the approval is withdrawn: the TPM's counter stands above {limit}")]
+    ApprovalWithdrawn {
+        /// The last value at which it held.
+        limit: u64,
+    },
+    /// The blob was sealed by another TPM, or by this one before its owner cleared it.
+    #[error("the blob was sealed by another TPM, or by this one before it was cleared")]
+    WrongTpm,
+    /// The blob is not one, or was altered.
+    #[error("the sealed blob is damaged: {0}")]
+    BlobDamaged(&'static str),
+    /// A secret of a size that is not sealed.
+    #[error("a secret of {bytes} bytes is not sealed: 1 to 128 are")]
+    SecretSize {
+        /// Its size.
+        bytes: usize,
+    },
+    /// The TPM has no counter at this NV index.
+    #[error("no counter at NV index {handle:#010x}: the TPM is not enrolled, or was cleared")]
+    CounterAbsent {
+        /// The NV index.
+        handle: u32,
+    },
+    /// Something else is defined at the counter's NV index; it is left alone.
+    #[error("NV index {handle:#010x} is not this program's counter")]
+    CounterOccupied {
+        /// The NV index.
+        handle: u32,
+    },
+    /// Raising the counter would take more increments than a TPM's memory is to be worn with.
+    #[error("the counter stands at {value}: {asked} is too far")]
+    CounterTooFar {
+        /// Where it stands.
+        value: u64,
+        /// What was asked for.
+        asked: u64,
+    },
     /// The TPM did not answer in time. The operation may still be running; the next one waits behind it.
     #[error("TPM did not answer within {0:?}")]
     TimedOut(Duration),

@@ -3,8 +3,11 @@
 //! tpm2-tss blocks, at worst for ever. So one thread owns the [`Tpm`]; callers queue for it in a bounded queue and
 //! wait no longer than their deadline. A thread stuck in a hung TPM goes on as soon as that answers or dies, and
 //! skips the work of callers who gave up. No second thread is started beside it: two would speak at once.
-use crate::{AK_HANDLE_DEFAULT, EkKind, EnrolmentRequest, Quoted, Tcti, Tpm, TpmError};
-use quorate_attest::credential::CredentialBlob;
+use crate::{AK_HANDLE_DEFAULT, EkKind, EnrolmentRequest, Quoted, SealedBlob, Tcti, Tpm, TpmError};
+use quorate_attest::{
+    approval::{Approval, Approver, CounterIndex, PolicyRef},
+    credential::CredentialBlob,
+};
 use std::{sync::mpsc, thread, time::Duration};
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
@@ -85,6 +88,36 @@ impl TpmHandle {
         credential: CredentialBlob,
     ) -> Result<Zeroizing<Vec<u8>>, TpmError> {
         self.run(self.enrolment_timeout(), move |tpm| tpm.activate(ek, &credential)).await
+    }
+
+    /// See [`Tpm::seal`].
+    pub async fn seal(
+        &self,
+        approver: Approver,
+        policy_ref: PolicyRef,
+        secret: Zeroizing<Vec<u8>>,
+    ) -> Result<SealedBlob, TpmError> {
+        self.run(self.enrolment_timeout(), move |tpm| tpm.seal(&approver, &policy_ref, &secret)).await
+    }
+
+    /// See [`Tpm::unseal`].
+    pub async fn unseal(&self, blob: SealedBlob, approval: Approval) -> Result<Zeroizing<Vec<u8>>, TpmError> {
+        self.run(self.enrolment_timeout(), move |tpm| tpm.unseal(&blob, &approval)).await
+    }
+
+    /// See [`Tpm::provision_counter`].
+    pub async fn provision_counter(&self, index: CounterIndex) -> Result<u64, TpmError> {
+        self.run(self.enrolment_timeout(), move |tpm| tpm.provision_counter(index)).await
+    }
+
+    /// See [`Tpm::counter`].
+    pub async fn counter(&self, index: CounterIndex) -> Result<u64, TpmError> {
+        self.run(self.timeout, move |tpm| tpm.counter(index)).await
+    }
+
+    /// See [`Tpm::raise_counter`].
+    pub async fn raise_counter(&self, index: CounterIndex, to: u64) -> Result<u64, TpmError> {
+        self.run(self.enrolment_timeout(), move |tpm| tpm.raise_counter(index, to)).await
     }
 
     /// Runs `operation` on the TPM's thread and waits for at most `timeout`. Needs tokio's timer.

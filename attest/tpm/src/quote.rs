@@ -136,7 +136,7 @@ impl Open {
 }
 
 /// Checks a selection and puts it into the TPM's form.
-fn selection_list(selection: &[u8]) -> Result<PcrSelectionList, TpmError> {
+pub(crate) fn selection_list(selection: &[u8]) -> Result<PcrSelectionList, TpmError> {
     let refuse = || TpmError::SelectionInvalid(selection.to_vec());
     if selection.is_empty() || !selection.is_sorted_by(|a, b| a < b) {
         return Err(refuse());

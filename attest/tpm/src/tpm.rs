@@ -2,7 +2,7 @@
 //!
 //! Assumes nothing about who else uses the TPM, except that behind `swtpm:` nobody does at the same time: there
 //! is no resource manager, so objects that a killed process left behind are flushed when the TPM is opened.
-use crate::{Tcti, TpmError, error::During};
+use crate::{Tcti, TpmError, error::During, esys::Esys};
 use tss_esapi::{
     Context,
     constants::{CapabilityType, PropertyTag},
@@ -98,6 +98,18 @@ impl Tpm {
         outcome
     }
 
+    /// Runs `operation` once with a context that is not tss-esapi's. The usual one is closed first: a TPM without a
+    /// resource manager speaks to one at a time.
+    pub(crate) fn raw<T>(
+        &mut self,
+        operation: impl FnOnce(&mut Esys) -> Result<T, TpmError>,
+    ) -> Result<T, TpmError> {
+        // Opened once more, since that flushes what a killed process left.
+        self.reopen()?;
+        self.close();
+        operation(&mut Esys::open(&self.tcti)?)
+    }
+
     fn reopen(&mut self) -> Result<(), TpmError> {
         // First, since dropping it flushes what it made, and that must not hit what the new one makes.
         self.open = None;
@@ -160,6 +172,15 @@ impl TpmError {
             | Self::AkHandleInvalid { .. }
             | Self::SelectionInvalid(_)
             | Self::PcrsUnstable { .. }
+            | Self::ApprovalNotSigned
+            | Self::ApprovalDoesNotFitPcrs { .. }
+            | Self::ApprovalWithdrawn { .. }
+            | Self::WrongTpm
+            | Self::BlobDamaged(_)
+            | Self::SecretSize { .. }
+            | Self::CounterAbsent { .. }
+            | Self::CounterOccupied { .. }
+            | Self::CounterTooFar { .. }
             | Self::TimedOut(_)
             | Self::Busy
             | Self::Closed

@@ -2,4 +2,5 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
 mod appraisal;
 mod attester;
+mod sealing;
 mod support;
