@@ -60,7 +60,7 @@ pub const PUBLIC_PREFIX_MAX: usize = 64;
 
 /// Headers no template may let a client choose: they frame the message, route it, or carry a credential. Names that
 /// begin with `proxy-` or `x-forwarded-` are refused as well.
-pub const FORBIDDEN_HEADERS: [&str; 21] = [
+pub const FORBIDDEN_HEADERS: [&str; 23] = [
     "authorization",
     "x-api-key",
     "api-key",
@@ -82,6 +82,8 @@ pub const FORBIDDEN_HEADERS: [&str; 21] = [
     "x-http-method-override",
     "x-http-method",
     "x-method-override",
+    "x-original-url",
+    "x-rewrite-url",
 ];
 
 /// A request method. Inference needs no other.

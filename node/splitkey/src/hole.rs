@@ -215,3 +215,46 @@ pub(crate) fn tag(one_time_key: &[u8; ONE_TIME_KEY_LEN], aad: &[u8], ciphertext:
     mac.update(&[lengths.into()]);
     mac.finalize().into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::head::CredentialScheme;
+    use crate::record::{RecordKeys, RecordSealer, TrafficSecret};
+    use proptest::prelude::*;
+
+    fn slot(secret_len: usize) -> CredentialSlot {
+        let secret_len = u16::try_from(secret_len).unwrap();
+        CredentialSlot { scheme: CredentialScheme::Bearer, public_prefix: String::new(), secret_len }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Twin: what keyer and relay make from two shares is what a sealer with the whole secret makes.
+        #[test]
+        fn a_filled_hole_is_the_sealed_secret(
+            traffic in any::<[u8; 32]>(),
+            shares in (SECRET_MIN..=SECRET_MAX).prop_flat_map(|length| {
+                (prop::collection::vec(any::<u8>(), length), prop::collection::vec(any::<u8>(), length))
+            }),
+            content_length in 0..=CONTENT_LENGTH_MAX,
+        ) {
+            let (mask, complement) = shares;
+            let secret = TrafficSecret::new(traffic);
+            let keys = RecordKeys::new(&secret).hole(1, mask.len() + 1);
+            let mask = Mask::new(Zeroizing::new(mask)).unwrap_or_else(|_| unreachable!());
+            let complement = Complement::new(Zeroizing::new(complement)).unwrap_or_else(|_| unreachable!());
+            let answer = keys.answer(&mask, content_length).unwrap_or_else(|_| unreachable!());
+            prop_assert_eq!(answer.content_length(), content_length);
+            let filled = answer.fill(&slot(mask.len()), &complement).unwrap_or_else(|_| unreachable!());
+
+            let mut sealer = RecordSealer::new(&secret);
+            sealer.skip().unwrap();
+            let mut whole = Vec::new();
+            let joined = xor(mask.expose_bytes(), complement.expose_bytes());
+            sealer.seal_into(ContentType::ApplicationData, &joined, &mut whole).unwrap();
+            prop_assert!(filled.as_bytes() == whole);
+        }
+    }
+}

@@ -777,25 +777,108 @@ mod tests {
         assert_eq!(hex::encode(&expand_label(&secret, b"iv", 12)[..12]), "5d313eb2671276ee13000b30");
     }
 
-    /// RFC 8439 §2.8.2.
+    const SUNSCREEN: &[u8] =
+        b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the \
+                               future, sunscreen would be it.";
+
+    /// One vector of RFC 8439, through each of our code paths.
+    struct Vector {
+        key: String,
+        nonce: &'static str,
+        aad: &'static str,
+        one_time_key: Option<&'static str>,
+        plaintext: Vec<u8>,
+        ciphertext: &'static str,
+        tag: Option<&'static str>,
+    }
+
+    fn vectors() -> [Vector; 4] {
+        let range = |from: u8| hex::encode((from..from + 32).collect::<Vec<u8>>());
+        [
+            // §2.4.2, ChaCha20 from counter 1
+            Vector {
+                key: range(0),
+                nonce: "000000000000004a00000000",
+                aad: "",
+                one_time_key: None,
+                plaintext: SUNSCREEN.to_vec(),
+                ciphertext: "6e2e359a2568f98041ba0728dd0d6981e97e7aec1d4360c20a27afccfd9fae0bf91b65c5524733ab\
+                             8f593dabcd62b3571639d624e65152ab8f530c359f0861d807ca0dbf500d6a6156a38e088a22b65e\
+                             52bc514d16ccf806818ce91ab77937365af90bbf74a35be6b40b8eedf2785e42874d",
+                tag: None,
+            },
+            // §2.6.2, the one-time key
+            Vector {
+                key: range(0x80),
+                nonce: "000000000001020304050607",
+                aad: "",
+                one_time_key: Some("8ad5a08b905f81cc815040274ab29471a833b637e3fd0da508dbb8e2fdd1a646"),
+                plaintext: vec![],
+                ciphertext: "",
+                tag: None,
+            },
+            // §2.8.2, the whole AEAD
+            Vector {
+                key: range(0x80),
+                nonce: "070000004041424344454647",
+                aad: "50515253c0c1c2c3c4c5c6c7",
+                one_time_key: Some("7bac2b252db447af09b67a55a4e955840ae1d6731075d9eb2a9375783ed553ff"),
+                plaintext: SUNSCREEN.to_vec(),
+                ciphertext: "d31a8d34648e60db7b86afbc53ef7ec2a4aded51296e08fea9e2b5a736ee62d63dbea45e8ca96712\
+                             82fafb69da92728b1a71de0a9e060b2905d6a5b67ecd3b3692ddbd7f2d778b8c9803aee328091b58\
+                             fab324e4fad675945585808b4831d7bc3ff4def08e4b7a9de576d26586cec64b6116",
+                tag: Some("1ae10b594f09e26a7e902ecbd0600691"),
+            },
+            // A.5
+            Vector {
+                key: "1c9240a5eb55d38af333888604f6b5f0473917c1402b80099dca5cbc207075c0".into(),
+                nonce: "000000000102030405060708",
+                aad: "f33388860000000000004e91",
+                one_time_key: Some("bdf04aa95ce4de8995b14bb6a18fecaf26478f50c054f563dbc0a21e261572aa"),
+                plaintext:
+                    "Internet-Drafts are draft documents valid for a maximum of six months and may be \
+                            updated, replaced, or obsoleted by other documents at any time. It is \
+                            inappropriate to use Internet-Drafts as reference material or to cite them other \
+                            than as /\u{201c}work in progress./\u{201d}"
+                        .into(),
+                ciphertext: "64a0861575861af460f062c79be643bd5e805cfd345cf389f108670ac76c8cb24c6cfc18755d43eea0\
+                             9ee94e382d26b0bdb7b73c321b0100d4f03b7f355894cf332f830e710b97ce98c8a84abd0b948114\
+                             ad176e008d33bd60f982b1ff37c8559797a06ef4f0ef61c186324e2b3506383606907b6a7c02b0f9\
+                             f6157b53c867e4b9166c767b804d46a59b5216cde7a4e99040c5a40433225ee282a1b0a06c523eaf\
+                             4534d7f83fa1155b0047718cbc546a0d072b04b3564eea1b422273f548271a0bb2316053fa76991955\
+                             ebd63159434ecebb4e466dae5a1073a6727627097a1049e617d91d361094fa68f0ff77987130305bea\
+                             ba2eda04df997b714d6c6f2c29a6ad5cb4022b02709b",
+                tag: Some("eead9d67890cbb22392336fea1851f38"),
+            },
+        ]
+    }
+
+    /// The hole's parts (keystream, one-time key, tag) and the record cipher give what RFC 8439 says.
     #[test]
-    fn aead_matches_rfc_8439() {
-        let key: Vec<u8> = (0x80..=0x9f).collect();
-        let nonce = hex::decode("070000004041424344454647").unwrap();
-        let aad = hex::decode("50515253c0c1c2c3c4c5c6c7").unwrap();
-        let mut text =
-            b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the \
-                         future, sunscreen would be it."
-                .to_vec();
-        let cipher = ChaCha20Poly1305::new(Key::from_slice(&key));
-        let tag = cipher.encrypt_in_place_detached(Nonce::from_slice(&nonce), &aad, &mut text).unwrap();
-        assert_eq!(hex::encode(tag), "1ae10b594f09e26a7e902ecbd0600691");
-        assert_eq!(
-            hex::encode(text),
-            "d31a8d34648e60db7b86afbc53ef7ec2a4aded51296e08fea9e2b5a736ee62d63dbea45e8ca9671282fafb69da92728b\
-             1a71de0a9e060b2905d6a5b67ecd3b3692ddbd7f2d778b8c9803aee328091b58fab324e4fad675945585808b4831d7bc\
-             3ff4def08e4b7a9de576d26586cec64b6116"
-        );
+    fn the_arithmetic_matches_rfc_8439() {
+        for vector in vectors() {
+            let bytes = |text: &str| hex::decode(text).unwrap();
+            let keys = RecordKeys {
+                key: Zeroizing::new(bytes(&vector.key).try_into().unwrap()),
+                iv: Zeroizing::new(bytes(vector.nonce).try_into().unwrap()),
+            };
+            // sequence 0 leaves the IV as it is
+            let hole = keys.hole(0, vector.plaintext.len());
+            let ciphertext = crate::share::xor(&hole.keystream, &vector.plaintext);
+            assert_eq!(hex::encode(&*ciphertext), vector.ciphertext);
+            if let Some(one_time_key) = vector.one_time_key {
+                assert_eq!(hex::encode(hole.one_time_key.as_slice()), one_time_key);
+            }
+            let aad = bytes(vector.aad);
+            let mut sealed = vector.plaintext.clone();
+            let tag = keys.cipher().encrypt_in_place_detached(&keys.nonce(0), &aad, &mut sealed).unwrap();
+            assert_eq!(hex::encode(sealed), vector.ciphertext);
+            let ours = crate::hole::tag(&hole.one_time_key, &aad, &ciphertext);
+            assert_eq!(ours, tag.as_slice());
+            if let Some(tag) = vector.tag {
+                assert_eq!(hex::encode(ours), tag);
+            }
+        }
     }
 
     #[test]

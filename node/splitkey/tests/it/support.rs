@@ -5,7 +5,9 @@ use std::io::Read;
 use std::sync::{Arc, Mutex};
 
 use quorate_splitkey::client::{ClientConnection, KEY_LOG_CLIENT, KEY_LOG_SERVER};
-use quorate_splitkey::head::{HeadTemplate, HeadTemplateSpec, Method, PathRule};
+use quorate_splitkey::head::{
+    CredentialScheme, CredentialSlot, HeadTemplate, HeadTemplateSpec, Method, PathRule,
+};
 use quorate_splitkey::host::ServerHost;
 use quorate_splitkey::record::{RecordReader, TrafficSecret};
 use quorate_splitkey::watch::{HandshakeRefusal, HandshakeWatch};
@@ -134,6 +136,8 @@ pub(crate) enum Leg {
 pub(crate) struct Established {
     pub(crate) watch: HandshakeWatch,
     pub(crate) connection: ClientConnection,
+    /// The library's own end, which a real client drops: to compare its records with ours.
+    pub(crate) library: rustls::ClientConnection,
     pub(crate) server: rustls::ServerConnection,
     /// Bytes of the provider after the client's library was done: the opener's.
     pub(crate) for_opener: Vec<u8>,
@@ -222,7 +226,7 @@ pub(crate) fn establish(endpoints: Endpoints, host: &str) -> Result<Established,
     }
     assert!(watch.is_done() && !client.is_handshaking() && !server.is_handshaking());
     let connection = ClientConnection::new(secrets.take(KEY_LOG_CLIENT), secrets.take(KEY_LOG_SERVER));
-    Ok(Established { watch, connection, server, for_opener, legs })
+    Ok(Established { watch, connection, library: client, server, for_opener, legs })
 }
 
 pub(crate) fn template() -> HeadTemplate {
@@ -236,4 +240,13 @@ pub(crate) fn template() -> HeadTemplate {
     }
     .try_into()
     .unwrap()
+}
+
+pub(crate) const PREFIX: &str = "sk-ant-api03-";
+
+/// The same route with a credential.
+pub(crate) fn keyed_template(scheme: CredentialScheme, secret_len: usize) -> HeadTemplate {
+    let secret_len = u16::try_from(secret_len).unwrap();
+    let slot = CredentialSlot { scheme, public_prefix: PREFIX.into(), secret_len };
+    template().with_credential(slot).unwrap()
 }
