@@ -462,6 +462,22 @@ mod tests {
         }
     }
 
+    /// As tpm2-tools 5.4 had a software TPM compute them: `tpm2_nvreadpublic`, and in a trial session `tpm2_policypcr -l
+    /// sha256:4,7,11` on a fresh TPM, then `tpm2_policynv 0x1800010 ule` with 3 as its operand.
+    #[test]
+    fn digests_are_those_that_a_tpm_computes() {
+        let fresh = ApprovedPcrs::new(&[(4, [0; 32]), (7, [0; 32]), (11, [0; 32])]).unwrap();
+        let approval = Approval::sign(&key(), &policy_ref(), fresh, CounterIndex::DEFAULT, 3).unwrap();
+        assert_eq!(
+            hex::encode(CounterIndex::DEFAULT.name()),
+            "000b326efac900147058c44fe89fb3f23ff35804c3c18dd5072ed092bc4097b0469c"
+        );
+        assert_eq!(
+            hex::encode(approval.policy_digest()),
+            "89f45519ffad342a7934c17b63f9aa867b2c486245daa7342c0e4e34b06ed9be"
+        );
+    }
+
     #[test]
     fn the_encoding_is_one_to_one_and_bounded() {
         let good = approval(&key());

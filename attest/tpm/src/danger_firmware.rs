@@ -3,13 +3,10 @@
 //! A process that extends its own PCRs attests nothing about the machine it runs on: that is self-report. A node
 //! never calls this module.
 use crate::{Tpm, TpmError, error::During};
-use quorate_attest::approval::CounterIndex;
 use tss_esapi::{
     constants::StartupType,
-    handles::{NvIndexTpmHandle, PcrHandle},
-    interface_types::{
-        algorithm::HashingAlgorithm, resource_handles::Provision, session_handles::AuthSession,
-    },
+    handles::PcrHandle,
+    interface_types::{algorithm::HashingAlgorithm, session_handles::AuthSession},
     structures::{Digest, DigestValues},
 };
 
@@ -33,23 +30,5 @@ pub fn shutdown(tpm: &mut Tpm) -> Result<(), TpmError> {
         open.context
             .execute_without_session(|context| context.shutdown(StartupType::Clear))
             .during("TPM2_Shutdown")
-    })
-}
-
-/// TPM2_NV_UndefineSpace of a counter with the owner's authorisation, as somebody with root could: for tests of what that
-/// gains.
-pub fn owner_deletes(tpm: &mut Tpm, index: CounterIndex) -> Result<(), TpmError> {
-    const COMMAND: &str = "TPM2_NV_UndefineSpace";
-    let handle = NvIndexTpmHandle::new(index.handle()).during(COMMAND)?;
-    tpm.once(|open| {
-        let object = open
-            .context
-            .execute_without_session(|context| context.tr_from_tpm_public(handle.into()))
-            .during(COMMAND)?;
-        open.context
-            .execute_with_session(Some(AuthSession::Password), |context| {
-                context.nv_undefine_space(Provision::Owner, object.into())
-            })
-            .during(COMMAND)
     })
 }

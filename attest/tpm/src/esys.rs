@@ -160,11 +160,11 @@ impl Esys {
         Ok(name.value().map(|name| prefix(&name.name, name.size)).unwrap_or_default())
     }
 
-    /// TPM2_NV_ReadPublic: the NV index at `handle`.
-    pub(crate) fn nv_index(&mut self, handle: u32) -> Result<Object, Failed> {
+    /// What the TPM has at `handle` already: an NV index or a session.
+    pub(crate) fn existing(&mut self, handle: u32) -> Result<Object, Failed> {
         let mut object = ESYS_TR_NONE;
         // SAFETY: the context is open; the output is a place for one number.
-        check("TPM2_NV_ReadPublic", unsafe {
+        check("Esys_TR_FromTPMPublic", unsafe {
             Esys_TR_FromTPMPublic(self.context, handle, ESYS_TR_NONE, ESYS_TR_NONE, ESYS_TR_NONE, &mut object)
         })?;
         Ok(Object(object))

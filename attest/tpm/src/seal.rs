@@ -225,7 +225,7 @@ impl<'a> Opening<'a> {
             }
         })?;
         let handle = self.approval.counter().handle();
-        let counter = esys.nv_index(handle).map_err(|failed| {
+        let counter = esys.existing(handle).map_err(|failed| {
             if failed.is(TPM2_RC_HANDLE) { TpmError::CounterAbsent { handle } } else { failed.into() }
         })?;
         if esys.name(counter)? != self.approval.counter().name() {

@@ -16,8 +16,10 @@ pub const AK_HANDLE_DEFAULT: u32 = 0x8101_0010;
 const PERSISTENT_OWNER: std::ops::RangeInclusive<u32> = 0x8100_0000..=0x817f_ffff;
 /// First transient handle.
 const TRANSIENT_FIRST: u32 = 0x8000_0000;
-/// More transient objects than any TPM without a resource manager holds.
-const TRANSIENT_MAX: u32 = 16;
+/// First session handle, as TPM2_GetCapability takes it: it lists sessions of every kind.
+const SESSION_FIRST: u32 = 0x0200_0000;
+/// More objects or sessions than any TPM without a resource manager holds at a time.
+const LEFTOVERS_MAX: u32 = 16;
 
 /// A TPM. Blocking, and without deadlines: use [`crate::TpmHandle`] unless the process has nothing else to do.
 pub struct Tpm {
@@ -114,10 +116,23 @@ impl Tpm {
         // First, since dropping it flushes what it made, and that must not hit what the new one makes.
         self.open = None;
         let unreachable = |source| TpmError::Unreachable { tcti: self.tcti.to_string(), source };
-        let name_conf = self.tcti.name_conf().map_err(unreachable)?;
-        let mut context = Context::new(name_conf).map_err(unreachable)?;
+        let connect = || self.tcti.name_conf().and_then(Context::new).map_err(unreachable);
+        let mut context = connect()?;
         match self.tcti {
-            Tcti::Swtpm { .. } => flush_leftovers(&mut context)?,
+            Tcti::Swtpm { .. } => {
+                flush_leftovers(&mut context)?;
+                let sessions = leftover_sessions(&mut context)?;
+                if !sessions.is_empty() {
+                    drop(context);
+                    let mut esys = Esys::open(&self.tcti)?;
+                    for session in sessions {
+                        let session = esys.existing(session.into())?;
+                        esys.with(session, |_, _| Ok::<_, TpmError>(()))?;
+                    }
+                    drop(esys);
+                    context = connect()?;
+                }
+            }
             // The kernel gives every opener its own objects.
             Tcti::Device(_) => {}
         }
@@ -204,7 +219,7 @@ fn handles(context: &mut Context, first: u32, count: u32) -> Result<Vec<RawHandl
 /// Flushes transient objects that a killed process left in a TPM without a resource manager: there is room for
 /// three only, and nobody else would ever free them.
 fn flush_leftovers(context: &mut Context) -> Result<(), TpmError> {
-    for handle in handles(context, TRANSIENT_FIRST, TRANSIENT_MAX)? {
+    for handle in handles(context, TRANSIENT_FIRST, LEFTOVERS_MAX)? {
         if !matches!(handle, RawHandle::Transient(_)) {
             continue;
         }
@@ -212,4 +227,11 @@ fn flush_leftovers(context: &mut Context) -> Result<(), TpmError> {
         context.flush_context(object).during("TPM2_FlushContext")?;
     }
     Ok(())
+}
+
+/// Sessions that it left: as scarce, but tss-esapi does not flush what it did not start.
+fn leftover_sessions(context: &mut Context) -> Result<Vec<RawHandle>, TpmError> {
+    let mut found = handles(context, SESSION_FIRST, LEFTOVERS_MAX)?;
+    found.retain(|handle| matches!(handle, RawHandle::HmacSession(_) | RawHandle::PolicySession(_)));
+    Ok(found)
 }

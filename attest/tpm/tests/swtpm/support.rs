@@ -2,9 +2,12 @@
 use quorate_attest_tpm::{Tpm, TpmConfig, TpmHandle};
 use std::{
     fs,
-    net::TcpListener,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -86,6 +89,16 @@ impl Swtpm {
         TpmHandle::spawn(TpmConfig { timeout, ..TpmConfig::new(&self.tcti()).unwrap() }).unwrap()
     }
 
+    /// The same TPM behind a listener on its bus.
+    pub(crate) fn tapped(&self) -> Tap {
+        Tap::new(self.port)
+    }
+
+    /// The TPM for somebody who may do everything with it, e.g. root on that machine.
+    pub(crate) fn context(&self) -> tss_esapi::Context {
+        tss_esapi::Context::new(self.tcti().parse().unwrap()).unwrap()
+    }
+
     /// Folder of the CA that signed the EK certificates.
     pub(crate) fn ca(&self) -> PathBuf {
         self.dir.path().join("ca")
@@ -162,6 +175,52 @@ impl Drop for Swtpm {
     fn drop(&mut self) {
         self.cut_power();
     }
+}
+
+/// Passes on what goes to a TPM and comes back, and remembers it. Ends with the process.
+pub(crate) struct Tap {
+    port: u16,
+    heard: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Tap {
+    fn new(target: u16) -> Self {
+        let (port, heard) = (free_port_pair(), Arc::new(Mutex::new(Vec::new())));
+        for offset in [0, 1] {
+            let listener = TcpListener::bind(("127.0.0.1", port + offset)).unwrap();
+            let heard = heard.clone();
+            thread::spawn(move || {
+                for near in listener.incoming().map(Result::unwrap) {
+                    let far = TcpStream::connect(("127.0.0.1", target + offset)).unwrap();
+                    for (from, to) in [(&near, &far), (&far, &near)] {
+                        let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                        let heard = heard.clone();
+                        thread::spawn(move || pass_on(from, to, &heard));
+                    }
+                }
+            });
+        }
+        Self { port, heard }
+    }
+
+    pub(crate) fn tpm(&self) -> Tpm {
+        Tpm::open(&format!("swtpm:host=127.0.0.1,port={}", self.port)).unwrap()
+    }
+
+    pub(crate) fn heard(&self, bytes: &[u8]) -> bool {
+        self.heard.lock().unwrap().windows(bytes.len()).any(|window| window == bytes)
+    }
+}
+
+fn pass_on(mut from: TcpStream, mut to: TcpStream, heard: &Mutex<Vec<u8>>) {
+    let mut buffer = [0; 4096];
+    while let Ok(read @ 1..) = from.read(&mut buffer) {
+        heard.lock().unwrap().extend_from_slice(&buffer[..read]);
+        if to.write_all(&buffer[..read]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(std::net::Shutdown::Both);
 }
 
 /// A port whose successor is free too: the control channel's place is fixed.
