@@ -557,6 +557,7 @@ impl Inner {
             keyer,
             keyer_boot,
             expires,
+            probe: None,
         });
         let submitted = self.submit((relay, &relay_link), self.sign(command));
         timeout(SUBMIT_TIMEOUT, submitted)

@@ -311,7 +311,15 @@ impl Drop for Exchange {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let ended = self.ended.unwrap_or(Ended::Cancelled);
         let (tokens_in, tokens_out) = self.usage.tokens();
-        let report = Report { request, status: self.status, ended, tokens_in, tokens_out };
+        let report = Report {
+            request,
+            status: self.status,
+            ended,
+            tokens_in,
+            tokens_out,
+            error_form: false,
+            same_as: None,
+        };
         let (up, mut down) = (self.up.take(), self.down.take());
         let wait = ended == Ended::Complete && !self.orderly;
         let Some(strong) = inner.upgrade() else { return };

@@ -66,6 +66,7 @@ fn route(port: u16, ca_pem: String) -> RouteDocument {
         body_bytes_max: 1 << 24,
         response_bytes_max: 1 << 24,
         duration_ms_max: 10_000,
+        credential: None,
     }
 }
 

@@ -139,6 +139,7 @@ impl RawClient {
             keyer,
             keyer_boot: boot(keyer)?,
             expires: now().plus_ms(60_000),
+            probe: None,
         })
     }
 

@@ -308,6 +308,7 @@ fn init(args: InitArgs) -> Outcome {
         expires: moment(&args.expires)?,
         hostile_nodes_max: 1,
         admin_threshold: args.threshold,
+        share_approver: None,
         admin: args.admins.iter().map(|p| public_key(p)).collect::<Outcome<_>>()?,
         attestation,
         member: vec![],
@@ -677,6 +678,9 @@ mod tests {
                     ak: format!("AAA{id}"),
                     software_tpm: true,
                     reference_values: "dev".into(),
+                    share_key: None,
+                    share_counter: None,
+                    approvals: vec![],
                 });
                 Ok(())
             })

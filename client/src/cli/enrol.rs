@@ -214,6 +214,9 @@ pub(crate) async fn enrol(args: EnrolArgs) -> Outcome {
         ak: BASE64.encode(ak.public_bytes()),
         software_tpm: ak.software_tpm(),
         reference_values: args.reference_values,
+        share_key: None,
+        share_counter: None,
+        approvals: vec![],
     };
     edit(&args.draft, |d| {
         d.member.retain(|m| m.id != member.id);

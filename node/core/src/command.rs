@@ -14,6 +14,10 @@ use quorate_attest::tpm;
 pub const COMMANDS_MAX: usize = 1024;
 /// Most settlements in one node command: a leaf stays under 64 KiB.
 pub const SETTLEMENTS_MAX: usize = 256;
+/// Most pairs in a probe grant: every relay with every other member as keyer.
+pub const PROBE_PAIRS_MAX: usize = MEMBERS_MAX * (MEMBERS_MAX - 1);
+/// A probe grant lasts this long at most.
+pub const PROBE_GRANT_MS_MAX: u64 = 3_600_000;
 /// Longest code of a failed check.
 pub const CHECK_BYTES_MAX: usize = 64;
 /// Most cosignatures listed anywhere: one per member.
@@ -66,6 +70,12 @@ impl Command {
                 && e.pcrs.len() <= usize::from(quorate_attest::eventlog::PCRS)
         };
         match self {
+            Self::Client(ClientSigned { body: ClientCommand::OpenPool(p), .. }) => {
+                p.probe.as_ref().is_none_or(|probe| {
+                    probe.grant.pairs.len() <= PROBE_PAIRS_MAX
+                        && probe.signature.0.len() <= SSH_SIGNATURE_BYTES_MAX
+                })
+            }
             Self::Client(_) => true,
             Self::Node(NodeSigned { body: NodeCommand::Settle(settlements), .. }) => {
                 settlements.len() <= SETTLEMENTS_MAX
@@ -124,6 +134,7 @@ pub enum ClientCommand {
 const CLIENT_LABEL: &str = "quorate client command v1";
 const NODE_LABEL: &str = "quorate node command v1";
 const EVIDENCE_LABEL: &str = "quorate evidence command v1";
+const PROBE_LABEL: &str = "quorate probe grant v1";
 const CONTRIBUTION_LABEL: &str = "quorate recovery contribution v1";
 
 impl ClientSigned {
@@ -156,6 +167,43 @@ pub struct OpenPool {
     pub keyer_boot: BootKeys,
     /// End, at most the policy's pool lifetime away.
     pub expires: Timestamp,
+    /// For `quorate admin credential check` alone: an admin's word that this client may try this very pair, whatever the
+    /// rendezvous order says, unmetered. Otherwise none.
+    pub probe: Option<SignedProbeGrant>,
+}
+
+/// What an admin grants to whoever checks a credential: requests over named pairs that are not metered. It changes no policy,
+/// so one admin is enough (DESIGN P8 is about changes); what it could be misused for is bounded by
+/// [`PROBES_PER_PAIR_MAX`](crate::state::PROBES_PER_PAIR_MAX) per share epoch, whatever is signed.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct ProbeGrant {
+    /// The route.
+    pub route: RouteId,
+    /// Share epoch of its credential.
+    pub share_epoch: u32,
+    /// Key of the client that may probe; the policy's grant to that client holds all the same.
+    pub client_key: PublicKey,
+    /// (relay, keyer), at most [`PROBE_PAIRS_MAX`].
+    pub pairs: Vec<(NodeId, NodeId)>,
+    /// End, at most [`PROBE_GRANT_MS_MAX`] away.
+    pub expires: Timestamp,
+}
+
+/// A probe grant and its admin's signature.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct SignedProbeGrant {
+    /// What is granted.
+    pub grant: ProbeGrant,
+    /// `ssh-keygen -Y sign -n quorate` over [`ProbeGrant::statement`].
+    pub signature: SshSignature,
+}
+
+impl ProbeGrant {
+    /// The bytes an admin signs. They begin with a label and a NUL, which no policy document can hold, so that neither can be
+    /// read as the other.
+    pub fn statement(&self, cluster: Hash) -> Vec<u8> {
+        statement_bytes(PROBE_LABEL, &(cluster, self))
+    }
 }
 
 /// One request. Everything that relay, keyer and provider will be held to.
@@ -204,6 +252,11 @@ pub struct Report {
     pub tokens_in: u64,
     /// Tokens out, likewise.
     pub tokens_out: u64,
+    /// Whether an error answer (4xx or 5xx) was in the API's own error form, as the route's dialect has it; false otherwise.
+    pub error_form: bool,
+    /// This request repeated that one over a disjoint pair, because the API answered that one with a 400 in its own form: the
+    /// same answer here says it was the application's, and neither counts against a pair.
+    pub same_as: Option<RequestId>,
 }
 
 /// The end of a request.

@@ -14,6 +14,7 @@ pub mod policy;
 pub mod proof;
 pub mod refusal;
 pub mod rendezvous;
+pub mod shares;
 pub mod sshsig;
 pub mod state;
 #[cfg(any(test, feature = "danger-testing"))]

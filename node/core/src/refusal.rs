@@ -138,6 +138,24 @@ refusals! {
     TooSoon, "too_soon", Mesh, Never, "too soon after the previous one", "nothing to do";
     /// A list or text beyond its bound.
     Oversized, "oversized", Client, Never, "a list or text is beyond its bound", "see the bounds in the .proto files";
+    /// A share epoch that the route's credential had before, or one above it.
+    ShareEpochUsed, "share_epoch_used", Operator, Never, "the share epoch is not above the highest the route ever had", "split again: `quorate admin credential rotate`";
+    /// A credential, its destination or its holders changed, the share epoch did not.
+    ShareEpochUnchanged, "share_epoch_unchanged", Operator, Never, "the credential, its destination or its holders changed under the same share epoch", "split again: `quorate admin credential rotate`";
+    /// The request names another share epoch than the route's.
+    StaleShareEpoch, "stale_share_epoch", Client, Now, "the request was signed for another share epoch of the route's credential", "refresh the directory and sign again";
+    /// Requests of three clients failed over this pair.
+    PairSuspended, "pair_suspended", Mesh, Now, "this relay and keyer are suspended for the route's credential: requests of several clients failed over them", "use another pair; admins: look at both nodes, then split again or lift it";
+    /// The client's own request failed over this pair.
+    PairBarred, "pair_barred", Mesh, Now, "an earlier request of this client failed over this relay and keyer, so the pair gets no other try with it", "use another pair";
+    /// Requests of several clients failed over several pairs, or admins said so.
+    CredentialFrozen, "credential_frozen", Operator, Never, "the route's credential is frozen", "admins: `quorate admin credential check`, then rotate the key or lift the freeze";
+    /// A probe grant that does not stand for this pool.
+    BadProbeGrant, "bad_probe_grant", Client, Never, "the probe grant is not an admin's, or not for this client, route, share epoch and pair", "make a new one: `quorate admin credential check`";
+    /// A probe grant that is over, or lasts too long.
+    ProbeGrantExpired, "probe_grant_expired", Client, Now, "the probe grant has expired, or lasts more than an hour", "make a new one: `quorate admin credential check`";
+    /// Probes over this pair are used up.
+    ProbesExhausted, "probes_exhausted", Operator, Never, "the probes over this pair are used up for the share epoch", "split again: `quorate admin credential rotate`";
 }
 
 #[cfg(test)]

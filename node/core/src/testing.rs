@@ -21,12 +21,13 @@ use crate::crypto::{Hash, PublicKey, Signature, encode, public_key, sha256};
 use crate::ids::{ClientId, ConnectionId, NodeId, PolicyVersion, PoolId, RequestId, RouteId, Timestamp};
 use crate::leaf::{Leaf, LeafBody, Outcome};
 use crate::policy::{
-    AdminDocument, AttestationDocument, ClientDocument, MemberDocument, Policy, PolicyDocument,
-    RouteDocument, SignedPolicy,
+    AdminDocument, AttestationDocument, ClientDocument, CredentialDocument, CredentialScheme, MemberDocument,
+    Policy, PolicyDocument, Route, RouteDocument, SignedPolicy,
 };
 use crate::proof::{Proof, ProvenEvidence, ProvenLeaf, Receipt};
 use crate::refusal::Refusal;
 use crate::rendezvous;
+use crate::shares::{self, NodeShares, Share, ShareBinding, SharePrivateKey, SplitId};
 use crate::sshsig::SshSignature;
 use crate::state::{
     Applied, Blobs, RecoveryPlan, State, build_recovery, checkpoint_of, evidence_nonce, genesis_checkpoint,
@@ -44,6 +45,7 @@ use quorate_attest::reference_values::ReferenceValues;
 use quorate_attest::testing::TestTpm;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use zeroize::Zeroizing;
 
 /// When tests begin: noon of a day, so that a minute and a day begin at known distances.
 pub const START: Timestamp = Timestamp(20_000 * 86_400_000 + 43_200_000);
@@ -55,6 +57,42 @@ pub const ROUTE: &str = "llm";
 /// The key of that name.
 pub fn key(name: &str) -> Ed25519KeyPair {
     Ed25519KeyPair::from_seed_unchecked(&sha256(name.as_bytes()).0).expect("32 bytes are a seed")
+}
+
+/// A node's share key.
+pub fn share_key(node: u64) -> SharePrivateKey {
+    SharePrivateKey::from_seed(Zeroizing::new(sha256(format!("share key {node}").as_bytes()).0))
+}
+
+/// A credential for a route of this document, split for its members: the mask of node n is n repeated, the secret is zeros.
+pub fn credential_document(d: &PolicyDocument, route: &str, share_epoch: u32) -> CredentialDocument {
+    let (scheme, public_prefix, secret_bytes) = (CredentialScheme::Bearer, "sk-test-", 32);
+    let route = d.route.iter().find(|r| r.name == route).expect("a route of the document");
+    let binding = ShareBinding {
+        cluster: d.cluster.clone(),
+        route: RouteId::new(route.name.as_str()).unwrap(),
+        host: route.host.clone(),
+        port: route.port,
+        scheme,
+        public_prefix: public_prefix.into(),
+        secret_bytes,
+        share_epoch,
+        members: d.member.iter().map(|m| NodeId(m.id)).collect(),
+    };
+    let share = |n: NodeId| Share::new(Zeroizing::new(vec![n.0 as u8; secret_bytes.into()]));
+    let sealed = binding.members.iter().map(|node| {
+        let others = binding.members.iter().filter(|n| *n != node);
+        let shares = NodeShares {
+            split: SplitId([share_epoch as u8; 16]),
+            mask: share(*node),
+            complements: others.map(|n| (*n, share(*n))).collect(),
+        };
+        let entropy =
+            Zeroizing::new(std::array::from_fn(|i| (i as u8) ^ (node.0 as u8) ^ (share_epoch as u8)));
+        let key = share_key(node.0).public();
+        (*node, shares::seal(&binding, *node, &key, &shares, entropy).unwrap())
+    });
+    CredentialDocument::new(scheme, public_prefix, secret_bytes, share_epoch, &sealed.collect())
 }
 
 /// `ssh-keygen -Y sign -n quorate` (openssh PROTOCOL.sshsig) by a plain Ed25519 key.
@@ -209,6 +247,7 @@ fn document_of(
         expires: "2100-01-01T00:00:00Z".parse().unwrap(),
         hostile_nodes_max,
         admin_threshold: 2,
+        share_approver: None,
         admin: admins
             .iter()
             .enumerate()
@@ -237,6 +276,7 @@ pub fn route_document(name: &str) -> RouteDocument {
         body_bytes_max: 1 << 20,
         response_bytes_max: 1 << 22,
         duration_ms_max: 600_000,
+        credential: None,
     }
 }
 
@@ -281,6 +321,9 @@ impl Fleet {
             ak: BASE64.encode(node.tpm.ak_public()),
             software_tpm: true,
             reference_values: "plain".into(),
+            share_key: Some(share_key(id).public().to_base64()),
+            share_counter: Some(1),
+            approvals: Vec::new(),
         }
     }
 
@@ -426,6 +469,7 @@ impl Fleet {
             keyer,
             keyer_boot: self.nodes[&keyer].boot(),
             expires: state.time().plus_ms(state.policy().attestation.pool_lifetime_ms),
+            probe: None,
         }
     }
 
@@ -438,7 +482,7 @@ impl Fleet {
             route: pool.route.clone(),
             relay: pool.relay,
             keyer: pool.keyer,
-            share_epoch: 1,
+            share_epoch: state.policy().routes.get(&pool.route).map_or(0, Route::share_epoch),
             policy: state.policy().version,
             head_digest: Hash([1; 32]),
             body_digest: Hash([2; 32]),
@@ -474,7 +518,15 @@ impl Fleet {
 
     /// The client's word on a request that went well.
     pub fn report(request: RequestId) -> Report {
-        Report { request, status: 200, ended: Ended::Complete, tokens_in: 20, tokens_out: 100 }
+        Report {
+            request,
+            status: 200,
+            ended: Ended::Complete,
+            tokens_in: 20,
+            tokens_out: 100,
+            error_form: false,
+            same_as: None,
+        }
     }
 }
 

@@ -418,12 +418,15 @@ fn of_refusal(refusal: Refusal) -> Row {
         | R::SameCustodian
         | R::TooFewSigners
         | R::UnknownSigner
-        | R::AppraisalFailed => Code::PermissionDenied,
+        | R::AppraisalFailed
+        | R::BadProbeGrant => Code::PermissionDenied,
         R::UnknownRoute | R::UnknownRequest | R::UnknownNode => Code::NotFound,
         R::DuplicatePool | R::Replayed | R::ConnectionUsed => Code::AlreadyExists,
-        R::RateExceeded | R::RequestBudgetExceeded | R::ByteBudgetExceeded | R::TooManyInFlight => {
-            Code::ResourceExhausted
-        }
+        R::RateExceeded
+        | R::RequestBudgetExceeded
+        | R::ByteBudgetExceeded
+        | R::TooManyInFlight
+        | R::ProbesExhausted => Code::ResourceExhausted,
         R::WrongCluster
         | R::PoolTooLong
         | R::PoolMismatch
@@ -445,6 +448,13 @@ fn of_refusal(refusal: Refusal) -> Row {
         | R::WrongBase
         | R::WrongPredecessor
         | R::PolicyExpired
+        | R::ShareEpochUsed
+        | R::ShareEpochUnchanged
+        | R::StaleShareEpoch
+        | R::PairSuspended
+        | R::PairBarred
+        | R::CredentialFrozen
+        | R::ProbeGrantExpired
         | R::TooSoon => Code::FailedPrecondition,
     };
     let fault = match refusal.fault() {

@@ -7,6 +7,7 @@
 //! Each step appends leaves. What is forwarded, and who may certify, follows from the state after the entry.
 //! It survives a lying leader (safety); whether it makes progress under one is the shell's concern.
 mod attestation;
+mod metering;
 mod policy_change;
 mod recovery;
 mod requests;
@@ -14,6 +15,7 @@ mod requests;
 mod tests;
 
 pub use attestation::{NodeRecord, NodeStatus, NotAttested, appraise_member, evidence_nonce, recovery_nonce};
+pub use metering::PROBES_PER_PAIR_MAX;
 pub use policy_change::{changed_members, outgoing_rule};
 pub use recovery::{NoPlan, RecoveryPlan, build_recovery, plan_recovery};
 pub use requests::{Pool, RequestRecord, Usage};
@@ -21,7 +23,7 @@ pub use requests::{Pool, RequestRecord, Usage};
 use crate::certificate::{Certifiers, QuorumRule};
 use crate::command::{Batch, CheckpointRef, Command, NodeCommand};
 use crate::crypto::{Hash, PublicKey, encode, sha256};
-use crate::ids::{ClientId, NodeId, PolicyVersion, PoolId, RequestId, Timestamp};
+use crate::ids::{ClientId, NodeId, PolicyVersion, PoolId, RequestId, RouteId, Timestamp};
 use crate::leaf::{BatchEnd, Leaf, LeafBody, Outcome};
 use crate::policy::{Policy, PolicyMistakes, SignedPolicy};
 use crate::refusal::Refusal;
@@ -32,11 +34,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// The state machine's version; a change of rules needs a new one, switched by a logged entry.
-pub const MACHINE_VERSION: u32 = 1;
+pub const MACHINE_VERSION: u32 = 2;
 /// How many anchors are remembered: at one per second, more than any nonce may be old.
 const ANCHORS_MAX: usize = 256;
 /// Batches between anchors are at least this far apart by entry time, unless one changed who is attested.
 const ANCHOR_SPACING_MS: u64 = 1000;
+/// Most routes that ever had a credential, those of routes long gone included: their share epochs are never forgotten.
+pub const KEYED_ROUTES_MAX: usize = 4096;
 /// Fewest batches between two snapshot points.
 pub const SNAPSHOT_BATCHES_MIN: u64 = 256;
 
@@ -73,6 +77,8 @@ struct Data {
     requests: BTreeMap<RequestId, RequestRecord>,
     request_deadlines: BTreeSet<(Timestamp, RequestId)>,
     usage: BTreeMap<ClientId, Usage>,
+    /// The highest share epoch each route's credential ever had. At most [`KEYED_ROUTES_MAX`].
+    share_epochs: BTreeMap<RouteId, u32>,
     changing: Option<Changing>,
     batches_since_snapshot: u64,
     digest_due: bool,
@@ -197,6 +203,7 @@ impl State {
             requests: BTreeMap::new(),
             request_deadlines: BTreeSet::new(),
             usage: BTreeMap::new(),
+            share_epochs: share_epochs(&policy).collect(),
             changing: None,
             batches_since_snapshot: 0,
             digest_due: false,
@@ -495,6 +502,11 @@ impl<'a> Run<'a> {
             snapshot_point: self.snapshot_point,
         }
     }
+}
+
+/// Share epochs of a policy's credentials.
+fn share_epochs(policy: &Policy) -> impl Iterator<Item = (RouteId, u32)> {
+    policy.routes.values().filter(|r| r.credential.is_some()).map(|r| (r.id.clone(), r.share_epoch()))
 }
 
 /// The rule of a policy's member set.

@@ -1,12 +1,12 @@
 //! A change of policy: m of n admins of the *current* version signed the new document, which names the current one's digest.
 use super::attestation::{NodeStatus, NotAttested};
-use super::{Blobs, Changing, NodeRecord, Run, rule_of};
+use super::{Blobs, Changing, KEYED_ROUTES_MAX, NodeRecord, Run, rule_of};
 use crate::certificate::QuorumRule;
 use crate::command::PolicyCommand;
 use crate::crypto::{PublicKey, sha256};
 use crate::ids::NodeId;
 use crate::leaf::Outcome;
-use crate::policy::Policy;
+use crate::policy::{Policy, change_allowed};
 use crate::refusal::Refusal;
 use crate::tlog::TreeSize;
 use std::collections::BTreeSet;
@@ -33,6 +33,12 @@ impl Run<'_> {
         }
         if changed_members(&old, &new).len() > 1 {
             return Err(Refusal::TooManyMemberChanges);
+        }
+        change_allowed(&old, &new, &self.state.data.share_epochs)?;
+        let mut share_epochs = self.state.data.share_epochs.clone();
+        share_epochs.extend(super::share_epochs(&new));
+        if share_epochs.len() > KEYED_ROUTES_MAX {
+            return Err(Refusal::Oversized);
         }
         let old_set: BTreeSet<NodeId> = old.members.keys().copied().collect();
         let new_set: BTreeSet<NodeId> = new.members.keys().copied().collect();
@@ -62,6 +68,7 @@ impl Run<'_> {
             }
         }
         self.anchor = true;
+        self.state.data.share_epochs = share_epochs;
         let version = new.version;
         self.state.data.policy = signed;
         self.state.policy = Arc::new(new);

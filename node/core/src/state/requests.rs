@@ -194,6 +194,9 @@ impl Run<'_> {
         if !grant.routes.contains(&a.route) {
             return Err(Refusal::OutOfScope);
         }
+        if a.share_epoch != route.share_epoch() {
+            return Err(Refusal::StaleShareEpoch);
+        }
         let d = &route.document;
         let too_high = a.body_bytes_max > d.body_bytes_max
             || a.response_bytes_max > d.response_bytes_max

@@ -66,6 +66,7 @@ fn custodians_of_client_relay_and_keyer_differ() {
                 keyer: NodeId(keyer),
                 keyer_boot: boot,
                 expires: mesh.time.plus_ms(1000),
+                probe: None,
             };
             let command = mesh.fleet.client(CLIENT, ClientCommand::OpenPool(pool.clone()));
             assert_eq!(mesh.decide(command) == refused(Refusal::SameCustodian), same, "{custodian} {keyer}");
@@ -590,6 +591,7 @@ fn evidence_lapses_exactly_then() {
         keyer: NodeId(2),
         keyer_boot: mesh.fleet.nodes[&NodeId(2)].boot(),
         expires: mesh.time.plus_ms(1000),
+        probe: None,
     });
     let pool = mesh.fleet.client(CLIENT, pool);
     mesh.refuses(pool, Refusal::Dark);
@@ -1048,8 +1050,8 @@ fn a_foreign_or_newer_snapshot_is_refused() {
     let bytes = mesh.state().to_bytes();
     assert!(matches!(State::from_bytes(&bytes, Hash([0; 32])), Err(BadSnapshot::WrongCluster)));
     let mut newer = bytes.clone();
-    newer[0] = 2;
-    assert!(matches!(State::from_bytes(&newer, mesh.fleet.cluster()), Err(BadSnapshot::Version(2))));
+    newer[0] = 3;
+    assert!(matches!(State::from_bytes(&newer, mesh.fleet.cluster()), Err(BadSnapshot::Version(3))));
     assert!(matches!(State::from_bytes(&bytes[1..], mesh.fleet.cluster()), Err(BadSnapshot::Undecodable)));
 }
 
