@@ -25,6 +25,10 @@
 //! keyer that answers with a false pad or key. What neither can do is move the hole: its bytes stand between the end
 //! of head part one and the CRLF that begins part two, which the keyer checked and which have their own tags.
 //!
+//! **Why the public prefix is not in the hole.** Whoever can flip bits of a hole controls exactly the bytes whose plaintext
+//! is known. Under a known prefix that is enough to write a line end and a header of one's own behind it. So the prefix
+//! is the end of head part one, under its own tag, and the hole holds only what nobody knows.
+//!
 //! **Once.** A [`crate::keyer::KeyerConnection`] gives one [`HoleAnswer`], and that is used up by [`HoleAnswer::fill`]:
 //! two pads under one keystream would differ by two masks, and show a relay the XOR of two secrets.
 //!

@@ -162,6 +162,14 @@ impl KeyerConnection {
         Ok(checked)
     }
 
+    /// Puts another keystream in the place of the hole's, which [`crate::noninterference`] treats as a random string.
+    #[cfg(test)]
+    pub(crate) fn replace_keystream_for_tests(&mut self, replacement: &[u8]) {
+        if let State::Checked { keys, .. } = &mut self.state {
+            keys.keystream.copy_from_slice(replacement);
+        }
+    }
+
     /// The answer for the hole of the approved head, with this node's own share. Consumes the connection: there is
     /// no second one, and a refusal ends it too.
     pub fn answer(self, mask: &Mask) -> Result<HoleAnswer, AnswerRefusal> {

@@ -29,6 +29,8 @@ pub mod head;
 pub mod hole;
 pub mod host;
 pub mod keyer;
+#[cfg(test)]
+mod noninterference;
 pub mod record;
 pub mod share;
 pub mod watch;
