@@ -1,4 +1,4 @@
-//! The ESYS calls for sealing, for which tss-esapi 7.7 does not do: it has no TPM2_PolicyNV, and lends nobody its
+//! The ESYS calls for sealing. tss-esapi 7.7 does not do for it: it has no TPM2_PolicyNV, and lends nobody its
 //! `ESYS_CONTEXT`, so that every command of such a session has to be sent from here.
 //!
 //! The one module with pointers. Each function is one ESYS call: it takes ordinary values, and what ESYS allocates is

@@ -1,7 +1,8 @@
 //! Sealing: an approved state opens, and each single difference from one is refused for its own reason.
 use crate::support::{Swtpm, swtpm_missing};
 use quorate_attest::approval::{Approval, ApprovedPcrs, Approver, ApproverKey, CounterIndex, PolicyRef};
-use quorate_attest_tpm::{SECRET_BYTES_MAX, SealedBlob, Tpm, TpmError, danger_firmware};
+use quorate_attest_tpm::{EkKind, SECRET_BYTES_MAX, SealedBlob, Tpm, TpmError, danger_firmware};
+use std::time::Duration;
 use tss_esapi::{
     Context,
     attributes::{NvIndexAttributesBuilder, ObjectAttributesBuilder},
@@ -210,6 +211,32 @@ fn another_tpm_does_not_open_it_nor_does_this_one_open_an_altered_blob() {
     let long = [&bytes[..], &[0; 2048]].concat();
     assert!(matches!(SealedBlob::from_bytes(&long), Err(TpmError::BlobDamaged("it is too long"))));
     node.assert_opens(&approval);
+}
+
+#[test]
+fn the_thread_of_its_own_seals_and_attests_in_turn() {
+    if swtpm_missing() {
+        return;
+    }
+    let mut node = Node::new();
+    let approval = node.approve();
+    node.tpm.enrol(EkKind::P384).unwrap();
+    node.tpm.close();
+    let handle = node.swtpm.handle(Duration::from_secs(5));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        for _ in 0..3 {
+            handle.quote(&PCRS, [1; 32]).await.unwrap();
+            let secret = zeroize::Zeroizing::new(SECRET.to_vec());
+            let blob = handle.seal(node.approver(), node.policy_ref, secret).await.unwrap();
+            assert_eq!(handle.unseal(blob, approval.clone()).await.unwrap().as_slice(), SECRET);
+            assert_eq!(handle.counter(COUNTER).await.unwrap(), node.counter);
+        }
+        let raised = handle.raise_counter(COUNTER, node.counter + 1).await.unwrap();
+        assert_eq!(handle.provision_counter(COUNTER).await.unwrap(), raised);
+        let refused = handle.unseal(node.blob.clone(), approval).await;
+        assert!(matches!(refused, Err(TpmError::ApprovalWithdrawn { .. })));
+    });
 }
 
 fn counter_handle() -> NvIndexTpmHandle {
