@@ -5,6 +5,18 @@
 /// Package `quorate.v1`.
 pub mod v1 {
     tonic::include_proto!("quorate.v1");
+
+    impl std::fmt::Debug for RegisterRequest {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("RegisterRequest(secret)")
+        }
+    }
+
+    impl std::fmt::Debug for HoleAnswer {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("HoleAnswer(secret)")
+        }
+    }
 }
 
 /// File descriptors, for gRPC server reflection.

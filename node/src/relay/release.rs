@@ -48,7 +48,7 @@ impl KeyerApproval {
                 Ok(Self { request, content_length })
             }
             Some(v1::check_head_reply::Answer::Refused(refused)) => Err(Problem::from_keyer(refused)),
-            None => Err(Problem::KeyerUnavailable),
+            Some(v1::check_head_reply::Answer::Hole(_)) | None => Err(Problem::KeyerUnavailable),
         }
     }
 }

@@ -99,6 +99,7 @@ async fn a_keyer_judges_only_the_signed_records_for_the_pools_relay_and_once() {
         match lab.keyer.check_head(NodeId(from), question).await.answer.unwrap() {
             v1::check_head_reply::Answer::ContentLength(length) => Ok(length),
             v1::check_head_reply::Answer::Refused(refused) => Err((refused.code, refused.retryable)),
+            v1::check_head_reply::Answer::Hole(_) => panic!("the route has no credential"),
         }
     };
     let err = |code: &str, retryable| Err((code.to_owned(), retryable));

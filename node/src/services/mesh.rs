@@ -245,6 +245,7 @@ impl Mesh for MeshService {
             failed: self.facts.failed().unwrap_or_default(),
             routes: view.policy.routes.keys().map(ToString::to_string).collect(),
             state_digest: digest.to_string(),
+            shares: Vec::new(),
         }))
     }
 }
