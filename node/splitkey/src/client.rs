@@ -13,6 +13,9 @@
 //!
 //! **One request, one connection, by type**: [`ClientConnection::seal_request`] consumes the connection.
 //!
+//! **The client never holds a provider key.** On a keyed route it seals part one at sequence 0, leaves 1 to the relay, and
+//! goes on at 2. It knows the hole's keystream and never sees the hole.
+//!
 //! **Never sent**: KeyUpdate, close_notify, alerts. The relay would count them as body, and the sequence numbers they
 //! use are not to be used twice. A client that is done closes the transport.
 

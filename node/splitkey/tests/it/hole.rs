@@ -5,12 +5,14 @@ use quorate_splitkey::framing::{BodyMeter, HeadCollector, HeadRecords, HeadShape
 use quorate_splitkey::head::{CredentialScheme, CredentialSlot, Head, HeadTemplate, Header, Method};
 use quorate_splitkey::hole::{AnswerMalformed, AnswerRefusal, FillRefusal, FilledHole, HoleAnswer};
 use quorate_splitkey::keyer::{KeyerConnection, KeyerRefusal};
-use quorate_splitkey::record::{Ending, RecordOpener, RecordSealer, TrafficSecret};
+use quorate_splitkey::record::{Ending, RecordOpener, RecordSealer, TrafficSecret, split_records};
 use quorate_splitkey::share::{Complement, Mask, Secret, SharePair};
+use quorate_splitkey::watch::HandshakeWatch;
 use zeroize::Zeroizing;
 
 use crate::support::{
-    Established, HOST, PREFIX, Setup, establish, keyed_template, server_reads, server_writes, template,
+    Endpoints, Established, HOST, PREFIX, RawKeys, Setup, client_writes, establish, keyed_template,
+    server_reads, server_writes, template,
 };
 
 const KEY: &str = "q7Zt-0w_XyRkP2mV9sLdJb4nHfUaTcGe";
@@ -311,16 +313,60 @@ fn a_false_secret_fills_a_hole_that_no_one_opens() {
     assert_eq!(server_reads(&mut server, &out), b"");
 }
 
+/// A client that stays in the handshake: half of Finished, padded to the one length that passes, then a head under the
+/// *handshake* secret, which it registers. Relay and keyer cannot tell; but the provider counts the half as sequence 0,
+/// and the head was sealed and checked at 0 too. The other way round, the other half of Finished is no head.
+#[test]
+fn a_handshake_that_goes_on_has_no_room_for_a_head() {
+    let Endpoints { mut client, mut server, secrets } = Setup::default().build();
+    let mut watch = HandshakeWatch::new(HOST.parse().unwrap());
+    let mut forward = Vec::new();
+    watch.client_bytes(&mut client_writes(&mut client).as_slice(), &mut forward).unwrap();
+    server_reads(&mut server, &forward);
+    let flight = server_writes(&mut server);
+    watch.provider_bytes(&flight, &mut Vec::new()).unwrap();
+    client.read_tls(&mut flight.as_slice()).unwrap();
+    client.process_new_packets().unwrap();
+    let finished = split_records(&client_writes(&mut client)).unwrap().unwrap().pop().unwrap();
+
+    let secret = || secrets.take("CLIENT_HANDSHAKE_TRAFFIC_SECRET");
+    let finished = RawKeys::new(&secret()).xor(0, &finished.fragment()[..36]);
+    assert_eq!(finished[..4], [20, 0, 0, 32], "Finished in clear");
+    let half = RawKeys::new(&secret()).seal(0, &[&finished[..20], &[22], &[0; 16]].concat());
+    let rest = RawKeys::new(&secret()).seal(1, &[&finished[20..], &[22]].concat());
+    let mut to_provider = Vec::new();
+    watch.client_bytes(&mut half.as_slice(), &mut to_provider).unwrap();
+    assert!(watch.is_done(), "by its length it is Finished");
+
+    let keyed = keyed_template(CredentialScheme::Bearer, KEY.len());
+    let connection = quorate_splitkey::client::ClientConnection::new(secret(), secret());
+    let head = connection.seal_request(&keyed, &post(0)).unwrap().head;
+    let mut keyer = registered(&secret());
+    keyer.check_head(&keyed, &head).expect("the keyer cannot tell");
+    assert_eq!(server_reads(&mut server, &to_provider), b"");
+    assert!(server.process_new_packets().is_ok(), "the provider waits for the other half");
+    let mut released = Vec::new();
+    head.release_into(Some(filled(keyer, &keyed, &shares(KEY)[0])), &mut released).unwrap();
+    assert_eq!(server_reads(&mut server, &released), b"");
+    assert!(server.process_new_packets().is_err());
+    assert!(server.is_handshaking());
+
+    let rest = HeadRecords::from_bytes(&rest, HeadShape::Whole).unwrap();
+    assert!(matches!(
+        registered(&secret()).check_head(&template(), &rest),
+        Err(KeyerRefusal::NotAuthentic { sequence: 0, .. })
+    ));
+}
+
 /// Part two that does not begin with the end of the credential's line, or is not where it belongs.
 #[test]
 fn a_hole_cannot_be_aimed() {
     let keyed = keyed_template(CredentialScheme::Bearer, KEY.len());
-    let secret = TrafficSecret::new([8; 32]);
     let parts = keyed.serialise(&post(7)).unwrap();
     let (one, two) = (parts.one().to_vec(), parts.two().unwrap().to_vec());
-    let check = |one: &[u8], two: &[u8], skipped: u64| {
+    let seal = |secret: &TrafficSecret, one: &[u8], two: &[u8], skipped: u64| {
         // a sealer that leaves numbers out by sealing what it throws away
-        let mut sealer = RecordSealer::new(&secret);
+        let mut sealer = RecordSealer::new(secret);
         let app = quorate_splitkey::record::ContentType::ApplicationData;
         let (mut bytes, mut lost) = (Vec::new(), Vec::new());
         sealer.seal_into(app, one, &mut bytes).unwrap();
@@ -328,13 +374,15 @@ fn a_hole_cannot_be_aimed() {
             sealer.seal_into(app, b"x", &mut lost).unwrap();
         }
         sealer.seal_into(app, two, &mut bytes).unwrap();
-        let head = HeadRecords::from_bytes(&bytes, HeadShape::AroundHole).unwrap();
-        registered(&secret).check_head(&keyed, &head).err()
+        HeadRecords::from_bytes(&bytes, HeadShape::AroundHole).unwrap()
     };
+    let check =
+        |secret: &TrafficSecret, head: &HeadRecords| registered(secret).check_head(&keyed, head).err();
     use quorate_splitkey::head::HeadRefusal as H;
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let (one_text, two_text) = (text(&one), text(&two));
-    assert_eq!(check(&one, &two, 1), None, "the unmutated twin");
+    let secret = TrafficSecret::new([8; 32]);
+    assert_eq!(check(&secret, &seal(&secret, &one, &two, 1)), None, "the unmutated twin");
     let head = |refusal| Some(KeyerRefusal::Head(refusal));
     let cases: [(String, String, Option<KeyerRefusal>); 12] = [
         // into the target, its query, another header, the body
@@ -367,11 +415,23 @@ fn a_hole_cannot_be_aimed() {
         (one_text.clone(), two_text.replace(": 7", ": 07"), head(H::ContentLengthNotCanonical)),
         (one_text.clone(), format!("{two_text}POST / HTTP/1.1\r\n\r\n"), head(H::End)),
     ];
-    for (one, two, expected) in cases {
-        assert_eq!(check(one.as_bytes(), two.as_bytes(), 1), expected, "{one} ... {two}");
+    for (aimed_one, aimed_two, expected) in cases {
+        let Established { connection, mut server, .. } = establish(Setup::default().build(), HOST).unwrap();
+        let secret = connection.client_secret();
+        let aimed = seal(secret, aimed_one.as_bytes(), aimed_two.as_bytes(), 1);
+        assert_eq!(check(secret, &aimed), expected, "{aimed_one} ... {aimed_two}");
+
+        // with the check switched off (a keyer that looked at another head) the key goes where it was aimed
+        let mut careless = registered(secret);
+        careless.check_head(&keyed, &seal(secret, &one, &two, 1)).expect("the head it was shown");
+        let mut out = Vec::new();
+        aimed.release_into(Some(filled(careless, &keyed, &shares(KEY)[0])), &mut out).unwrap();
+        let read = String::from_utf8(server_reads(&mut server, &out)).unwrap();
+        assert_eq!(read, format!("{aimed_one}{KEY}{aimed_two}"));
     }
     for skipped in [0, 2] {
-        assert!(matches!(check(&one, &two, skipped), Some(KeyerRefusal::NotAuthentic { sequence: 2, .. })));
+        let refusal = check(&secret, &seal(&secret, &one, &two, skipped));
+        assert!(matches!(refusal, Some(KeyerRefusal::NotAuthentic { sequence: 2, .. })));
     }
 }
 

@@ -4,6 +4,9 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::sync::{Arc, Mutex};
 
+use chacha20poly1305::ChaCha20Poly1305;
+use chacha20poly1305::aead::{Aead, KeyInit, Payload};
+use hmac::{Hmac, Mac};
 use quorate_splitkey::client::{ClientConnection, KEY_LOG_CLIENT, KEY_LOG_SERVER};
 use quorate_splitkey::head::{
     CredentialScheme, CredentialSlot, HeadTemplate, HeadTemplateSpec, Method, PathRule,
@@ -14,11 +17,12 @@ use quorate_splitkey::watch::{HandshakeRefusal, HandshakeWatch};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::{CipherSuite, KeyLog, SupportedCipherSuite};
+use sha2::Sha256;
 
 pub(crate) const HOST: &str = "provider.example";
 
 #[derive(Debug, Default)]
-struct Secrets(Mutex<HashMap<String, Vec<u8>>>);
+pub(crate) struct Secrets(Mutex<HashMap<String, Vec<u8>>>);
 
 impl KeyLog for Secrets {
     fn log(&self, label: &str, _client_random: &[u8], secret: &[u8]) {
@@ -27,7 +31,7 @@ impl KeyLog for Secrets {
 }
 
 impl Secrets {
-    fn take(&self, label: &str) -> TrafficSecret {
+    pub(crate) fn take(&self, label: &str) -> TrafficSecret {
         self.0.lock().unwrap()[label].as_slice().try_into().unwrap()
     }
 }
@@ -65,7 +69,7 @@ impl Default for Setup {
 pub(crate) struct Endpoints {
     pub(crate) client: rustls::ClientConnection,
     pub(crate) server: rustls::ServerConnection,
-    secrets: Arc<Secrets>,
+    pub(crate) secrets: Arc<Secrets>,
 }
 
 fn suites(wanted: &[CipherSuite]) -> Vec<SupportedCipherSuite> {
@@ -249,4 +253,44 @@ pub(crate) fn keyed_template(scheme: CredentialScheme, secret_len: usize) -> Hea
     let secret_len = u16::try_from(secret_len).unwrap();
     let slot = CredentialSlot { scheme, public_prefix: PREFIX.into(), secret_len };
     template().with_credential(slot).unwrap()
+}
+
+/// What a hostile client computes for itself: any bytes under any sequence number of a secret, padding included.
+pub(crate) struct RawKeys {
+    cipher: ChaCha20Poly1305,
+    iv: Vec<u8>,
+}
+
+impl RawKeys {
+    pub(crate) fn new(secret: &TrafficSecret) -> Self {
+        let expand = |label: &str, length: u8| {
+            let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(secret.expose_bytes()).unwrap();
+            mac.update(&[0, length, 6 + label.len() as u8]);
+            mac.update(format!("tls13 {label}").as_bytes());
+            mac.update(&[0, 1]);
+            mac.finalize().into_bytes()[..usize::from(length)].to_vec()
+        };
+        Self { cipher: ChaCha20Poly1305::new_from_slice(&expand("key", 32)).unwrap(), iv: expand("iv", 12) }
+    }
+
+    fn nonce(&self, sequence: u8) -> Vec<u8> {
+        let mut nonce = self.iv.clone();
+        nonce[11] ^= sequence;
+        nonce
+    }
+
+    /// The record around these inner bytes.
+    pub(crate) fn seal(&self, sequence: u8, inner: &[u8]) -> Vec<u8> {
+        let [high, low] = u16::try_from(inner.len() + 16).unwrap().to_be_bytes();
+        let header = [23, 3, 3, high, low];
+        let payload = Payload { msg: inner, aad: &header };
+        let nonce = self.nonce(sequence);
+        [&header[..], &self.cipher.encrypt(nonce.as_slice().into(), payload).unwrap()].concat()
+    }
+
+    /// Encrypts or decrypts, without a tag.
+    pub(crate) fn xor(&self, sequence: u8, bytes: &[u8]) -> Vec<u8> {
+        let keystream = self.seal(sequence, &vec![0; bytes.len()]);
+        bytes.iter().zip(&keystream[5..]).map(|(byte, key)| byte ^ key).collect()
+    }
 }
