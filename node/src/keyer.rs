@@ -8,6 +8,9 @@
 //! and says yes only when its *own* view holds a certified authorisation that names this very request, connection, pool,
 //! relay, keyer and head digest, the pool stands by its own clock, and relay and keyer are attested with the pool's boot keys.
 //!
+//! For a route with a credential its yes is the answer for the hole: keystream masked with this node's share, given once, with the
+//! share of the very epoch that was authorised ([`crate::shares`]).
+//!
 //! **Refuses** a second secret for a connection, a second answer, and any caller but the pool's relay, so that nobody else
 //! can spend a connection. A head that was really signed and is not what the route allows is an alarm: no client of ours
 //! writes one. Unknown connections are a retryable refusal: after a restart all are unknown.
@@ -19,13 +22,16 @@ use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::pool::PoolFacts;
 use crate::services::status::Problem;
+use crate::shares::Vault;
+use bytes::Bytes;
 use quorate_attest::evidence::BootKeys;
 use quorate_core::command::{Alarm, Authorise};
 use quorate_core::ids::{ClientId, ConnectionId, NodeId, PoolId, RequestId, Timestamp};
 use quorate_core::refusal::Refusal;
-use quorate_proto::v1;
+use quorate_proto::v1::{self, check_head_reply::Answer};
 use quorate_splitkey::framing::{HEAD_FRAGMENT_MAX, HeadRecords};
 use quorate_splitkey::head::HeadRefusal;
+use quorate_splitkey::hole::HoleAnswer;
 use quorate_splitkey::keyer::{KeyerConnection, KeyerRefusal};
 use quorate_splitkey::record::{HEADER_LEN, SECRET_LEN, TrafficSecret};
 use quorate_transport::PublicKey;
@@ -33,6 +39,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// Secrets that may wait at a time, 100 MB at most with everything around them.
 pub const WAITING_MAX: usize = 65_536;
@@ -57,6 +64,7 @@ struct Inner {
     ledger: Ledger,
     boot: BootKeys,
     metrics: Arc<Metrics>,
+    vault: Vault,
     registry: Mutex<Registry>,
 }
 
@@ -83,8 +91,8 @@ enum Refused {
 
 impl Keyer {
     /// A keyer without connections.
-    pub fn new(ledger: Ledger, boot: BootKeys, metrics: Arc<Metrics>) -> Self {
-        Self { inner: Arc::new(Inner { ledger, boot, metrics, registry: Mutex::default() }) }
+    pub fn new(ledger: Ledger, boot: BootKeys, metrics: Arc<Metrics>, vault: Vault) -> Self {
+        Self { inner: Arc::new(Inner { ledger, boot, metrics, vault, registry: Mutex::default() }) }
     }
 
     /// Takes a connection's secret from the client that owns the pool, once.
@@ -106,21 +114,26 @@ impl Keyer {
         if pool.expires <= now {
             return Err(Refusal::UnknownPool.into());
         }
-        self.registry().register(pool, connection, secret, now)
+        let share_epoch = pool.route(&view)?.0.share_epoch();
+        drop(view);
+        if share_epoch > 0 {
+            self.inner.vault.ready(&pool.route, share_epoch).await.map_err(|_| Problem::SharesMissing)?;
+        }
+        self.registry().register(pool, connection, secret, clock::now())
     }
 
     /// Judges the head of one connection. `from` is the caller, authenticated.
     pub async fn check_head(&self, from: NodeId, request: v1::CheckHeadRequest) -> v1::CheckHeadReply {
         let answer = self.judge(from, &request).await;
         let answer = match answer {
-            Ok(content_length) => {
+            Ok(answer) => {
                 self.inner.metrics.keyer_answer("approved");
-                v1::check_head_reply::Answer::ContentLength(content_length)
+                answer
             }
             Err(refused) => {
                 let (code, retryable) = refused.code();
                 self.inner.metrics.keyer_answer(code);
-                v1::check_head_reply::Answer::Refused(v1::HeadRefused {
+                Answer::Refused(v1::HeadRefused {
                     code: code.to_owned(),
                     message: refused.to_string(),
                     retryable,
@@ -144,7 +157,7 @@ impl Keyer {
         self.registry().waiting
     }
 
-    async fn judge(&self, from: NodeId, request: &v1::CheckHeadRequest) -> Result<u64, Refused> {
+    async fn judge(&self, from: NodeId, request: &v1::CheckHeadRequest) -> Result<Answer, Refused> {
         let id_of = |bytes: &[u8]| <[u8; 16]>::try_from(bytes).map_err(|_| Refused::Malformed);
         let (request_id, connection) =
             (RequestId(id_of(&request.request)?), ConnectionId(id_of(&request.connection)?));
@@ -154,13 +167,14 @@ impl Keyer {
         let (pool, mut secret) = self.registry().take(&connection, from)?;
         // From here on the connection is spent. The work on the head runs while the authorisation is being certified.
         let view = self.inner.ledger.view();
-        let (_, template) = pool.route(&view)?;
-        let policy = view.policy.version;
+        let (route, template) = pool.route(&view)?;
+        let (policy, share_epoch) = (view.policy.version, route.share_epoch());
+        drop(view);
         let records =
             HeadRecords::from_bytes(&request.head, template.shape()).map_err(|_| Refused::Malformed)?;
         let digest = records.digest();
+        // For a credential it keeps what the hole needs, and nothing else.
         let checked = secret.check_head(&template, &records);
-        drop(secret);
 
         let certified =
             self.inner.ledger.authorisation(request_id, AUTHORISATION_WAIT).await.map_err(Problem::from)?;
@@ -173,9 +187,25 @@ impl Keyer {
         if a.policy != policy {
             return Err(Refused::PolicyChanged);
         }
+        if a.share_epoch != share_epoch {
+            return Err(Problem::Refused(Refusal::StaleShareEpoch).into());
+        }
+        // A refused head is an alarm, whatever else would be wrong by now.
+        if checked.is_ok() && share_epoch > 0 {
+            self.inner.vault.ready(&pool.route, share_epoch).await.map_err(|_| Problem::SharesMissing)?;
+        }
         self.check_release(&pool, a)?;
         match checked {
-            Ok(head) => Ok(head.content_length()),
+            Ok(_) if template.credential().is_some() => {
+                let mask = self.inner.vault.mask(&pool.route, share_epoch);
+                let mask = mask.map_err(|_| Problem::SharesMissing)?;
+                let answer = secret.answer(&mask).map_err(|refusal| {
+                    tracing::error!(%refusal, "a share does not fit the route it was sealed for");
+                    Problem::SharesMissing
+                })?;
+                Ok(Answer::Hole(hole(&answer)))
+            }
+            Ok(head) => Ok(Answer::ContentLength(head.content_length())),
             Err(refusal) => {
                 self.inner
                     .ledger
@@ -191,6 +221,9 @@ impl Keyer {
         if pool.keyer != (self.inner.ledger.me(), self.inner.boot.clone()) {
             return Err(Problem::Restarted.into());
         }
+        if a.policy != view.policy.version {
+            return Err(Refused::PolicyChanged);
+        }
         let now = clock::now();
         pool.check_standing(&view, now)?;
         if a.expires.plus_ms(view.policy.attestation.clock_skew_ms) <= now {
@@ -201,6 +234,16 @@ impl Keyer {
 
     fn registry(&self) -> MutexGuard<'_, Registry> {
         self.inner.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The answer as a message, erased once it is sent.
+fn hole(answer: &HoleAnswer) -> v1::HoleAnswer {
+    let erased = |bytes: &[u8]| Bytes::from_owner(Zeroizing::new(bytes.to_vec()));
+    v1::HoleAnswer {
+        pad: erased(answer.expose_pad()),
+        one_time_key: erased(answer.expose_one_time_key()),
+        content_length: answer.content_length(),
     }
 }
 

@@ -53,7 +53,10 @@ enum Job {
 fn main() -> ExitCode {
     // First of all: tpm2-tss reads its own environment, which may change only while there is one thread.
     quorate_attest_tpm::silence_c_library();
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime");
+    // Before anything secret is in memory.
+    let hardened = quorated::hardening::harden().map_err(anyhow::Error::from);
+    let runtime =
+        hardened.and_then(|()| tokio::runtime::Runtime::new().context("cannot start the async runtime"));
     match runtime.and_then(|r| r.block_on(run(Args::parse()))) {
         Ok(Ended::Stopped) => ExitCode::SUCCESS,
         Ok(Ended::GaveUp) => start_over(),

@@ -65,6 +65,8 @@ pub struct Metrics {
     term: Gauge,
     leader: Gauge,
     failed: Gauge,
+    shares_held: Gauge,
+    shares_missing: Gauge,
 }
 
 impl Default for Metrics {
@@ -95,6 +97,8 @@ impl Metrics {
             term: Gauge::default(),
             leader: Gauge::default(),
             failed: Gauge::default(),
+            shares_held: Gauge::default(),
+            shares_missing: Gauge::default(),
         };
         let r = &mut this.registry;
         r.register("requests_authorised", "Requests whose head this relay released", this.authorised.clone());
@@ -122,6 +126,12 @@ impl Metrics {
         r.register("raft_term", "Raft's term", this.term.clone());
         r.register("raft_leader", "Number of the leader, 0 when unknown", this.leader.clone());
         r.register("failed", "1 when the node has stopped acknowledging", this.failed.clone());
+        r.register("shares_held", "Credentialed routes whose shares are open", this.shares_held.clone());
+        r.register(
+            "shares_missing",
+            "Credentialed routes whose shares this node cannot use: status says why",
+            this.shares_missing.clone(),
+        );
         this
     }
 
@@ -158,6 +168,11 @@ impl Metrics {
     /// A batch was proposed.
     pub fn proposed(&self, commands: usize) {
         self.batch.observe(commands as f64);
+    }
+    /// Credentialed routes with and without open shares.
+    pub fn shares(&self, held: usize, missing: usize) {
+        self.shares_held.set(signed(held as u64));
+        self.shares_missing.set(signed(missing as u64));
     }
     /// Open tunnels, up and down.
     pub fn tunnels(&self) -> &Gauge {

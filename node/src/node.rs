@@ -29,6 +29,7 @@ use crate::relay::{KeyerPort, Relay};
 use crate::services::gate::Gate;
 use crate::services::mesh::{MeshService, NodeFacts};
 use crate::services::peer::{HeadChecker, PeerService};
+use crate::shares::{self, Vault};
 use crate::snapshots::{NodeSnapshots, Receiving};
 use crate::tilestore::{StoreTail, TileStore};
 use crate::{cosign_stream, http, membership, proposer, snapshots};
@@ -178,19 +179,35 @@ impl Node {
             Network { peers: peers.clone(), me: config.node, guard: guard.clone(), log: log_reader.clone() };
         let raft_config = Arc::new(raft_config(&config).validate().context("Raft's timing")?);
         let ports = Arc::new(PeerKeyers(peers.clone()));
-        let relay =
-            Relay::new(ledger.clone(), boot.keys.clone(), ports, Arc::clone(&metrics), config.tunnels_max);
+        let vault = Vault::new(config.node);
+        let relay = Relay::new(
+            ledger.clone(),
+            boot.keys.clone(),
+            ports,
+            Arc::clone(&metrics),
+            vault.clone(),
+            config.tunnels_max,
+        );
         let _first = relay_cell.set(relay.clone());
-        let keyer = Keyer::new(ledger.clone(), boot.keys.clone(), Arc::clone(&metrics));
+        let keyer = Keyer::new(ledger.clone(), boot.keys.clone(), Arc::clone(&metrics), vault.clone());
         let raft = Raft::new(config.node.0, raft_config, network, log, machine)
             .await
             .context("cannot start Raft")?;
 
+        let shares = shares::Keeper {
+            ledger: ledger.clone(),
+            vault,
+            tpm: attester.tpm().clone(),
+            data_dir: layout.root().to_owned(),
+            chain: chain.clone(),
+            metrics: Arc::clone(&metrics),
+        };
         let directory = Directory::new(ledger.clone(), blobs.clone(), chain, index);
         let queue = Queue::default();
         let contributor = Contributor::new(ledger.clone(), boot.clone(), attester.clone(), cosigner.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(cosigner_task.run());
+        tasks.spawn(shares.run());
         tasks.spawn(peers.clone().follow_policy());
         tasks.spawn(proposer::batch(raft.clone(), ledger.clone(), queue.clone(), Arc::clone(&metrics)));
         let courier = Courier {
@@ -387,6 +404,7 @@ impl Node {
             tracing::debug!(%error, "Raft's shutdown");
         }
         tasks.shutdown().await;
+        relay.vault().erase();
         tracing::info!(node = me.0, "stopped");
         outcome
     }

@@ -6,9 +6,9 @@ use crate::ledger::{Ledger, View};
 use crate::services::status::Problem;
 use quorate_attest::evidence::BootKeys;
 use quorate_core::ids::{ClientId, NodeId, PoolId, RouteId, Timestamp};
-use quorate_core::policy::Route;
+use quorate_core::policy::{self, Route};
 use quorate_core::refusal::Refusal;
-use quorate_splitkey::head::HeadTemplate;
+use quorate_splitkey::head::{CredentialScheme, CredentialSlot, HeadTemplate};
 use quorate_transport::PublicKey;
 use std::time::Duration;
 
@@ -99,12 +99,29 @@ impl PoolFacts {
         Ok(Standing(()))
     }
 
-    /// The route in force, and the template of its heads.
+    /// The route in force, and the template of its heads: around a hole if the route has a credential.
     pub fn route<'v>(&self, view: &'v View) -> Result<(&'v Route, HeadTemplate), Problem> {
         let route = view.policy.routes.get(&self.route).ok_or(Refusal::UnknownRoute)?;
         let d = &route.document;
         let template =
-            HeadTemplate::for_route(&d.host, d.port, &d.base_path, &d.paths, &d.dialect, &d.headers);
+            HeadTemplate::for_route(&d.host, d.port, &d.base_path, &d.paths, &d.dialect, &d.headers)
+                .and_then(|template| match slot(route) {
+                    Some(slot) => template.with_credential(slot),
+                    None => Ok(template),
+                });
         Ok((route, template.map_err(|_| Problem::RouteInvalid)?))
     }
+}
+
+/// Where the credential stands in a head of this route.
+fn slot(route: &Route) -> Option<CredentialSlot> {
+    let credential = route.credential.as_ref()?;
+    let scheme = match credential.scheme {
+        policy::CredentialScheme::Bearer => CredentialScheme::Bearer,
+        policy::CredentialScheme::XApiKey => CredentialScheme::XApiKey,
+        policy::CredentialScheme::ApiKey => CredentialScheme::ApiKey,
+        policy::CredentialScheme::XGoogApiKey => CredentialScheme::XGoogApiKey,
+    };
+    let public_prefix = credential.public_prefix.clone();
+    Some(CredentialSlot { scheme, public_prefix, secret_len: credential.secret_bytes })
 }

@@ -7,7 +7,8 @@
 //!          └─► keyer checks the head ────┴─► both in hand: release head and body ─► stream ─► settle
 //! ```
 //! **Decides** nothing about a request: it holds the head until the authorisation is certified over its own root *and* the
-//! keyer approved *and* the pool still stands by its own clock (`release` takes all three as types). **Refuses** bytes that
+//! keyer approved *and* the pool still stands by its own clock (`release` takes all three as types). On a route with a credential
+//! it then fills the head's hole from the keyer's answer and its own share, which nothing else can: see [`release`]. **Refuses** bytes that
 //! the handshake watch did not place, a second request, body beyond the content-length. **Reads** no record's content.
 //!
 //! Exactly one settlement follows each authorised request, whatever ends it; what a lost quorum leaves undecided is
@@ -19,6 +20,7 @@ use crate::ledger::{Ledger, Outgoing};
 use crate::metrics::Metrics;
 use crate::pool::PoolFacts;
 use crate::services::status::Problem;
+use crate::shares::Vault;
 use quorate_attest::evidence::BootKeys;
 use quorate_core::command::{ClientCommand, Command, Ended, Settlement};
 use quorate_core::ids::{ClientId, ConnectionId, NodeId, PoolId, RequestId};
@@ -68,6 +70,7 @@ struct Inner {
     boot: BootKeys,
     keyers: Arc<dyn KeyerPort>,
     metrics: Arc<Metrics>,
+    vault: Vault,
     tunnels_max: usize,
     places: Mutex<Places>,
     /// Number of open tunnels, for whoever waits for the last.
@@ -92,6 +95,7 @@ impl Relay {
         boot: BootKeys,
         keyers: Arc<dyn KeyerPort>,
         metrics: Arc<Metrics>,
+        vault: Vault,
         tunnels_max: usize,
     ) -> Self {
         let inner = Inner {
@@ -99,12 +103,18 @@ impl Relay {
             boot,
             keyers,
             metrics,
+            vault,
             tunnels_max,
             places: Mutex::default(),
             open: watch::Sender::new(0),
             drain: watch::Sender::new(None),
         };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// This node's shares.
+    pub fn vault(&self) -> &Vault {
+        &self.inner.vault
     }
 
     /// Starts a tunnel for a caller who proved this key.

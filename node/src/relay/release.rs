@@ -1,28 +1,48 @@
 //! The only ways by which bytes reach a provider, as types: handshake records that the watch placed, then nothing, then a
-//! released head and its metered body. Whoever holds the socket's write half holds one of these three.
+//! released head and its metered body. Whoever holds the socket's write half holds one of these.
 //!
 //! ```text
-//! Handshake ──hold(head)──► Held ──release(&CertifiedAuthorisation, KeyerApproval, Standing)──► Released
+//! Handshake ──hold(head)──┬► HeldWhole ──release(&CertifiedAuthorisation, WholeApproval, Standing)──────────────► Released
+//!                         └► HeldAround ──release(&CertifiedAuthorisation, HoleApproval, &Complement, Standing)──► Released
 //! ```
+//! The head of a route with a credential lies around a hole. It is another type than a whole one, and can only be released
+//! with a keyer's answer for that hole and this node's own share, which fill it.
 use super::KeyerPort;
 use crate::pool::Standing;
 use crate::services::status::Problem;
 use bytes::Bytes;
 use quorate_core::certificate::CertifiedAuthorisation;
+use quorate_core::command::Authorise;
 use quorate_core::ids::{ConnectionId, NodeId, RequestId};
-use quorate_proto::v1;
+use quorate_proto::v1::{self, check_head_reply::Answer};
 use quorate_splitkey::framing::{BodyMeter, FramingRefusal, HeadRecords};
+use quorate_splitkey::head::{CredentialSlot, HeadTemplate};
+use quorate_splitkey::hole::{FilledHole, HoleAnswer};
 use quorate_splitkey::host::ServerHost;
+use quorate_splitkey::share::Complement;
 use quorate_splitkey::watch::{HandshakeRefusal, HandshakeWatch};
 use std::io;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::tcp::OwnedWriteHalf;
 
 /// A keyer's yes to one head. Only [`KeyerApproval::ask`] makes one.
-#[derive(Debug)]
-pub(super) struct KeyerApproval {
+pub(super) enum KeyerApproval {
+    /// To a whole head.
+    Whole(WholeApproval),
+    /// To a head around a hole, with its half of what goes there.
+    Hole(HoleApproval),
+}
+
+/// See [`KeyerApproval::Whole`].
+pub(super) struct WholeApproval {
     request: RequestId,
     content_length: u64,
+}
+
+/// See [`KeyerApproval::Hole`].
+pub(super) struct HoleApproval {
+    request: RequestId,
+    answer: HoleAnswer,
 }
 
 impl KeyerApproval {
@@ -44,11 +64,16 @@ impl KeyerApproval {
             Problem::KeyerUnavailable
         })?;
         match reply.answer {
-            Some(v1::check_head_reply::Answer::ContentLength(content_length)) => {
-                Ok(Self { request, content_length })
+            Some(Answer::ContentLength(content_length)) => {
+                Ok(Self::Whole(WholeApproval { request, content_length }))
             }
-            Some(v1::check_head_reply::Answer::Refused(refused)) => Err(Problem::from_keyer(refused)),
-            Some(v1::check_head_reply::Answer::Hole(_)) | None => Err(Problem::KeyerUnavailable),
+            Some(Answer::Hole(hole)) => {
+                let answer = HoleAnswer::from_parts(&hole.pad, &hole.one_time_key, hole.content_length);
+                let answer = answer.map_err(|_| Problem::KeyerAnswer)?;
+                Ok(Self::Hole(HoleApproval { request, answer }))
+            }
+            Some(Answer::Refused(refused)) => Err(Problem::from_keyer(refused)),
+            None => Err(Problem::KeyerUnavailable),
         }
     }
 }
@@ -90,41 +115,100 @@ impl<W: AsyncWrite + Unpin> Handshake<W> {
     }
 
     /// Ends the handshake. From here on the provider gets nothing until the head is released.
-    pub(super) fn hold(self, connection: ConnectionId, head: HeadRecords) -> Result<Held<W>, Problem> {
+    pub(super) fn hold(
+        self,
+        connection: ConnectionId,
+        head: HeadRecords,
+        template: &HeadTemplate,
+    ) -> Result<Held<W>, Problem> {
         if !self.watch.is_done() {
             return Err(Problem::OutOfTurn("the request came before the end of the handshake"));
         }
-        Ok(Held { provider: self.provider, connection, head })
+        let waits = Waits { provider: self.provider, connection, head };
+        Ok(match template.credential() {
+            Some(slot) => Held::Around(HeldAround { waits, slot: slot.clone() }),
+            None => Held::Whole(HeldWhole(waits)),
+        })
     }
 }
 
 /// A head that waits.
-pub(super) struct Held<W = OwnedWriteHalf> {
+pub(super) enum Held<W = OwnedWriteHalf> {
+    /// Of a route without a credential.
+    Whole(HeldWhole<W>),
+    /// Of a route with one.
+    Around(HeldAround<W>),
+}
+
+/// A head that is all there is to send.
+pub(super) struct HeldWhole<W = OwnedWriteHalf>(Waits<W>);
+
+/// A head around a hole.
+pub(super) struct HeldAround<W = OwnedWriteHalf> {
+    waits: Waits<W>,
+    slot: CredentialSlot,
+}
+
+struct Waits<W> {
     provider: W,
     connection: ConnectionId,
     head: HeadRecords,
 }
 
-impl<W: AsyncWrite + Unpin> Held<W> {
+impl<W: AsyncWrite + Unpin> HeldWhole<W> {
     /// Lets this head go: its leaf is certified over this node's own root, its keyer approved, its pool stands.
     pub(super) fn release(
         self,
         authorisation: &CertifiedAuthorisation,
-        approval: KeyerApproval,
+        approval: WholeApproval,
         _standing: Standing,
     ) -> Result<Released<W>, Problem> {
         let a = authorisation.request();
-        if a.connection != self.connection || a.request != approval.request {
+        self.0.check(a, approval.request, approval.content_length)?;
+        self.0.release(None, approval.content_length)
+    }
+}
+
+impl<W: AsyncWrite + Unpin> HeldAround<W> {
+    /// The same, and the hole is filled: by the keyer's answer and this node's own share of the keyer's pair.
+    pub(super) fn release(
+        self,
+        authorisation: &CertifiedAuthorisation,
+        approval: HoleApproval,
+        complement: &Complement,
+        _standing: Standing,
+    ) -> Result<Released<W>, Problem> {
+        let Self { waits, slot } = self;
+        let content_length = approval.answer.content_length();
+        waits.check(authorisation.request(), approval.request, content_length)?;
+        let hole = approval.answer.fill(&slot, complement).map_err(|refusal| {
+            tracing::warn!(%refusal, "a keyer's answer was refused");
+            Problem::KeyerAnswer
+        })?;
+        waits.release(Some(hole), content_length)
+    }
+}
+
+impl<W: AsyncWrite + Unpin> Waits<W> {
+    fn check(&self, a: &Authorise, approved: RequestId, content_length: u64) -> Result<(), Problem> {
+        if a.connection != self.connection || a.request != approved {
             return Err(Problem::Internal("an authorisation of another request"));
         }
         if a.head_digest.0 != self.head.digest().0 {
             return Err(Problem::HeadDigest);
         }
-        if approval.content_length > a.body_bytes_max {
+        if content_length > a.body_bytes_max {
             return Err(Problem::BodyAboveCeiling);
         }
-        let meter = BodyMeter::new(approval.content_length);
-        Ok(Released { provider: self.provider, meter, pending: self.head.to_bytes(), written: 0, sent: 0 })
+        Ok(())
+    }
+
+    fn release(self, hole: Option<FilledHole>, content_length: u64) -> Result<Released<W>, Problem> {
+        let mut pending = Vec::new();
+        let released = self.head.release_into(hole, &mut pending);
+        released.map_err(|_| Problem::Internal("a head of another shape than its route's"))?;
+        let meter = BodyMeter::new(content_length);
+        Ok(Released { provider: self.provider, meter, pending, written: 0, sent: 0 })
     }
 }
 

@@ -1,3 +1,4 @@
+mod keyed;
 pub(crate) mod lab;
 
 use super::release::RecordEdge;

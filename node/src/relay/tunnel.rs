@@ -167,7 +167,12 @@ where
         }
         pool.check_standing(&view, now)?;
         let place = ConnectionPlace::take(&self.relay, &pool, id)?;
-        let (_, template) = pool.route(&view)?;
+        let (route, template) = pool.route(&view)?;
+        let share_epoch = route.share_epoch();
+        drop(view);
+        if share_epoch > 0 {
+            inner.vault.ready(&pool.route, share_epoch).await.map_err(|_| Problem::SharesMissing)?;
+        }
         let socket = connect(&template).await?;
         let (read, write) = socket.into_split();
         let handshake = Handshake::new(write, template.host().clone());
@@ -237,10 +242,12 @@ where
             return Err(Problem::HeadDigest);
         }
         let Connection { pool, id, template, read, handshake, edge } = c;
-        let held = handshake.hold(id, head)?;
-        let running = Running::start(&self.relay, a.request)?;
+        let held = handshake.hold(id, head, &template)?;
         let mut waiting =
             Waiting { received, body: Vec::new(), bytes: 0, read, edge, certified_us: 0, keyer_us: 0 };
+        // A pooled connection grows old: what the provider closed must not cost a request.
+        self.provider_is_open(&mut waiting)?;
+        let running = Running::start(&self.relay, a.request)?;
         let (decided, outcome) = self.decide(&mut waiting, command, &a, &pool, request.head).await?;
         // From here on the request is authorised: whatever happens, it is settled.
         let mut owed = Owed::new(self.relay.inner.ledger.clone(), a.request);
@@ -249,7 +256,9 @@ where
             return Err(Problem::Internal("an authorisation without a leaf"));
         };
         let released = match outcome {
-            Waited::Approved(approval) => self.release(held, &authorisation, approval, &pool, &template),
+            Waited::Approved(approval) => {
+                self.release(held, &authorisation, approval, &pool, &template, &mut waiting).await
+            }
             Waited::Refused(problem) => Err(problem),
             Waited::ClientGone => {
                 owed.pay(Ended::Cancelled).await;
@@ -378,26 +387,73 @@ where
     }
 
     /// Both answers are in hand: by this node's own clock and newest view, may the head go?
-    fn release(
-        &self,
+    async fn release(
+        &mut self,
         held: Held,
         authorisation: &CertifiedAuthorisation,
         approval: KeyerApproval,
         pool: &PoolFacts,
         connected: &HeadTemplate,
+        waiting: &mut Waiting,
     ) -> Result<Released, Problem> {
-        let view = self.relay.inner.ledger.view();
+        let relay = self.relay.clone();
+        let (ledger, vault) = (&relay.inner.ledger, &relay.inner.vault);
         let a = authorisation.request();
-        let (_, template) = pool.route(&view)?;
+        if a.share_epoch > 0 {
+            vault.ready(&pool.route, a.share_epoch).await.map_err(|_| Problem::SharesMissing)?;
+        }
+        // Nothing waits from here on to the first write.
+        let view = ledger.view();
+        let (route, template) = pool.route(&view)?;
         // The route may have moved since the connection was opened; the signature names the policy it was read from.
         if a.policy != view.policy.version || template != *connected {
             return Err(Refusal::StalePolicy.into());
+        }
+        if a.share_epoch != route.share_epoch() {
+            return Err(Refusal::StaleShareEpoch.into());
         }
         let now = clock::now();
         if a.expires.plus_ms(view.policy.attestation.clock_skew_ms) <= now {
             return Err(Refusal::Expired.into());
         }
-        held.release(authorisation, approval, pool.check_standing(&view, now)?)
+        // Nobody is to blame for a provider that closed an idle connection: nothing is released on it.
+        self.provider_is_open(waiting)?;
+        let standing = pool.check_standing(&view, now)?;
+        match (held, approval) {
+            (Held::Whole(held), KeyerApproval::Whole(approval)) => {
+                held.release(authorisation, approval, standing)
+            }
+            (Held::Around(held), KeyerApproval::Hole(approval)) => {
+                let complement = vault.complement(&pool.route, a.share_epoch, pool.keyer.0);
+                let complement = complement.map_err(|_| Problem::SharesMissing)?;
+                held.release(authorisation, approval, &complement, standing)
+            }
+            (Held::Whole(_), KeyerApproval::Hole(_)) | (Held::Around(_), KeyerApproval::Whole(_)) => {
+                Err(Problem::KeyerAnswer)
+            }
+        }
+    }
+
+    /// Asks the socket itself, now, whether the provider closed its side: the runtime may not have heard of it yet. What came
+    /// before that is still the client's.
+    fn provider_is_open(&self, waiting: &mut Waiting) -> Result<(), Problem> {
+        let mut buffer = vec![0; IDLE_READ_BYTES];
+        loop {
+            let socket: &TcpStream = waiting.read.as_ref();
+            match rustix::io::read(socket, &mut buffer) {
+                Ok(count @ 1..) => {
+                    let bytes = Bytes::copy_from_slice(buffer.get(..count).unwrap_or_default());
+                    waiting.edge.feed(&bytes);
+                    // A client that reads nothing meanwhile is not worth a buffer of ours.
+                    if self.down.try_send(data(bytes)).is_err() {
+                        return Err(Problem::OutOfTurn("the tunnel's answers are not read"));
+                    }
+                }
+                Err(rustix::io::Errno::AGAIN) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => {}
+                Ok(_) | Err(_) => return Err(Problem::ProviderClosed),
+            }
+        }
     }
 
     /// Head, body, answer.

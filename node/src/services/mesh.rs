@@ -131,6 +131,21 @@ impl MeshService {
         Ok((checkpoint.size, checkpoint.root, digest))
     }
 
+    fn share_status(&self, policy: &quorate_core::policy::Policy) -> Vec<v1::ShareStatus> {
+        let status = self.relay.vault().status(policy).into_iter();
+        let one =
+            |(route, share_epoch, held): (quorate_core::ids::RouteId, u32, Result<(), _>)| v1::ShareStatus {
+                route: route.to_string(),
+                share_epoch,
+                held: held.is_ok(),
+                reason: held
+                    .err()
+                    .map(|missing: crate::shares::Missing| missing.to_string())
+                    .unwrap_or_default(),
+            };
+        status.map(one).collect()
+    }
+
     fn node_status(&self) -> Vec<v1::NodeStatus> {
         let (view, now) = (self.ledger.view(), crate::clock::now());
         let status = |member: &quorate_core::policy::Member| {
@@ -245,7 +260,7 @@ impl Mesh for MeshService {
             failed: self.facts.failed().unwrap_or_default(),
             routes: view.policy.routes.keys().map(ToString::to_string).collect(),
             state_digest: digest.to_string(),
-            shares: Vec::new(),
+            shares: self.share_status(&view.policy),
         }))
     }
 }

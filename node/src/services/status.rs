@@ -114,6 +114,12 @@ pub enum Problem {
         /// No fault of the head.
         retryable: bool,
     },
+    /// The keyer's answer is not one for this route.
+    #[error("the keyer's answer does not fit the route")]
+    KeyerAnswer,
+    /// Shares of the route's key are not to be had on this node. Why stands in its status and trace, not here.
+    #[error("the node cannot use its shares of the route's key")]
+    SharesMissing,
     /// Nothing known of that request.
     #[error("this node knows of no such request")]
     NoSuchRequest,
@@ -356,6 +362,20 @@ impl Problem {
                 Never,
                 Code::PermissionDenied,
                 "the route's template says what a head may hold",
+            ),
+            Self::KeyerAnswer => row(
+                "keyer_answer",
+                Mesh,
+                Now,
+                Code::Unavailable,
+                "nothing was sent: open a pool with the other keyer",
+            ),
+            Self::SharesMissing => row(
+                "shares_missing",
+                Mesh,
+                Now,
+                Code::Unavailable,
+                "use another relay or keyer; `quorate status` of this node says why",
             ),
             Self::NoSuchRequest => row(
                 "no_such_request",

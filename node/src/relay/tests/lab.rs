@@ -4,16 +4,20 @@ use crate::blobs::BlobStore;
 use crate::directory::{Directory, PolicyChain, RequestIndex};
 use crate::keyer::Keyer;
 use crate::ledger::{Applier, Certified, Start};
+use crate::shares::Vault;
 use crate::tilestore::TileStore;
 use bytes::Bytes;
 use quorate_core::command::{Alarm, Batch, NodeCommand, OpenPool, Settlement};
 use quorate_core::crypto::{encode, public_key};
 use quorate_core::leaf::Leaf;
-use quorate_core::testing::{CLIENT, Mesh, key};
+use quorate_core::policy::{CredentialDocument, CredentialScheme, Policy, PolicyDocument};
+use quorate_core::shares::{NodeShares, SEAL_ENTROPY_BYTES, Share, ShareBinding, SplitId, seal};
+use quorate_core::testing::{CLIENT, Mesh, key, share_key};
 use quorate_proto::v1::{tunnel_down::Frame as DownFrame, tunnel_up::Frame as UpFrame};
 use quorate_splitkey::client::{BodySealer, ClientConnection, KEY_LOG_CLIENT, KEY_LOG_SERVER};
 use quorate_splitkey::head::{Head, HeadTemplate, Header, Method};
 use quorate_splitkey::record::{Event, RecordOpener, RecordReader, TrafficSecret};
+use quorate_splitkey::share::Secret;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{CipherSuite, KeyLog};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +25,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_stream::StreamExt;
+use zeroize::Zeroizing;
 
 type Secrets = Arc<Mutex<HashMap<String, Vec<u8>>>>;
 
@@ -36,8 +41,14 @@ impl KeyLog for Log {
 /// What the provider read as application data, over all its connections.
 pub(crate) type Seen = Arc<Mutex<Vec<u8>>>;
 
-/// A TLS server that answers by what the body says: `big`, `hang`, anything else.
-async fn provider(seen: Seen) -> (u16, CertificateDer<'static>) {
+/// The secret part of the keyed lab's provider key.
+pub(crate) const SECRET: &str = "0123456789abcdefghijklmnopqrstuv";
+/// What stands before it, in public.
+pub(crate) const PREFIX: &str = "sk-test-";
+
+/// A TLS server that answers by what the body says: `big`, `hang`, anything else; without its key, if it has one, by 401. It
+/// closes every connection when told.
+async fn provider(seen: Seen, keyed: bool, close: watch::Receiver<bool>) -> (u16, CertificateDer<'static>) {
     let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let certificate = own.cert.der().clone();
     let private = PrivateKeyDer::try_from(own.signing_key.serialize_der()).unwrap();
@@ -56,12 +67,21 @@ async fn provider(seen: Seen) -> (u16, CertificateDer<'static>) {
     tokio::spawn(async move {
         loop {
             let (socket, _) = listener.accept().await.unwrap();
-            let (acceptor, seen) = (acceptor.clone(), seen.clone());
+            let (acceptor, seen, mut close) = (acceptor.clone(), seen.clone(), close.clone());
             tokio::spawn(async move {
                 let Ok(mut tls) = acceptor.accept(socket).await else { return };
                 let mut got = Vec::new();
                 let mut chunk = [0; 4096];
-                while let Ok(count @ 1..) = tls.read(&mut chunk).await {
+                loop {
+                    let closing = async { close.wait_for(|close| *close).await.is_ok() };
+                    let read = tokio::select! {
+                        read = tls.read(&mut chunk) => read,
+                        true = closing => {
+                            let _gone = tls.shutdown().await;
+                            return;
+                        }
+                    };
+                    let Ok(count @ 1..) = read else { return };
                     seen.lock().unwrap().extend_from_slice(&chunk[..count]);
                     got.extend_from_slice(&chunk[..count]);
                     let text = String::from_utf8_lossy(&got).into_owned();
@@ -75,8 +95,10 @@ async fn provider(seen: Seen) -> (u16, CertificateDer<'static>) {
                         "big" => "x".repeat(200_000),
                         _ => "fine".to_owned(),
                     };
+                    let key = format!("\r\nauthorization: Bearer {PREFIX}{SECRET}\r\n");
+                    let status = if keyed && !head.contains(&key) { "401 Unauthorized" } else { "200 OK" };
                     let answer = format!(
-                        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{answer}",
+                        "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{answer}",
                         answer.len()
                     );
                     let _gone = tls.write_all(answer.as_bytes()).await;
@@ -94,6 +116,10 @@ pub(crate) struct Port {
     keyer: Keyer,
     from: NodeId,
     pub(crate) silent: AtomicBool,
+    /// Alters what the keyer says.
+    pub(crate) tamper: Mutex<Option<fn(&mut v1::CheckHeadReply)>>,
+    /// The keyer's answer waits for this.
+    pub(crate) open: watch::Sender<bool>,
 }
 
 #[tonic::async_trait]
@@ -106,7 +132,12 @@ impl KeyerPort for Port {
         if self.silent.load(Ordering::Relaxed) {
             return Err(Status::unavailable("no link"));
         }
-        Ok(self.keyer.check_head(self.from, request).await)
+        let mut reply = self.keyer.check_head(self.from, request).await;
+        if let Some(tamper) = *self.tamper.lock().unwrap() {
+            tamper(&mut reply);
+        }
+        self.open.subscribe().wait_for(|open| *open).await.unwrap();
+        Ok(reply)
     }
 }
 
@@ -156,6 +187,64 @@ impl Leader {
     }
 }
 
+/// The vaults of relay and keyer.
+pub(crate) struct Vaults {
+    pub(crate) relay: Vault,
+    pub(crate) keyer: Vault,
+    keyer_id: NodeId,
+}
+
+impl Vaults {
+    fn new(keyer: NodeId) -> Self {
+        Self { relay: Vault::new(NodeId(1)), keyer: Vault::new(keyer), keyer_id: keyer }
+    }
+    /// Opens what a policy seals to the relay.
+    pub(crate) fn open_relay(&self, policy: &Policy) {
+        self.relay.open(policy, &share_key(1));
+    }
+    /// And to the keyer.
+    pub(crate) fn open_keyer(&self, policy: &Policy) {
+        self.keyer.open(policy, &share_key(self.keyer_id.0));
+    }
+}
+
+/// A key split for the members of a document as an admin would, after `edit` altered what each node gets.
+pub(crate) fn credential(
+    d: &PolicyDocument,
+    share_epoch: u32,
+    edit: impl Fn(NodeId, &mut NodeShares),
+) -> CredentialDocument {
+    let secret = Secret::new(Zeroizing::new(SECRET.into())).ok().unwrap();
+    let random = (0..d.member.len() * SECRET.len()).map(|at| (at as u8).wrapping_mul(37) ^ share_epoch as u8);
+    let pairs = secret.split(d.member.len(), Zeroizing::new(random.collect())).ok().unwrap();
+    let members: Vec<NodeId> = d.member.iter().map(|m| NodeId(m.id)).collect();
+    let (scheme, secret_bytes) = (CredentialScheme::Bearer, SECRET.len() as u16);
+    let binding = ShareBinding {
+        cluster: d.cluster.clone(),
+        route: quorate_core::ids::RouteId::new(d.route[0].name.as_str()).unwrap(),
+        host: d.route[0].host.clone(),
+        port: d.route[0].port,
+        scheme,
+        public_prefix: PREFIX.into(),
+        secret_bytes,
+        share_epoch,
+        members: members.iter().copied().collect(),
+    };
+    let share = |bytes: &[u8]| Share::new(Zeroizing::new(bytes.to_vec()));
+    let sealed = members.iter().zip(&pairs).map(|(node, own)| {
+        let others = members.iter().zip(&pairs).filter(|(n, _)| *n != node);
+        let mut shares = NodeShares {
+            split: SplitId([share_epoch as u8; 16]),
+            mask: share(own.mask.expose_bytes()),
+            complements: others.map(|(n, p)| (*n, share(p.complement.expose_bytes()))).collect(),
+        };
+        edit(*node, &mut shares);
+        let entropy = Zeroizing::new([node.0 as u8 ^ share_epoch as u8; SEAL_ENTROPY_BYTES]);
+        (*node, seal(&binding, *node, &share_key(node.0).public(), &shares, entropy).unwrap())
+    });
+    CredentialDocument::new(scheme, PREFIX, secret_bytes, share_epoch, &sealed.collect())
+}
+
 /// Everything a test needs.
 pub(crate) struct Lab {
     leader: Arc<Mutex<Leader>>,
@@ -166,6 +255,9 @@ pub(crate) struct Lab {
     pub(crate) seen: Seen,
     pub(crate) pool: OpenPool,
     pub(crate) template: HeadTemplate,
+    pub(crate) vaults: Vaults,
+    /// Has the provider close every connection.
+    pub(crate) close: watch::Sender<bool>,
     certificate: CertificateDer<'static>,
     _folder: tempfile::TempDir,
 }
@@ -173,23 +265,43 @@ pub(crate) struct Lab {
 impl Lab {
     /// Four nodes attested, a pool open, the provider listening.
     pub(crate) async fn new() -> Self {
-        let seen = Seen::default();
-        let (port, certificate) = provider(seen.clone()).await;
-        Self::with_provider(seen, port, certificate).await
+        Self::with_provider(false, true, |_| None).await
     }
 
     pub(crate) async fn unreachable() -> Self {
-        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-        let (_, certificate) = provider(Seen::default()).await;
-        Self::with_provider(Seen::default(), closed, certificate).await
+        Self::with_provider(false, false, |_| None).await
     }
 
-    async fn with_provider(seen: Seen, port: u16, certificate: CertificateDer<'static>) -> Self {
+    /// The route has a credential, and both nodes their shares.
+    pub(crate) async fn keyed() -> Self {
+        Self::keyed_with(|_, _| ()).await
+    }
+
+    /// The same, with altered shares.
+    pub(crate) async fn keyed_with(edit: impl Fn(NodeId, &mut NodeShares)) -> Self {
+        let lab = Self::with_provider(true, true, |d| Some(credential(d, 1, edit))).await;
+        let policy = lab.ledger().view().policy.clone();
+        lab.vaults.open_relay(&policy);
+        lab.vaults.open_keyer(&policy);
+        lab
+    }
+
+    async fn with_provider(
+        keyed: bool,
+        listens: bool,
+        split: impl FnOnce(&PolicyDocument) -> Option<CredentialDocument>,
+    ) -> Self {
+        let (seen, close) = (Seen::default(), watch::Sender::new(false));
+        let (mut port, certificate) = provider(seen.clone(), keyed, close.subscribe()).await;
+        if !listens {
+            port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        }
         let folder = tempfile::tempdir().unwrap();
         let blobs = BlobStore::open(folder.path()).unwrap();
         let mut mesh = Mesh::dark(4, 1, |d| {
             d.route[0].host = "localhost".into();
             d.route[0].port = port;
+            d.route[0].credential = split(d);
         });
         mesh.time = crate::clock::now();
         let index = Arc::new(RequestIndex::default());
@@ -230,16 +342,37 @@ impl Lab {
         leader.apply(vec![open]);
         let ledger_of = |id: NodeId| leader.nodes.iter().find(|n| n.id == id).unwrap().ledger.clone();
         let metrics = Arc::new(Metrics::new());
-        let keyer = Keyer::new(ledger_of(pool.keyer), pool.keyer_boot.clone(), metrics.clone());
-        let port = Arc::new(Port { keyer: keyer.clone(), from: NodeId(1), silent: AtomicBool::new(false) });
-        let relay = Relay::new(ledger_of(NodeId(1)), pool.relay_boot.clone(), port.clone(), metrics, 8);
+        let vaults = Vaults::new(pool.keyer);
+        let keyer =
+            Keyer::new(ledger_of(pool.keyer), pool.keyer_boot.clone(), metrics.clone(), vaults.keyer.clone());
+        let port = Arc::new(Port {
+            keyer: keyer.clone(),
+            from: NodeId(1),
+            silent: AtomicBool::new(false),
+            tamper: Mutex::default(),
+            open: watch::Sender::new(true),
+        });
+        let relay = Relay::new(
+            ledger_of(NodeId(1)),
+            pool.relay_boot.clone(),
+            port.clone(),
+            metrics,
+            vaults.relay.clone(),
+            8,
+        );
         slot.set(relay.clone()).ok().unwrap();
         let chain =
             PolicyChain::open(&folder.path().join("chain"), leader.mesh.fleet.chain[0].clone()).unwrap();
         let directory = Directory::new(ledger_of(NodeId(1)), blobs, chain, index);
-        let d = &leader.mesh.fleet.document.route[0];
-        let template =
-            HeadTemplate::for_route(&d.host, d.port, &d.base_path, &d.paths, &d.dialect, &d.headers).unwrap();
+        let facts = PoolFacts {
+            id: pool.pool,
+            client: ClientId::new(CLIENT).unwrap(),
+            route: pool.route.clone(),
+            relay: (pool.relay, pool.relay_boot.clone()),
+            keyer: (pool.keyer, pool.keyer_boot.clone()),
+            expires: pool.expires,
+        };
+        let (_, template) = facts.route(&relay.inner.ledger.view()).unwrap();
         let leader = Arc::new(Mutex::new(leader));
         for (from, mut queue) in queues {
             let leader = leader.clone();
@@ -249,7 +382,20 @@ impl Lab {
                 }
             });
         }
-        Self { leader, relay, keyer, port, directory, seen, pool, template, certificate, _folder: folder }
+        Self {
+            leader,
+            relay,
+            keyer,
+            port,
+            directory,
+            seen,
+            pool,
+            template,
+            vaults,
+            close,
+            certificate,
+            _folder: folder,
+        }
     }
 
     pub(crate) fn client_key() -> PublicKey {
@@ -273,6 +419,15 @@ impl Lab {
     /// Has the leader order a command.
     pub(crate) fn order(&self, command: Command) {
         self.leader.lock().unwrap().apply(vec![command]);
+    }
+
+    /// Has the admins change the policy; returns the new one.
+    pub(crate) fn change_policy(&self, edit: impl FnOnce(&mut PolicyDocument)) -> Arc<Policy> {
+        let mut leader = self.leader.lock().unwrap();
+        let change = leader.mesh.fleet.change_policy(edit);
+        leader.apply(vec![change]);
+        drop(leader);
+        self.ledger().view().policy.clone()
     }
 
     /// How many alarms like this there are, once there is one.

@@ -1,0 +1,247 @@
+//! Requests of a route with a credential, through real ledgers, relay and keyer, to a provider that checks the key.
+use super::lab::{Lab, PREFIX, SECRET, Sealed, credential};
+use super::*;
+use quorate_core::shares::Share;
+use quorate_proto::v1::check_head_reply::Answer;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+const PATH: &str = "/v1/chat/completions";
+
+fn seen(lab: &Lab) -> String {
+    String::from_utf8(lab.seen.lock().unwrap().clone()).unwrap()
+}
+
+/// Sends a request with the body `hi`, changed before it is signed.
+async fn send(
+    lab: &Lab,
+    connection: u8,
+    edit: impl FnOnce(&mut quorate_core::command::Authorise),
+) -> (RequestId, Sealed) {
+    let mut sealed = lab.connect(connection).await.seal(&lab.template, PATH, 2);
+    let (id, command) = lab.authorise(sealed.id, &sealed.head, edit);
+    let head = sealed.head.clone();
+    sealed.request(&command, &head).await;
+    sealed.body(b"hi").await;
+    (id, sealed)
+}
+
+/// The keyer's answer to a question of its own.
+async fn ask(lab: &Lab, sealed: &Sealed, request: RequestId) -> Result<v1::HoleAnswer, (String, bool)> {
+    let question = v1::CheckHeadRequest {
+        request: request.0.to_vec().into(),
+        connection: sealed.id.0.to_vec().into(),
+        head: sealed.head.clone().into(),
+    };
+    match lab.keyer.check_head(NodeId(1), question).await.answer.unwrap() {
+        Answer::Hole(hole) => Ok(hole),
+        Answer::Refused(refused) => Err((refused.code, refused.retryable)),
+        Answer::ContentLength(_) => panic!("a keyed head was approved without an answer for its hole"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_reaches_the_provider_with_the_key() {
+    let lab = Lab::keyed().await;
+    let (id, mut sealed) = send(&lab, 1, |_| ()).await;
+    let (text, authorised, reason) = sealed.answer().await;
+    assert!(text.starts_with("HTTP/1.1 200 OK") && text.ends_with("fine"), "{text}");
+    assert!(authorised.is_some());
+    assert_eq!(reason, "complete");
+    let seen = seen(&lab);
+    let key = format!("\r\nauthorization: Bearer {PREFIX}{SECRET}\r\n");
+    assert!(seen.starts_with("POST /v1/chat/completions HTTP/1.1\r\n") && seen.contains(&key), "{seen}");
+    assert!(seen.ends_with("\r\n\r\nhi"), "{seen}");
+    let settled = lab.settlement().await;
+    assert_eq!((settled.request, settled.ended), (id, Ended::Complete));
+}
+
+/// The twin of the above: one bit of the relay's share is another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_share_is_a_wrong_key_and_nothing_else() {
+    let lab = Lab::keyed_with(|node, shares| {
+        if node == NodeId(1) {
+            for share in shares.complements.values_mut() {
+                let mut bytes = share.expose_bytes().to_vec();
+                bytes[3] ^= 1;
+                *share = Share::new(zeroize::Zeroizing::new(bytes));
+            }
+        }
+    })
+    .await;
+    let (_, mut sealed) = send(&lab, 1, |_| ()).await;
+    let (text, _, reason) = sealed.answer().await;
+    assert!(text.starts_with("HTTP/1.1 401 Unauthorized"), "{text}");
+    assert_eq!(reason, "complete");
+    let seen = seen(&lab);
+    assert!(seen.contains(&format!("Bearer {PREFIX}{}", &SECRET[..3])) && !seen.contains(SECRET), "{seen}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keyer_answers_once_and_only_for_what_is_certified() {
+    let lab = Lab::keyed().await;
+    let sealed = lab.connect(1).await.seal(&lab.template, PATH, 2);
+    let (id, command) = lab.authorise(sealed.id, &sealed.head, |_| ());
+    lab.order(command);
+    let hole = ask(&lab, &sealed, id).await.unwrap();
+    assert_eq!((hole.pad.len(), hole.one_time_key.len(), hole.content_length), (SECRET.len() + 1, 32, 2));
+    assert_eq!(ask(&lab, &sealed, id).await, Err(("unknown_connection".to_owned(), true)));
+    assert_eq!(format!("{hole:?}"), "HoleAnswer(secret)");
+
+    let sealed = lab.connect(2).await.seal(&lab.template, PATH, 2);
+    let (id, command) = lab.authorise(sealed.id, &sealed.head, |_| ());
+    lab.silence(&[3, 4]);
+    lab.order(command);
+    assert_eq!(ask(&lab, &sealed, id).await, Err(("no_quorum".to_owned(), true)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_share_epoch_is_refused() {
+    let lab = Lab::keyed().await;
+    for (connection, share_epoch) in [(1, 0), (2, 2)] {
+        let (_, mut sealed) = send(&lab, connection, |a| a.share_epoch = share_epoch).await;
+        assert_eq!(sealed.tunnel.refusal().await, "stale_share_epoch");
+    }
+    assert_eq!(seen(&lab), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_without_its_share_releases_nothing() {
+    let lab = Lab::keyed().await;
+    let policy = lab.ledger().view().policy.clone();
+    // It opened the tunnel while it had them.
+    let mut sealed = lab.connect(1).await.seal(&lab.template, PATH, 2);
+    lab.vaults.relay.close(&policy, &crate::shares::Missing::NotSealed);
+    let (_, command) = lab.authorise(sealed.id, &sealed.head, |_| ());
+    let head = sealed.head.clone();
+    sealed.request(&command, &head).await;
+    sealed.body(b"hi").await;
+    assert_eq!(sealed.tunnel.refusal().await, "shares_missing");
+    assert_eq!(seen(&lab), "");
+    assert_eq!(lab.settlement().await.ended, Ended::MeshFailure);
+
+    // And now it opens none.
+    let mut tunnel = lab.tunnel(Lab::client_key()).unwrap();
+    tunnel.open(&lab.pool, ConnectionId([2; 16])).await;
+    assert_eq!(tunnel.refusal().await, "shares_missing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keyer_without_its_share_answers_nothing() {
+    let lab = Lab::keyed().await;
+    let sealed = lab.connect(1).await.seal(&lab.template, PATH, 2);
+    lab.vaults.keyer.erase();
+    let (id, command) = lab.authorise(sealed.id, &sealed.head, |_| ());
+    lab.order(command);
+    assert_eq!(ask(&lab, &sealed, id).await, Err(("shares_missing".to_owned(), true)));
+    let registered = v1::RegisterRequest {
+        pool: lab.pool.pool.0.to_vec().into(),
+        connection: vec![9; 16].into(),
+        traffic_secret: vec![9; 32].into(),
+    };
+    let refused = lab.keyer.register(&Lab::client_key(), registered).await;
+    assert!(matches!(refused, Err(Problem::SharesMissing)));
+}
+
+/// A new splitting comes into force: nothing of the old one is used, and a node that is late waits for its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_share_epoch_replaces_the_old_one() {
+    let lab = Lab::keyed().await;
+    let connected = lab.connect(1).await;
+    let policy = lab.change_policy(|d| d.route[0].credential = Some(credential(d, 2, |_, _| ())));
+    lab.vaults.open_relay(&policy);
+    let mut sealed = connected.seal(&lab.template, PATH, 2);
+    let (_, command) = lab.authorise(sealed.id, &sealed.head, |a| assert_eq!(a.share_epoch, 2));
+    let head = sealed.head.clone();
+    sealed.request(&command, &head).await;
+    sealed.body(b"hi").await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(seen(&lab), "", "the keyer still has shares of epoch 1");
+    lab.vaults.open_keyer(&policy);
+    let (text, ..) = sealed.answer().await;
+    assert!(text.starts_with("HTTP/1.1 200 OK"), "{text}");
+    let mask = |epoch| lab.vaults.keyer.mask(&lab.pool.route, epoch).map(|_| ());
+    assert_eq!((mask(1), mask(2)), (Err(crate::shares::Missing::Epoch), Ok(())));
+}
+
+/// A stale pool: nothing is released, so nobody can be blamed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_closed_first_gets_no_request() {
+    let lab = Lab::keyed().await;
+    let idle = lab.connect(1).await;
+    lab.close.send_replace(true);
+    // The runtime may or may not have heard of it: the relay asks the socket.
+    let mut sealed = idle.seal(&lab.template, PATH, 2);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let (_, command) = lab.authorise(sealed.id, &sealed.head, |_| ());
+    let head = sealed.head.clone();
+    sealed.request(&command, &head).await;
+    assert_eq!(sealed.tunnel.refusal().await, "provider_closed");
+    let authorised = lab
+        .leaves()
+        .into_iter()
+        .filter(|body| matches!(body, LeafBody::Decided { outcome: Outcome::Authorised, .. }));
+    assert_eq!(authorised.count(), 0, "it was refused before it was decided");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_closes_while_the_keyer_thinks_gets_no_request() {
+    let lab = Lab::keyed().await;
+    lab.port.open.send_replace(false);
+    let (_, mut sealed) = send(&lab, 1, |_| ()).await;
+    while lab.keyer.waiting() > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    lab.close.send_replace(true);
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    lab.port.open.send_replace(true);
+    assert_eq!(sealed.tunnel.refusal().await, "provider_closed");
+    assert_eq!(seen(&lab), "");
+    assert_eq!(lab.settlement().await.bytes_up, 0);
+}
+
+/// A keyer that is hostile, or of another version.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_does_not_fit_the_route_releases_nothing() {
+    fn hole(reply: &mut v1::CheckHeadReply) -> &mut v1::HoleAnswer {
+        let Some(Answer::Hole(hole)) = &mut reply.answer else { panic!("no hole") };
+        hole
+    }
+    let tampers: [fn(&mut v1::CheckHeadReply); 5] = [
+        |reply| reply.answer = Some(Answer::ContentLength(2)),
+        |reply| hole(reply).pad = vec![1; SECRET.len()].into(),
+        |reply| hole(reply).pad = vec![1; SECRET.len() + 2].into(),
+        |reply| hole(reply).one_time_key = vec![1; 31].into(),
+        |reply| hole(reply).content_length = u64::MAX,
+    ];
+    let lab = Lab::keyed().await;
+    for (connection, tamper) in (1..).zip(tampers) {
+        *lab.port.tamper.lock().unwrap() = Some(tamper);
+        let (_, mut sealed) = send(&lab, connection, |_| ()).await;
+        assert_eq!(sealed.tunnel.refusal().await, "keyer_answer", "{connection}");
+    }
+    assert_eq!(seen(&lab), "");
+
+    let unkeyed = Lab::new().await;
+    *unkeyed.port.tamper.lock().unwrap() = Some(|reply| {
+        let pad = vec![1; 33].into();
+        let hole = v1::HoleAnswer { pad, one_time_key: vec![1; 32].into(), content_length: 2 };
+        reply.answer = Some(Answer::Hole(hole));
+    });
+    let (_, mut sealed) = send(&unkeyed, 1, |_| ()).await;
+    assert_eq!(sealed.tunnel.refusal().await, "keyer_answer");
+    assert_eq!(seen(&unkeyed), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_released_without_a_certificate_or_the_keyer() {
+    let lab = Lab::keyed().await;
+    lab.port.silent.store(true, Ordering::Relaxed);
+    let (_, mut sealed) = send(&lab, 1, |_| ()).await;
+    assert_eq!(sealed.tunnel.refusal().await, "keyer_unavailable");
+    lab.port.silent.store(false, Ordering::Relaxed);
+    lab.silence(&[3, 4]);
+    let (_, mut sealed) = send(&lab, 2, |_| ()).await;
+    assert_eq!(sealed.tunnel.refusal().await, "no_quorum");
+    assert_eq!(seen(&lab), "");
+}
