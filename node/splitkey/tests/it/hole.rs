@@ -435,6 +435,24 @@ fn a_hole_cannot_be_aimed() {
     }
 }
 
+/// No secret can be printed by mistake: were one `Debug`, this would not compile (two implementations would fit).
+#[test]
+fn secrets_have_no_debug() {
+    trait AmbiguousIfDebug<Marker> {
+        fn passes() {}
+    }
+    impl<T> AmbiguousIfDebug<()> for T {}
+    impl<T: std::fmt::Debug> AmbiguousIfDebug<u8> for T {}
+    <Secret as AmbiguousIfDebug<_>>::passes();
+    <SharePair as AmbiguousIfDebug<_>>::passes();
+    <Mask as AmbiguousIfDebug<_>>::passes();
+    <Complement as AmbiguousIfDebug<_>>::passes();
+    <HoleAnswer as AmbiguousIfDebug<_>>::passes();
+    <FilledHole as AmbiguousIfDebug<_>>::passes();
+    <KeyerConnection as AmbiguousIfDebug<_>>::passes();
+    <TrafficSecret as AmbiguousIfDebug<_>>::passes();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
