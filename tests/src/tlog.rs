@@ -126,6 +126,8 @@ impl Tlog {
                 | LeafBody::Lapsed { .. }
                 | LeafBody::Unsettled { .. }
                 | LeafBody::Anomaly { .. }
+                | LeafBody::PairSuspended { .. }
+                | LeafBody::CredentialFrozen { .. }
                 | LeafBody::StateDigest { .. } => {}
             }
         }

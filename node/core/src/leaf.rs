@@ -2,7 +2,7 @@
 //! a batch through the same state machine and the same leaves must come out. Never content: digests, ids, numbers.
 use crate::command::Command;
 use crate::crypto::Hash;
-use crate::ids::{NodeId, PolicyVersion, RequestId, Timestamp};
+use crate::ids::{NodeId, PolicyVersion, RequestId, RouteId, Timestamp};
 use crate::refusal::Refusal;
 use crate::tlog::{LeafIndex, TreeSize};
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -70,6 +70,24 @@ pub enum LeafBody {
     },
     /// Last leaf of every batch: what the state rests on.
     BatchEnd(BatchEnd),
+    /// Requests of three clients failed over a relay and keyer: the pair may not use the route's credential.
+    PairSuspended {
+        /// Whose credential.
+        route: RouteId,
+        /// Which splitting of it.
+        share_epoch: u32,
+        /// The pair's relay.
+        relay: NodeId,
+        /// The pair's keyer.
+        keyer: NodeId,
+    },
+    /// Requests of three clients failed over two pairs or more: nobody may use the route's credential.
+    CredentialFrozen {
+        /// Whose credential.
+        route: RouteId,
+        /// Which splitting of it.
+        share_epoch: u32,
+    },
 }
 
 /// Rules that flag a settled request.
@@ -79,6 +97,12 @@ pub enum AnomalyRule {
     TokensExceedBytes,
     /// The relay says complete, the client truncated.
     EndsDiffer,
+    /// It failed as it would with a wrong key, and counts against its relay and keyer.
+    CredentialFault,
+    /// It had no answer, and does not count: its relay or keyer was interrupted meanwhile.
+    FaultOfInterruptedNode,
+    /// It had no answer, and does not count: nor had others, over pairs of other nodes.
+    FaultElsewhereToo,
 }
 
 /// Policy version and attested set after a batch.

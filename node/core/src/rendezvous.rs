@@ -28,6 +28,20 @@ pub fn keyers(
     ranked.into_iter().map(|(_, n)| n).take(KEYERS).collect()
 }
 
+/// Every (relay, keyer) allowed for a route and a client of `client_custodian`. A client does well to use pairs to which
+/// another is disjoint: over that one it can repeat what the API answered with a 400.
+pub fn pairs(
+    policy: &Policy,
+    attested: &[NodeId],
+    route: &RouteId,
+    client_custodian: &Custodian,
+) -> Vec<(NodeId, NodeId)> {
+    let fits = |n: &&NodeId| policy.members.get(n).is_some_and(|m| m.custodian != *client_custodian);
+    let keyers = |relay: NodeId| keyers(policy, attested.iter().copied(), route, relay, client_custodian);
+    let relays = attested.iter().filter(fits);
+    relays.flat_map(|relay| keyers(*relay).into_iter().map(|keyer| (*relay, keyer))).collect()
+}
+
 fn weight(route: &RouteId, relay: NodeId, node: NodeId) -> Hash {
     sha256(&statement_bytes("quorate rendezvous v1", &(route, relay, node)))
 }

@@ -15,7 +15,8 @@
 use crate::certificate::{CertifiedCheckpoint, Certifiers};
 use crate::command::{
     Authorise, Batch, CheckpointRef, ClientCommand, ClientSigned, Command, Contribution, Ended,
-    EvidenceCommand, NodeCommand, NodeSigned, OpenPool, PolicyCommand, RecoverCommand, Report, Settlement,
+    EvidenceCommand, NodeCommand, NodeSigned, OpenPool, PolicyCommand, ProbeGrant, RecoverCommand, Report,
+    Settlement, SignedProbeGrant,
 };
 use crate::crypto::{Hash, PublicKey, Signature, encode, public_key, sha256};
 use crate::ids::{ClientId, ConnectionId, NodeId, PolicyVersion, PoolId, RequestId, RouteId, Timestamp};
@@ -93,6 +94,12 @@ pub fn credential_document(d: &PolicyDocument, route: &str, share_epoch: u32) ->
         (*node, shares::seal(&binding, *node, &key, &shares, entropy).unwrap())
     });
     CredentialDocument::new(scheme, public_prefix, secret_bytes, share_epoch, &sealed.collect())
+}
+
+/// Gives [`ROUTE`] a credential, in share epoch 1.
+pub fn keyed(d: &mut PolicyDocument) {
+    let credential = credential_document(d, ROUTE, 1);
+    d.route.iter_mut().filter(|r| r.name == ROUTE).for_each(|r| r.credential = Some(credential.clone()));
 }
 
 /// `ssh-keygen -Y sign -n quorate` (openssh PROTOCOL.sshsig) by a plain Ed25519 key.
@@ -471,6 +478,30 @@ impl Fleet {
             expires: state.time().plus_ms(state.policy().attestation.pool_lifetime_ms),
             probe: None,
         }
+    }
+
+    /// A pool over this relay and keyer, not signed yet.
+    pub fn pool_over(&mut self, state: &State, (relay, keyer): (NodeId, NodeId)) -> OpenPool {
+        let keyer_boot = self.nodes[&keyer].boot();
+        OpenPool { keyer, keyer_boot, ..self.pool(state, relay.0) }
+    }
+
+    /// A probe grant for a client over these pairs, signed by the first admin.
+    pub fn probe_grant(&self, state: &State, client: &str, pairs: Vec<(NodeId, NodeId)>) -> SignedProbeGrant {
+        let grant = ProbeGrant {
+            route: route(),
+            share_epoch: state.policy().routes[&route()].share_epoch(),
+            client_key: public_key(&key(client)),
+            pairs,
+            expires: state.time().plus_ms(600_000),
+        };
+        self.sign_probe(grant, 0)
+    }
+
+    /// A probe grant signed by an admin.
+    pub fn sign_probe(&self, grant: ProbeGrant, admin: usize) -> SignedProbeGrant {
+        let signature = ssh_sign(&self.admins[admin], &grant.statement(self.cluster()));
+        SignedProbeGrant { grant, signature }
     }
 
     /// A request in a pool, not signed yet.

@@ -197,3 +197,153 @@ impl CredentialDocument {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{PolicyDocument, PolicyMistakes};
+    use super::*;
+    use crate::testing::{Fleet, keyed, share_key};
+
+    fn mistakes(edit: fn(&mut PolicyDocument)) -> Vec<String> {
+        let mut document = Fleet::new(4, 1, keyed).document;
+        edit(&mut document);
+        match Policy::parse(toml::to_string(&document).unwrap().as_bytes()) {
+            Ok(_) => Vec::new(),
+            Err(PolicyMistakes(mistakes)) => mistakes,
+        }
+    }
+
+    fn credential(d: &mut PolicyDocument) -> &mut CredentialDocument {
+        d.route[0].credential.as_mut().unwrap()
+    }
+
+    fn approved(d: &mut PolicyDocument) {
+        d.share_approver = Some(BASE64.encode([&[4u8][..], &[1; 64]].concat()));
+        d.member[0].approvals = vec![BASE64.encode([7; 72])];
+    }
+
+    /// One mistake each, and what is said about it.
+    #[test]
+    fn credentials_are_checked_one_thing_at_a_time() {
+        type Case = (fn(&mut PolicyDocument), &'static str);
+        let cases: &[Case] = &[
+            (|d| credential(d).scheme = "basic".into(), "scheme is bearer"),
+            (|d| credential(d).scheme = "Bearer".into(), "scheme is bearer"),
+            (|d| credential(d).public_prefix = "sk test".into(), "public_prefix"),
+            (|d| credential(d).public_prefix = "sk\r".into(), "public_prefix"),
+            (|d| credential(d).public_prefix = "sk\n".into(), "public_prefix"),
+            (|d| credential(d).public_prefix = "ské".into(), "public_prefix"),
+            (|d| credential(d).public_prefix = "\u{7f}".into(), "public_prefix"),
+            (|d| credential(d).public_prefix = "x".repeat(65), "public_prefix"),
+            (|d| credential(d).secret_bytes = 15, "secret_bytes is 16 to 1024"),
+            (|d| credential(d).secret_bytes = 1025, "secret_bytes is 16 to 1024"),
+            (|d| credential(d).share_epoch = 0, "share_epoch starts at 1"),
+            (|d| drop(credential(d).shares.remove("4")), "exactly the members"),
+            (
+                |d| {
+                    let one = credential(d).shares["1"].clone();
+                    credential(d).shares.insert("5".into(), one);
+                },
+                "exactly the members",
+            ),
+            (
+                |d| {
+                    let one = credential(d).shares.remove("1").unwrap();
+                    credential(d).shares.insert("01".into(), one);
+                },
+                "\"01\" is no node id",
+            ),
+            (|d| drop(credential(d).shares.insert("1".into(), "AAAA".into())), "not base64 of sealed shares"),
+            (|d| credential(d).shares.get_mut("1").unwrap().push('!'), "not base64 of sealed shares"),
+            (
+                |d| {
+                    let long = BASE64.encode(vec![0; SEALED_BYTES_MAX + 1]);
+                    credential(d).shares.insert("1".into(), long);
+                },
+                "not base64 of sealed shares",
+            ),
+            (|d| d.member[1].share_key = None, "node-2 has no share_key"),
+            (|d| d.member[1].share_key = Some("AAAA".into()), "base64 of an X-Wing public key"),
+            (|d| d.member[1].share_counter = None, "share_key without share_counter"),
+            (|d| d.share_approver = Some("AAAA".into()), "SEC1 P-256 point"),
+            (
+                |d| {
+                    approved(d);
+                    d.share_approver = None;
+                },
+                "approvals need a share_approver",
+            ),
+            (
+                |d| {
+                    approved(d);
+                    d.member[0].approvals = vec![BASE64.encode([7; 1025])];
+                },
+                "approvals are up to 32",
+            ),
+            (
+                |d| {
+                    approved(d);
+                    d.member[0].approvals = vec![String::new(); 33];
+                },
+                "approvals are up to 32",
+            ),
+        ];
+        for (edit, said) in cases {
+            let mistakes = mistakes(*edit);
+            assert!(mistakes.iter().any(|m| m.contains(said)), "{said}: {mistakes:?}");
+        }
+        let fine: [fn(&mut PolicyDocument); 4] = [
+            |_| (),
+            approved,
+            |d| d.route[0].credential = None,
+            |d| {
+                credential(d).public_prefix = "!~".into();
+                (credential(d).frozen, credential(d).lifted) = (true, 7);
+            },
+        ];
+        for edit in fine {
+            assert_eq!(mistakes(edit), Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn a_policy_without_credentials_needs_no_share_keys() {
+        let edit: fn(&mut PolicyDocument) = |d| {
+            d.route[0].credential = None;
+            d.member.iter_mut().for_each(|m| (m.share_key, m.share_counter) = (None, None));
+        };
+        assert_eq!(mistakes(edit), Vec::<String>::new());
+        let text = {
+            let mut d = Fleet::new(4, 1, keyed).document;
+            edit(&mut d);
+            toml::to_string(&d).unwrap()
+        };
+        for word in ["share", "credential", "approv", "frozen", "lifted"] {
+            assert!(!text.contains(word), "older programs read what was written without {word}");
+        }
+    }
+
+    #[test]
+    fn schemes_have_one_name_each() {
+        for scheme in CredentialScheme::ALL {
+            assert_eq!(scheme.as_str().parse(), Ok(scheme));
+        }
+        assert_eq!("".parse::<CredentialScheme>(), Err(UnknownScheme));
+    }
+
+    /// What a node does with its policy: finds its share, and opens it with the key the policy names.
+    #[test]
+    fn a_checked_policy_holds_shares_that_open() {
+        let fleet = Fleet::new(4, 1, keyed);
+        let policy = Policy::parse(&fleet.chain[0].document).unwrap();
+        let route = crate::testing::route();
+        let binding = crate::shares::ShareBinding::of(&policy, &route).unwrap();
+        for (node, member) in &policy.members {
+            let key = share_key(node.0);
+            assert_eq!(member.share_key, Some(key.public()));
+            let sealed = &policy.routes[&route].credential.as_ref().unwrap().shares[node];
+            let shares = crate::shares::open(&binding, *node, &key, sealed).unwrap();
+            assert_eq!((shares.mask.len(), shares.complements.len()), (32, 3));
+        }
+    }
+}

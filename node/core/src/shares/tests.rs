@@ -37,7 +37,7 @@ fn sealed(b: &ShareBinding, node: u64, shares: &NodeShares) -> Result<SealedShar
     seal(b, NodeId(node), &key(node as u8).public(), shares, Zeroizing::new([0x5a; 64]))
 }
 
-fn bytes(s: &NodeShares) -> (SplitId, Vec<u8>, Vec<(NodeId, Vec<u8>)>) {
+fn bytes(s: &NodeShares) -> (SplitId, Vec<u8>, BTreeMap<NodeId, Vec<u8>>) {
     let others = s.complements.iter().map(|(n, s)| (*n, s.expose_bytes().to_vec()));
     (s.split, s.mask.expose_bytes().to_vec(), others.collect())
 }
@@ -153,7 +153,6 @@ fn the_plaintext_is_borshs_and_only_one_form_is_read() {
     let shares = shares_of(2);
     let plain = plaintext(&shares);
     let (split, mask, complements) = bytes(&shares);
-    let complements: BTreeMap<NodeId, Vec<u8>> = complements.into_iter().collect();
     assert_eq!(plain[..], borsh::to_vec(&(split, mask, complements)).unwrap());
     let undecodable = |plain: &[u8]| {
         let forced = force(&binding(), NodeId(2), plain);

@@ -41,6 +41,8 @@ pub enum NodeStatus {
         boot: BootKeys,
         /// Entry time of its newest evidence.
         at: Timestamp,
+        /// Entry time from which on it was attested without a break, by these boot keys.
+        since: Timestamp,
         /// Leaf with that evidence.
         leaf: LeafIndex,
         /// Whether its TPM is software.
@@ -93,6 +95,13 @@ impl NodeRecord {
     pub fn attested_at(&self) -> Option<Timestamp> {
         match &self.status {
             NodeStatus::Attested { at, .. } => Some(*at),
+            NodeStatus::NotAttested(_) => None,
+        }
+    }
+    /// From when on it is attested without a break by the same boot keys, if attested.
+    pub fn attested_since(&self) -> Option<Timestamp> {
+        match &self.status {
+            NodeStatus::Attested { since, .. } => Some(*since),
             NodeStatus::NotAttested(_) => None,
         }
     }
@@ -236,7 +245,8 @@ impl Run<'_> {
         record.awaiting = None;
         self.anchor |= !same;
         let software_tpm = appraised.software_tpm();
-        record.status = NodeStatus::Attested { boot: c.boot.clone(), at: time, leaf, software_tpm };
+        let since = record.attested_since().filter(|_| same).unwrap_or(time);
+        record.status = NodeStatus::Attested { boot: c.boot.clone(), at: time, since, leaf, software_tpm };
         Ok(Outcome::Appraised { firmware: appraised.firmware_version(), software_tpm })
     }
 }

@@ -15,7 +15,10 @@ mod requests;
 mod tests;
 
 pub use attestation::{NodeRecord, NodeStatus, NotAttested, appraise_member, evidence_nonce, recovery_nonce};
-pub use metering::PROBES_PER_PAIR_MAX;
+pub use metering::{
+    CredentialUse, FREEZING_CLIENTS, FREEZING_PAIRS, FaultKind, HOLD_MS, INTERRUPTIONS_MAX, Meter,
+    PROBES_PER_PAIR_MAX, Pair, REMEMBERED_PER_PAIR_MAX, SUSPENDING_CLIENTS,
+};
 pub use policy_change::{changed_members, outgoing_rule};
 pub use recovery::{NoPlan, RecoveryPlan, build_recovery, plan_recovery};
 pub use requests::{Pool, RequestRecord, Usage};
@@ -79,6 +82,8 @@ struct Data {
     usage: BTreeMap<ClientId, Usage>,
     /// The highest share epoch each route's credential ever had. At most [`KEYED_ROUTES_MAX`].
     share_epochs: BTreeMap<RouteId, u32>,
+    /// One for each route that has a credential.
+    meters: BTreeMap<RouteId, Meter>,
     changing: Option<Changing>,
     batches_since_snapshot: u64,
     digest_due: bool,
@@ -204,6 +209,7 @@ impl State {
             request_deadlines: BTreeSet::new(),
             usage: BTreeMap::new(),
             share_epochs: share_epochs(&policy).collect(),
+            meters: metering::meters(&BTreeMap::new(), &policy),
             changing: None,
             batches_since_snapshot: 0,
             digest_due: false,
@@ -280,6 +286,26 @@ impl State {
     pub fn usage(&self, client: &ClientId) -> Option<&Usage> {
         self.data.usage.get(client)
     }
+    /// The highest share epoch that a route's credential ever had; a new one must be higher.
+    pub fn share_epoch_highest(&self, route: &RouteId) -> Option<u32> {
+        self.data.share_epochs.get(route).copied()
+    }
+    /// The faults of a route's credential, if it has one.
+    pub fn meter(&self, route: &RouteId) -> Option<&Meter> {
+        self.data.meters.get(route)
+    }
+    /// Whether a route's credential may be used over this pair, in this share epoch, by anybody: what relay and keyer ask
+    /// themselves once more before a hole is filled. A route without credential has epoch 0.
+    pub fn credential_usable(&self, route: &RouteId, share_epoch: u32, pair: Pair) -> Result<(), Refusal> {
+        let route = self.policy.routes.get(route).ok_or(Refusal::UnknownRoute)?;
+        if route.share_epoch() != share_epoch {
+            return Err(Refusal::StaleShareEpoch);
+        }
+        match &route.credential {
+            Some(c) if c.frozen => Err(Refusal::CredentialFrozen),
+            _ => self.data.meters.get(&route.id).map_or(Ok(()), |m| m.usable(pair)),
+        }
+    }
     /// Boot keys of an attested member.
     pub fn attested(&self, node: NodeId) -> Option<&BootKeys> {
         self.data.nodes.get(&node).and_then(NodeRecord::attested)
@@ -305,7 +331,8 @@ impl State {
         let lapse = self.policy.attestation.lapse_ms;
         let lapses =
             self.data.nodes.values().filter_map(|r| r.attested_at()).map(|t| t.plus_ms(lapse).plus_ms(1));
-        lapses.chain(self.data.request_deadlines.first().map(|(t, _)| *t)).min()
+        let deadline = self.data.request_deadlines.first().map(|(t, _)| *t);
+        lapses.chain(deadline).chain(metering::next_due(&self.data.meters)).min()
     }
 
     /// Applies one entry's bytes.
@@ -368,6 +395,7 @@ impl<'a> Run<'a> {
         self.state.data.time = time;
         self.lapse();
         self.deadlines();
+        self.release_faults();
         for command in batch.commands {
             let digest = command.digest();
             let decided = self.decide(&command, blobs);

@@ -69,6 +69,7 @@ impl Run<'_> {
         }
         self.anchor = true;
         self.state.data.share_epochs = share_epochs;
+        self.state.data.meters = super::metering::meters(&self.state.data.meters, &new);
         let version = new.version;
         self.state.data.policy = signed;
         self.state.policy = Arc::new(new);

@@ -1,12 +1,14 @@
 //! Pools, authorisations, settlements: nonces, rates and budgets hold exactly, cluster-wide, because they are decided here.
-use super::Run;
+use super::metering::{CredentialUse, Pair};
+use super::{Run, State};
 use crate::command::{
-    Alarm, Authorise, ClientCommand, ClientSigned, Ended, OpenPool, Report, SIZE_BUCKET, Settlement,
+    Alarm, Authorise, ClientCommand, ClientSigned, Ended, OpenPool, PROBE_GRANT_MS_MAX, Report, SIZE_BUCKET,
+    Settlement, SignedProbeGrant,
 };
 use crate::crypto::PublicKey;
 use crate::ids::{ClientId, ConnectionId, NodeId, RequestId, RouteId, Timestamp};
 use crate::leaf::{AnomalyRule, LeafBody, Outcome};
-use crate::policy::{Grant, IN_FLIGHT_MAX, REQUEST_LIFETIME_MS_MAX};
+use crate::policy::{Grant, IN_FLIGHT_MAX, REQUEST_LIFETIME_MS_MAX, Route};
 use crate::refusal::Refusal;
 use crate::rendezvous;
 use crate::tlog::LeafIndex;
@@ -34,6 +36,8 @@ pub struct Pool {
     pub expires: Timestamp,
     /// Connections that carried their one request.
     pub used: BTreeSet<ConnectionId>,
+    /// An admin granted it for checking the credential of this share epoch.
+    pub probe: Option<u32>,
 }
 
 /// A request that is open, or whose nonce is remembered.
@@ -59,6 +63,8 @@ pub struct RequestRecord {
     pub settled: Option<(u64, u64, Ended)>,
     /// The client's word: tokens in and out, end.
     pub reported: Option<(u64, u64, Ended)>,
+    /// What it used of a credential; `None` on a route without one.
+    pub credential: Option<CredentialUse>,
 }
 
 /// What a client used; windows are UTC minutes and days of entry time.
@@ -124,9 +130,7 @@ impl Run<'_> {
     fn open_pool(&mut self, grant: &Grant, p: &OpenPool) -> Result<Outcome, Refusal> {
         let state = &*self.state;
         let time = state.data.time;
-        if !state.policy.routes.contains_key(&p.route) {
-            return Err(Refusal::UnknownRoute);
-        }
+        let route = state.policy.routes.get(&p.route).ok_or(Refusal::UnknownRoute)?;
         if !grant.routes.contains(&p.route) {
             return Err(Refusal::OutOfScope);
         }
@@ -147,11 +151,25 @@ impl Run<'_> {
         if relay == keyer || relay == Some(&grant.custodian) || keyer == Some(&grant.custodian) {
             return Err(Refusal::SameCustodian);
         }
-        if !rendezvous::keyers(&state.policy, state.attested_nodes(), &p.route, p.relay, &grant.custodian)
-            .contains(&p.keyer)
-        {
-            return Err(Refusal::WrongKeyer);
-        }
+        let probe = match &p.probe {
+            Some(probe) => Some(probe_granted(state, grant, p, probe)?),
+            None => {
+                if !rendezvous::keyers(
+                    &state.policy,
+                    state.attested_nodes(),
+                    &p.route,
+                    p.relay,
+                    &grant.custodian,
+                )
+                .contains(&p.keyer)
+                {
+                    return Err(Refusal::WrongKeyer);
+                }
+                // Refused once more when a request comes; said here already, so that nobody fills a pool in vain.
+                usable_by(state, route, Pair { relay: p.relay, keyer: p.keyer }, &grant.id)?;
+                None
+            }
+        };
         let usage = self.state.data.usage.entry(grant.id.clone()).or_default();
         if usage.pools >= POOLS_PER_CLIENT_MAX {
             return Err(Refusal::TooManyInFlight);
@@ -164,6 +182,7 @@ impl Run<'_> {
             keyer: (p.keyer, p.keyer_boot.clone()),
             expires: p.expires,
             used: BTreeSet::new(),
+            probe,
         };
         self.state.data.pool_deadlines.insert((p.expires, p.pool));
         self.state.data.pools.insert(p.pool, pool);
@@ -215,6 +234,24 @@ impl Run<'_> {
         if relay == keyer || relay == Some(&grant.custodian) || keyer == Some(&grant.custodian) {
             return Err(Refusal::SameCustodian);
         }
+        let pair = Pair { relay: a.relay, keyer: a.keyer };
+        let metered = match pool.probe {
+            None => {
+                usable_by(state, route, pair, &grant.id)?;
+                true
+            }
+            Some(epoch) if epoch == a.share_epoch => false,
+            Some(_) => return Err(Refusal::StaleShareEpoch),
+        };
+        let credential = route.credential.as_ref().map(|c| CredentialUse {
+            route: a.route.clone(),
+            share_epoch: c.share_epoch,
+            lifted: c.lifted,
+            authorised: time,
+            metered,
+            answered: false,
+            fault: None,
+        });
         let reserved = reservation(a);
         let settle_ms = state.policy.attestation.settle_ms;
         let leaf = LeafIndex(state.data.tree.size().0);
@@ -233,6 +270,11 @@ impl Run<'_> {
         if usage.in_flight >= IN_FLIGHT_MAX {
             return Err(Refusal::TooManyInFlight);
         }
+        if !metered {
+            // Last of all, so that what is refused for another reason costs no probe.
+            let meter = self.state.data.meters.get_mut(&a.route).ok_or(Refusal::StaleShareEpoch)?;
+            meter.probe(pair)?;
+        }
         usage.minute_requests += 1;
         usage.day_requests += 1;
         usage.reserved_bytes += reserved;
@@ -248,6 +290,7 @@ impl Run<'_> {
             day: time.0 / DAY_MS,
             settled: None,
             reported: None,
+            credential,
         };
         if let Some(pool) = self.state.data.pools.get_mut(&a.pool) {
             pool.used.insert(a.connection);
@@ -300,6 +343,7 @@ impl Run<'_> {
             return Err(Refusal::UnknownRequest);
         }
         record.reported = Some((r.tokens_in, r.tokens_out, r.ended));
+        self.meter_report(client, r);
         self.compare(r.request);
         Ok(Outcome::Reported)
     }
@@ -362,6 +406,19 @@ impl Run<'_> {
             }
             let (relay, client) = (record.settled.is_none(), record.reported.is_none());
             self.leaf(time, LeafBody::Unsettled { request, relay, client });
+            // A client that died says nothing about a relay that settled; a relay that keeps silent may hide an answer, unless
+            // the client saw one, or already reported a fault.
+            let silent = |end: Ended| end == Ended::Cancelled;
+            let unanswered = record.reported.is_none_or(|(_, _, end)| silent(end));
+            if let Some(used) = &record.credential
+                && used.metered
+                && relay
+                && unanswered
+                && !used.answered
+            {
+                let pair = Pair { relay: record.relay, keyer: record.keyer };
+                self.meter_unsettled(record.client.clone(), request, pair, used);
+            }
         }
     }
 
@@ -374,7 +431,7 @@ impl Run<'_> {
                 return Err(Refusal::BadSignature);
             }
             let origin = &self.state.data.origin;
-            let signed = |(root, cosignature): &(crate::crypto::Hash, crate::tlog::Cosignature)| {
+            let signed = |(root, cosignature): &(Hash, crate::tlog::Cosignature)| {
                 let reference = crate::command::CheckpointRef { size: *size, root: *root };
                 cosignature.verify(&super::checkpoint_of(origin, reference), &key.0).is_ok()
             };
@@ -389,6 +446,42 @@ impl Run<'_> {
         }
         Ok(Outcome::AlarmRaised)
     }
+}
+
+/// Whether a client may use a route's credential, if it has one, over this pair.
+fn usable_by(state: &State, route: &Route, pair: Pair, client: &ClientId) -> Result<(), Refusal> {
+    let Some(credential) = &route.credential else { return Ok(()) };
+    if credential.frozen {
+        return Err(Refusal::CredentialFrozen);
+    }
+    state.data.meters.get(&route.id).map_or(Ok(()), |m| m.usable_by(pair, client))
+}
+
+/// The share epoch an admin granted a probe of, for exactly this pool.
+fn probe_granted(
+    state: &State,
+    client: &Grant,
+    p: &OpenPool,
+    probe: &SignedProbeGrant,
+) -> Result<u32, Refusal> {
+    let SignedProbeGrant { grant, signature } = probe;
+    let statement = grant.statement(state.data.genesis);
+    let admin = signature.verify(&statement).map_err(|_| Refusal::BadProbeGrant)?;
+    let fits = state.policy.admins.contains_key(&admin)
+        && (&grant.route, grant.client_key) == (&p.route, client.key)
+        && grant.pairs.contains(&(p.relay, p.keyer));
+    if !fits {
+        return Err(Refusal::BadProbeGrant);
+    }
+    let epoch = state.policy.routes.get(&p.route).map_or(0, Route::share_epoch);
+    if epoch == 0 || grant.share_epoch != epoch {
+        return Err(Refusal::StaleShareEpoch);
+    }
+    let time = state.data.time;
+    let lasts = grant.expires > time
+        && grant.expires <= time.plus_ms(PROBE_GRANT_MS_MAX)
+        && p.expires <= grant.expires;
+    if lasts { Ok(epoch) } else { Err(Refusal::ProbeGrantExpired) }
 }
 
 /// What an authorised request holds of its client's budget until it is settled.

@@ -1164,8 +1164,8 @@ fn commands_name_the_blobs_they_need_and_whether_they_hurry() {
 const NEVER_MET: [Refusal; 2] = [Refusal::WrongCluster, Refusal::AppraisalFailed];
 
 #[test]
-fn this_file_names_every_refusal() {
-    let text = include_str!("tests.rs");
+fn tests_name_every_refusal() {
+    let text = [include_str!("tests.rs"), include_str!("metering/tests/machine.rs")].concat();
     for refusal in Refusal::ALL {
         assert!(text.contains(&format!("Refusal::{refusal:?}")), "no test for {refusal:?}");
     }

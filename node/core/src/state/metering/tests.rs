@@ -1,0 +1,605 @@
+//! The meter alone, over any course of faults; then through the whole state machine. Each defence has a twin: the same
+//! attack with that one rule switched off, where it succeeds.
+use super::*;
+use crate::testing::START;
+use proptest::prelude::*;
+
+fn pair(relay: u64, keyer: u64) -> Pair {
+    Pair { relay: NodeId(relay), keyer: NodeId(keyer) }
+}
+
+fn client(n: u8) -> ClientId {
+    ClientId::new(format!("client-{n}")).unwrap()
+}
+
+/// Pairs of four nodes.
+fn all_pairs() -> Vec<Pair> {
+    (1..=4).flat_map(|r| (1..=4).filter(move |k| *k != r).map(move |k| pair(r, k))).collect()
+}
+
+/// A meter, a clock, and nodes that are attested since some moment.
+struct Bench {
+    meter: Meter,
+    rules: Rules,
+    now: Timestamp,
+    since: BTreeMap<NodeId, Timestamp>,
+    verdicts: Vec<Verdict>,
+    requests: u128,
+}
+
+impl Bench {
+    fn new(rules: Rules) -> Self {
+        Self {
+            meter: Meter::new(1, 0),
+            rules,
+            now: START,
+            since: (1..=7).map(|n| (NodeId(n), Timestamp(0))).collect(),
+            verdicts: Vec::new(),
+            requests: 0,
+        }
+    }
+
+    /// An entry later.
+    fn wait(&mut self, ms: u64) {
+        self.now = self.now.plus_ms(ms);
+        let since = &self.since;
+        let interrupted = |p: Pair, from| since_interrupted(since, p, from);
+        self.meter.release(&self.rules, self.now, &interrupted, &mut self.verdicts);
+    }
+
+    /// A request now, and its fault; or why it is not authorised.
+    fn fault(&mut self, c: u8, pair: Pair, kind: FaultKind) -> Result<RequestId, Refusal> {
+        let request = self.request(c, pair)?;
+        self.report(c, pair, request, self.now, kind);
+        Ok(request)
+    }
+
+    fn request(&mut self, c: u8, pair: Pair) -> Result<RequestId, Refusal> {
+        self.meter.usable_under(&self.rules, pair, &client(c))?;
+        self.requests += 1;
+        Ok(RequestId(self.requests.to_be_bytes()))
+    }
+
+    fn report(&mut self, c: u8, pair: Pair, request: RequestId, authorised: Timestamp, kind: FaultKind) {
+        let fault = Fault { pair, client: client(c), request, authorised, kind };
+        let since = &self.since;
+        let interrupted = |p: Pair, from| since_interrupted(since, p, from);
+        self.meter.fault(&self.rules, self.now, fault, &interrupted, &mut self.verdicts);
+    }
+
+    /// The node restarts.
+    fn restart(&mut self, node: u64) {
+        self.since.insert(NodeId(node), self.now);
+    }
+
+    fn suspended(&self) -> Vec<Pair> {
+        self.meter.suspended().collect()
+    }
+
+    fn untouched(&self) -> bool {
+        self.suspended().is_empty() && !self.meter.is_frozen() && self.meter.counted().all(|(_, n)| n == 0)
+    }
+}
+
+fn since_interrupted(since: &BTreeMap<NodeId, Timestamp>, p: Pair, from: Timestamp) -> Option<NodeId> {
+    [p.relay, p.keyer].into_iter().find(|n| since.get(n).is_none_or(|s| *s > from))
+}
+
+use FaultKind::{Answer, Answerless, OwnForm400};
+
+#[test]
+fn disjoint_pairs_have_no_node_in_common() {
+    assert!(pair(1, 2).disjoint(pair(3, 4)));
+    for other in [pair(1, 3), pair(3, 1), pair(2, 3), pair(3, 2), pair(2, 1), pair(1, 2)] {
+        assert!(!pair(1, 2).disjoint(other), "{other:?}");
+    }
+}
+
+#[test]
+fn what_a_report_says_about_a_credential() {
+    let none = [
+        (200, false),
+        (302, false),
+        (404, true),
+        (429, true),
+        (500, true),
+        (529, true),
+        (100, false),
+        (600, false),
+    ];
+    let answer =
+        [(401, true), (401, false), (403, true), (403, false), (400, false), (404, false), (451, false)];
+    let gateway =
+        [(408, false), (425, false), (429, false), (500, false), (502, false), (520, false), (599, false)];
+    let kind = |(status, error_form), ended| {
+        let request = RequestId([1; 16]);
+        FaultKind::of(&Report {
+            request,
+            status,
+            ended,
+            tokens_in: 0,
+            tokens_out: 0,
+            error_form,
+            same_as: None,
+        })
+    };
+    for ended in [Ended::Complete, Ended::Truncated, Ended::Cancelled] {
+        none.iter().for_each(|s| assert_eq!(kind(*s, ended), None, "{s:?}"));
+        answer.iter().for_each(|s| assert_eq!(kind(*s, ended), Some(Answer), "{s:?}"));
+        gateway.iter().for_each(|s| assert_eq!(kind(*s, ended), Some(Answerless), "{s:?}"));
+        assert_eq!(kind((400, true), ended), Some(OwnForm400));
+    }
+    use Ended as E;
+    for ended in [E::Complete, E::Unreachable, E::Truncated, E::CeilingReached, E::MeshFailure, E::TimedOut] {
+        assert_eq!(kind((0, false), ended), Some(Answerless), "{ended:?}");
+    }
+    for ended in [E::Cancelled, E::HeadRefused] {
+        assert_eq!(kind((0, false), ended), None, "{ended:?}");
+    }
+}
+
+// --- one client ---
+
+/// A hostile relay that tries with one client for ever.
+fn tries_with_one_client(rules: Rules, kind: FaultKind) -> (usize, Bench) {
+    let mut bench = Bench::new(rules);
+    let mut tries = 0;
+    for _ in 0..100 {
+        tries += usize::from(bench.fault(0, pair(1, 2), kind).is_ok());
+        bench.wait(HOLD_MS + 1);
+    }
+    (tries, bench)
+}
+
+#[test]
+fn one_client_is_one_try_per_pair() {
+    for kind in [Answer, Answerless, OwnForm400] {
+        let (tries, bench) = tries_with_one_client(RULES, kind);
+        assert_eq!(tries, 1, "{kind:?}");
+        assert_eq!(bench.meter.usable_by(pair(1, 2), &client(0)), Err(Refusal::PairBarred));
+        assert_eq!(bench.meter.usable_by(pair(1, 2), &client(1)), Ok(()));
+        assert_eq!(bench.meter.usable_by(pair(1, 3), &client(0)), Ok(()));
+        // The twin without bars: one client, and no end of tries.
+        let (tries, _) = tries_with_one_client(Rules { bars: false, ..RULES }, kind);
+        assert_eq!(tries, 100, "{kind:?}");
+    }
+}
+
+/// A client that lies about every request over every pair.
+fn one_lying_client(rules: Rules) -> Bench {
+    let mut bench = Bench::new(rules);
+    for round in 0..20 {
+        for p in all_pairs() {
+            // Requests that were in flight before the bar count no more than the first.
+            let kind = [Answer, Answerless, OwnForm400][round % 3];
+            let request = RequestId([
+                round as u8,
+                p.relay.0 as u8,
+                p.keyer.0 as u8,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+            ]);
+            bench.report(0, p, request, bench.now, kind);
+        }
+        bench.wait(HOLD_MS + 1);
+    }
+    bench
+}
+
+#[test]
+fn one_client_suspends_and_freezes_nothing() {
+    let bench = one_lying_client(RULES);
+    assert_eq!((bench.suspended(), bench.meter.is_frozen()), (vec![], false));
+    assert!(all_pairs().into_iter().all(|p| bench.meter.usable_by(p, &client(1)).is_ok()));
+    let twin = one_lying_client(Rules { clients_once: false, ..RULES });
+    assert!(twin.meter.is_frozen());
+}
+
+// --- three clients ---
+
+#[test]
+fn three_clients_suspend_a_pair() {
+    let suspended = |rules| {
+        let mut bench = Bench::new(rules);
+        for c in 0..2 {
+            bench.fault(c, pair(1, 2), Answer).unwrap();
+        }
+        assert_eq!(bench.meter.usable(pair(1, 2)), Ok(()), "two do not");
+        bench.fault(2, pair(1, 2), Answer).unwrap();
+        bench
+    };
+    let bench = suspended(RULES);
+    assert_eq!(
+        (bench.suspended(), bench.meter.is_frozen()),
+        (vec![pair(1, 2)], false),
+        "one pair freezes nothing"
+    );
+    assert_eq!(bench.verdicts.last(), Some(&Verdict::Suspended(pair(1, 2))));
+    assert_eq!(bench.meter.usable_by(pair(1, 2), &client(9)), Err(Refusal::PairSuspended));
+    assert_eq!(bench.meter.usable_by(pair(2, 1), &client(9)), Ok(()));
+    let mut twin = suspended(Rules { limits: false, ..RULES });
+    twin.meter.pairs.values_mut().for_each(|m| m.held.clear());
+    assert_eq!(twin.suspended(), vec![]);
+}
+
+#[test]
+fn three_clients_on_two_pairs_freeze() {
+    let course = |rules| {
+        let mut bench = Bench::new(rules);
+        bench.fault(0, pair(1, 2), Answer).unwrap();
+        bench.fault(1, pair(1, 2), Answer).unwrap();
+        bench.fault(1, pair(3, 2), Answer).unwrap();
+        assert!(!bench.meter.is_frozen(), "two clients on two pairs do not");
+        bench.fault(2, pair(3, 2), Answer).unwrap();
+        bench
+    };
+    let bench = course(RULES);
+    assert!(bench.meter.is_frozen() && bench.suspended().is_empty());
+    assert_eq!(bench.verdicts.last(), Some(&Verdict::Frozen));
+    assert_eq!(bench.meter.usable_by(pair(4, 3), &client(9)), Err(Refusal::CredentialFrozen));
+    let twin = course(Rules { limits: false, ..RULES });
+    assert_eq!(twin.meter.usable_by(pair(4, 3), &client(9)), Ok(()));
+}
+
+#[test]
+fn held_faults_of_three_clients_suspend_for_as_long_as_they_are_held() {
+    let mut bench = Bench::new(RULES);
+    for c in 0..3 {
+        bench.fault(c, pair(1, 2), Answerless).unwrap();
+    }
+    assert_eq!(bench.meter.usable_by(pair(1, 2), &client(9)), Err(Refusal::PairSuspended));
+    assert!(bench.verdicts.is_empty(), "no leaf yet");
+    // The provider: another pair shows it.
+    bench.fault(3, pair(3, 4), Answerless).unwrap();
+    assert!(bench.untouched());
+    assert_eq!(bench.meter.usable_by(pair(1, 2), &client(0)), Ok(()), "at once");
+}
+
+// --- outages, crashes ---
+
+/// The provider answers nobody for ten minutes; clients try pair after pair.
+fn outage(rules: Rules) -> Bench {
+    let mut bench = Bench::new(rules);
+    for step in 0..200u64 {
+        let pairs = all_pairs();
+        let p = pairs[(step * 5) as usize % pairs.len()];
+        let _ = bench.fault((step % 5) as u8, p, Answerless);
+        bench.wait(3000);
+    }
+    bench.wait(HOLD_MS + 1);
+    bench
+}
+
+#[test]
+fn a_providers_outage_counts_against_nobody() {
+    assert!(outage(RULES).untouched());
+    assert!(outage(Rules { elsewhere: false, ..RULES }).meter.is_frozen());
+}
+
+#[test]
+fn an_answerless_fault_is_void_by_a_disjoint_one_within_a_minute_either_side() {
+    for (gap, void) in [(0, true), (HOLD_MS, true), (HOLD_MS + 1, false)] {
+        for other in [pair(3, 4), pair(4, 3)] {
+            let mut bench = Bench::new(RULES);
+            let first = bench.fault(0, pair(1, 2), Answerless).unwrap();
+            bench.wait(gap);
+            let second = bench.fault(1, other, Answerless).unwrap();
+            let both = [Verdict::Elsewhere(first), Verdict::Elsewhere(second)];
+            let expected = if void { &both[..] } else { &[Verdict::Counted(first)] };
+            assert_eq!(bench.verdicts, expected, "{gap} {other:?}");
+        }
+    }
+    // A pair that shares a node says nothing: its fault can be that node's.
+    for other in [pair(1, 3), pair(3, 1), pair(2, 1), pair(4, 2)] {
+        let mut bench = Bench::new(RULES);
+        let first = bench.fault(0, pair(1, 2), Answerless).unwrap();
+        let second = bench.fault(1, other, Answerless).unwrap();
+        bench.wait(HOLD_MS);
+        assert_eq!(bench.verdicts, [], "{other:?}: still held");
+        bench.wait(1);
+        assert_eq!(bench.verdicts, [Verdict::Counted(first), Verdict::Counted(second)], "{other:?}");
+    }
+}
+
+#[test]
+fn no_node_alone_is_silent_on_pairs_without_a_common_node() {
+    // Three of three nodes, as when one of four is down: no two of these pairs are disjoint.
+    let mut bench = Bench::new(RULES);
+    for (c, p) in [pair(1, 2), pair(3, 1), pair(2, 3), pair(2, 1)].into_iter().enumerate() {
+        bench.fault(c as u8, p, Answerless).unwrap();
+    }
+    bench.wait(HOLD_MS + 1);
+    assert!(bench.untouched());
+    // In the minute of an outage, also a pair that shares a node with each that showed it.
+    let mut bench = Bench::new(RULES);
+    for (c, p) in [pair(1, 2), pair(3, 4), pair(1, 3)].into_iter().enumerate() {
+        bench.fault(c as u8, p, Answerless).unwrap();
+    }
+    bench.wait(HOLD_MS);
+    bench.fault(4, pair(1, 4), Answerless).unwrap();
+    bench.wait(HOLD_MS + 1);
+    assert!(bench.untouched());
+    // A minute later, it is that pair's own.
+    let last = bench.fault(4, pair(1, 4), Answerless).unwrap();
+    bench.wait(HOLD_MS + 1);
+    assert_eq!(bench.verdicts.last(), Some(&Verdict::Counted(last)));
+    // The twin: one node is in all of them.
+    let mut bench = Bench::new(RULES);
+    for (c, p) in [pair(1, 2), pair(3, 1), pair(1, 4), pair(2, 1)].into_iter().enumerate() {
+        bench.fault(c as u8, p, Answerless).unwrap();
+    }
+    bench.wait(HOLD_MS + 1);
+    assert!(bench.meter.is_frozen());
+}
+
+/// A node dies under requests of three clients over two pairs, and comes back before or after its clients say so.
+fn crash(rules: Rules, reported_after_ms: u64, back_after_ms: u64) -> Bench {
+    let mut bench = Bench::new(rules);
+    let begun = bench.now;
+    let running: Vec<_> = (0..6u8)
+        .map(|c| (c, pair(1, 2 + u64::from(c % 2))))
+        .map(|(c, p)| (c, p, bench.request(c, p).unwrap()))
+        .collect();
+    bench.wait(1000);
+    bench.since.remove(&NodeId(1));
+    let mut waited = 0;
+    for (at, back) in
+        [(reported_after_ms, false), (back_after_ms, true)].iter().copied().collect::<BTreeMap<_, _>>()
+    {
+        bench.wait(at - waited);
+        waited = at;
+        if back {
+            bench.restart(1);
+        } else {
+            running.iter().for_each(|(c, p, r)| bench.report(*c, *p, *r, begun, Answerless));
+        }
+    }
+    bench.wait(HOLD_MS + 1);
+    bench
+}
+
+#[test]
+fn a_crash_counts_against_nobody() {
+    for (reported, back) in [(500, 5000), (5000, 500), (500, 600_000)] {
+        assert!(crash(RULES, reported, back).untouched(), "{reported} {back}");
+        let twin = crash(Rules { interruptions_max: 0, ..RULES }, reported, back);
+        assert!(twin.meter.is_frozen(), "{reported} {back}");
+    }
+}
+
+#[test]
+fn a_node_that_restarts_on_purpose_is_excused_so_often_and_no_more() {
+    let course = |rules| {
+        let mut bench = Bench::new(rules);
+        for crash in 0..40u8 {
+            let p = pair(1, 2);
+            let Ok(request) = bench.request(crash, p) else { break };
+            let begun = bench.now;
+            bench.wait(1000);
+            bench.restart(1);
+            bench.report(crash, p, request, begun, Answerless);
+            bench.wait(2 * HOLD_MS);
+        }
+        bench
+    };
+    let bench = course(RULES);
+    let excused = bench.verdicts.iter().filter(|v| matches!(v, Verdict::Excused(_))).count();
+    // The restart that costs the last excuse came within a hold as well: both moments ask once.
+    assert_eq!(excused, INTERRUPTIONS_MAX as usize);
+    assert_eq!(bench.suspended(), vec![pair(1, 2)], "then it is metered like anybody");
+    let twin = course(Rules { interruptions_max: u32::MAX, ..RULES });
+    assert!(twin.untouched(), "without the bound it goes on for ever");
+}
+
+#[test]
+fn a_crash_excuses_no_answer() {
+    let mut bench = Bench::new(RULES);
+    let begun = bench.now;
+    bench.wait(1000);
+    bench.restart(1);
+    for c in 0..3 {
+        let request = bench.request(c, pair(1, 2)).unwrap();
+        bench.report(c, pair(1, 2), request, begun, Answer);
+    }
+    assert_eq!(bench.suspended(), vec![pair(1, 2)]);
+}
+
+// --- a 400 of the API's own ---
+
+#[test]
+fn the_same_400_over_a_disjoint_pair_cancels_both() {
+    for (other, cancels) in [(pair(3, 4), true), (pair(4, 3), true), (pair(3, 1), false), (pair(2, 4), false)]
+    {
+        for late in [false, true] {
+            let mut bench = Bench::new(RULES);
+            let first = bench.fault(0, pair(1, 2), OwnForm400).unwrap();
+            assert_eq!(bench.meter.usable_by(pair(1, 2), &client(0)), Err(Refusal::PairBarred));
+            bench.wait(if late { HOLD_MS + 1 } else { 10 });
+            assert_eq!(bench.meter.cancel(&RULES, &client(0), first, other), cancels, "{other:?}");
+            let barred = bench.meter.usable_by(pair(1, 2), &client(0)).is_err();
+            assert_eq!(barred, !cancels, "{other:?} {late}");
+        }
+    }
+    // Nobody else's, no other request, no other kind.
+    let mut bench = Bench::new(RULES);
+    let first = bench.fault(0, pair(1, 2), OwnForm400).unwrap();
+    let refused = bench.fault(1, pair(1, 2), Answer).unwrap();
+    assert!(!bench.meter.cancel(&RULES, &client(1), first, pair(3, 4)));
+    assert!(!bench.meter.cancel(&RULES, &client(0), refused, pair(3, 4)));
+    assert!(!bench.meter.cancel(&RULES, &client(1), refused, pair(3, 4)));
+}
+
+/// A node makes keys wrong on both of its pairs; clients repeat a 400 wherever `by` is.
+fn flipping(rules: Rules, by: Pair) -> Bench {
+    let mut bench = Bench::new(rules);
+    for c in 0..3 {
+        let first = bench.fault(c, pair(1, 2), OwnForm400).unwrap();
+        bench.wait(10);
+        bench.meter.cancel(&rules, &client(c), first, by);
+    }
+    bench.wait(HOLD_MS + 1);
+    bench
+}
+
+#[test]
+fn a_node_cannot_cancel_its_own_faults() {
+    assert_eq!(flipping(RULES, pair(3, 1)).suspended(), vec![pair(1, 2)]);
+    assert!(flipping(Rules { disjoint_repeats: false, ..RULES }, pair(3, 1)).untouched());
+    // Honest twin: the applications' own mistakes, the same over nodes that have nothing to do with each other.
+    assert!(flipping(RULES, pair(3, 4)).untouched());
+}
+
+#[test]
+fn without_holding_them_applications_mistakes_would_suspend_a_pair() {
+    let course = |rules: Rules| {
+        let mut bench = Bench::new(rules);
+        let firsts: Vec<_> = (0..3).map(|c| bench.fault(c, pair(1, 2), OwnForm400).unwrap()).collect();
+        for (c, first) in firsts.into_iter().enumerate() {
+            bench.meter.cancel(&rules, &client(c as u8), first, pair(3, 4));
+        }
+        bench.wait(HOLD_MS + 1);
+        bench
+    };
+    assert!(course(RULES).untouched());
+    assert_eq!(course(Rules { repeats: false, ..RULES }).suspended(), vec![pair(1, 2)]);
+}
+
+// --- the rest ---
+
+#[test]
+fn lifting_begins_anew_but_keeps_probes_and_interruptions() {
+    let mut bench = Bench::new(RULES);
+    bench.meter.probe(pair(1, 2)).unwrap();
+    for c in 0..3 {
+        bench.fault(c, pair(1, 2), Answer).unwrap();
+        let _ = bench.fault(c, pair(3, 4), Answer);
+    }
+    assert!(bench.meter.is_frozen());
+    bench.meter.lift(1);
+    assert!(bench.untouched());
+    assert!((0..4).all(|c| all_pairs().into_iter().all(|p| bench.meter.usable_by(p, &client(c)).is_ok())));
+    let more = (0..20).filter(|_| bench.meter.probe(pair(1, 2)).is_ok()).count();
+    assert_eq!(more, PROBES_PER_PAIR_MAX as usize - 1);
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Fault { client: u8, pair: usize, kind: u8 },
+    Repeat { client: u8, first: u8, by: usize },
+    Restart(u64),
+    Wait(u64),
+}
+
+fn ops(clients: u8) -> impl Strategy<Value = Vec<Op>> {
+    let op = prop_oneof![
+        6 => (0..clients, 0..12usize, 0..3u8).prop_map(|(client, pair, kind)| Op::Fault { client, pair, kind }),
+        1 => (0..clients, any::<u8>(), 0..12usize).prop_map(|(client, first, by)| Op::Repeat { client, first, by }),
+        1 => (1..=4u64).prop_map(Op::Restart),
+        2 => prop_oneof![0..1000u64, 0..2 * HOLD_MS].prop_map(Op::Wait),
+    ];
+    proptest::collection::vec(op, 0..120)
+}
+
+fn play(bench: &mut Bench, ops: &[Op], authorised_only: bool) {
+    for op in ops {
+        match op {
+            Op::Fault { client: c, pair, kind } => {
+                let (p, kind) = (all_pairs()[*pair], [Answer, Answerless, OwnForm400][*kind as usize]);
+                if bench.request(*c, p).is_ok() || !authorised_only {
+                    let request = RequestId(bench.requests.to_be_bytes());
+                    bench.report(*c, p, request, bench.now, kind);
+                }
+            }
+            Op::Repeat { client: c, first, by } => {
+                let first = RequestId(u128::from(*first).to_be_bytes());
+                bench.meter.cancel(&RULES, &client(*c), first, all_pairs()[*by]);
+            }
+            Op::Restart(node) => bench.restart(*node),
+            Op::Wait(ms) => bench.wait(*ms),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// Whatever two clients say, and whenever: nothing is suspended, nothing frozen, nobody else refused.
+    #[test]
+    fn two_clients_harm_nobody_else(ops in ops(2)) {
+        let mut bench = Bench::new(RULES);
+        play(&mut bench, &ops, false);
+        prop_assert!(bench.suspended().is_empty() && !bench.meter.is_frozen());
+        for p in all_pairs() {
+            prop_assert_eq!(bench.meter.usable_by(p, &client(7)), Ok(()));
+        }
+    }
+
+    /// Answerless faults alone, each with a disjoint pair's within the minute: nothing ever counts.
+    #[test]
+    fn what_the_provider_does_on_disjoint_pairs_never_counts(
+        faults in proptest::collection::vec((0..6u8, 0..2usize, 0..HOLD_MS), 0..60),
+    ) {
+        let mut bench = Bench::new(RULES);
+        for (c, turn, gap) in faults {
+            for p in [[pair(1, 2), pair(4, 3)], [pair(2, 4), pair(3, 1)]][turn] {
+                let request = RequestId([c; 16]);
+                bench.report(c, p, request, bench.now, Answerless);
+            }
+            bench.wait(gap);
+        }
+        bench.wait(HOLD_MS + 1);
+        prop_assert!(bench.untouched());
+    }
+
+    /// One hostile node, any number of clients, no other trouble: what it can try over all its pairs is bounded, and pairs
+    /// without it go on unless the credential is frozen.
+    #[test]
+    fn a_hostile_nodes_tries_are_bounded(ops in ops(40)) {
+        let mut bench = Bench::new(RULES);
+        let own: Vec<Op> = ops
+            .into_iter()
+            .filter(|op| match op {
+                Op::Fault { pair, .. } => of_node_one(all_pairs()[*pair]),
+                Op::Repeat { .. } => false,
+                Op::Restart(node) => *node == 1,
+                Op::Wait(_) => true,
+            })
+            .collect();
+        play(&mut bench, &own, true);
+        bench.wait(HOLD_MS + 1);
+        // Three clients get through per pair, then it is refused: six pairs of four nodes hold node 1.
+        let tries = bench.requests as usize;
+        prop_assert!(tries <= 6 * SUSPENDING_CLIENTS, "{tries}");
+        for p in all_pairs().into_iter().filter(|p| !of_node_one(*p)) {
+            let usable = bench.meter.usable_by(p, &client(200));
+            prop_assert!(usable.is_ok() || bench.meter.is_frozen(), "{p:?}: {usable:?}");
+        }
+    }
+
+    /// Memory stays within its bound, whatever is in flight.
+    #[test]
+    fn memory_is_bounded(ops in ops(200)) {
+        let mut bench = Bench::new(RULES);
+        play(&mut bench, &ops, false);
+        for meter in bench.meter.pairs.values() {
+            prop_assert!(meter.counted.len() <= REMEMBERED_PER_PAIR_MAX && meter.held.len() <= REMEMBERED_PER_PAIR_MAX);
+        }
+    }
+}
+
+fn of_node_one(p: Pair) -> bool {
+    [p.relay, p.keyer].contains(&NodeId(1))
+}
+
+mod machine;
