@@ -1,12 +1,33 @@
 //! `quorated enrol`: the node's half of enrolment, as JSON lines on standard input and output, so that an admin's tool can run
 //! it over ssh. The TPM proves that EK and AK are its own by activating the credential that the admin made for the pair.
+//!
+//! ```text
+//! node  -> admin  {"enrolment": {"ek": …, "ek_certs": [b64], "ek_public": b64, "ak_public": b64, "manufacturer": …, "firmware": …}}
+//! admin -> node   {"credential": {"id_object": b64, "encrypted_secret": b64},
+//!                  "share": {"cluster": "name", "node": 1, "approver": b64 SEC1 point, "pcrs": [0, 4, 7]}}
+//! node  -> admin  {"secret": b64,
+//!                  "share": {"share_key": b64, "share_counter": 1, "quote": b64, "signature": b64, "pcrs": [[0, "hex"], …]}}
+//! ```
+//!
+//! **The share key.** When the admin's line has a `share`, the node makes the key to which its shares of provider keys will be
+//! sealed. The private half goes into the TPM at once, to be opened by what this approver approves for this node of this cluster;
+//! a quote by the AK, whose qualifying data is `quorate_attest::qualifying::for_share_key`, says where the public half comes from.
+//! The quote's PCR values are what an approval of this very state names. Without `share`, none is made: such a member can hold no
+//! shares. Enrolled again, a node makes a new key and keeps the old one until nobody needs it ([`crate::shares::sealed`]).
 use crate::config::Config;
+use crate::shares::sealed;
+use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use quorate_attest::approval::{Approver, CounterIndex, PolicyRef};
 use quorate_attest::credential::CredentialBlob;
+use quorate_attest::qualifying::for_share_key;
 use quorate_attest_tpm::TpmHandle;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, Write};
+
+/// Longest line of the admin's half.
+const LINE_BYTES_MAX: u64 = 64 * 1024;
 
 #[derive(Serialize)]
 struct Request {
@@ -27,6 +48,8 @@ struct Enrolment {
 #[serde(deny_unknown_fields)]
 struct Challenge {
     credential: Credential,
+    #[serde(default)]
+    share: Option<ShareRequest>,
 }
 
 #[derive(Deserialize)]
@@ -36,14 +59,33 @@ struct Credential {
     encrypted_secret: String,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ShareRequest {
+    cluster: String,
+    node: u64,
+    approver: String,
+    pcrs: Vec<u8>,
+}
+
 #[derive(Serialize)]
 struct Answer {
     secret: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share: Option<ShareAnswer>,
+}
+
+#[derive(Serialize)]
+struct ShareAnswer {
+    share_key: String,
+    share_counter: u64,
+    quote: String,
+    signature: String,
+    pcrs: Vec<(u8, String)>,
 }
 
 /// Runs the exchange.
 pub async fn enrol(config: &Config, input: impl BufRead, mut output: impl Write) -> anyhow::Result<()> {
-    use anyhow::Context as _;
     let tpm = TpmHandle::spawn(config.tpm()?).context("cannot start the TPM's thread")?;
     let kinds = tpm.ek_kinds().await.context("cannot ask the TPM for its endorsement keys")?;
     let ek = *kinds.first().context("the TPM holds no EK certificate: an admin must inventory its EK")?;
@@ -58,14 +100,42 @@ pub async fn enrol(config: &Config, input: impl BufRead, mut output: impl Write)
     };
     writeln!(output, "{}", serde_json::to_string(&Request { enrolment })?)?;
     output.flush()?;
-    let line = input.lines().next().context("the admin's tool closed before it sent a credential")??;
+    let line = input.take(LINE_BYTES_MAX).lines().next();
+    let line = line.context("the admin's tool closed before it sent a credential")??;
     let challenge: Challenge = serde_json::from_str(&line).context("not a credential")?;
     let credential = CredentialBlob {
         id_object: BASE64.decode(challenge.credential.id_object)?,
         encrypted_secret: BASE64.decode(challenge.credential.encrypted_secret)?,
     };
     let secret = tpm.activate(ek, credential).await.context("the TPM did not activate the credential")?;
-    writeln!(output, "{}", serde_json::to_string(&Answer { secret: BASE64.encode(secret.as_slice()) })?)?;
+    let share = match challenge.share {
+        Some(request) => Some(share_key(config, &tpm, &request).await?),
+        None => None,
+    };
+    let answer = Answer { secret: BASE64.encode(secret.as_slice()), share };
+    writeln!(output, "{}", serde_json::to_string(&answer)?)?;
     output.flush()?;
     Ok(())
+}
+
+async fn share_key(config: &Config, tpm: &TpmHandle, request: &ShareRequest) -> anyhow::Result<ShareAnswer> {
+    let node = config.node.0;
+    if request.node != node {
+        anyhow::bail!("the admin enrols node {}, this node's configuration says {node}", request.node);
+    }
+    let approver = BASE64.decode(&request.approver).context("the approver's key is not base64")?;
+    let approver = Approver::from_sec1(&approver)?;
+    let policy_ref = PolicyRef::for_node(&request.cluster, node);
+    let share_counter = tpm.provision_counter(CounterIndex::DEFAULT).await;
+    let share_counter = share_counter.context("cannot make the counter that withdraws approvals")?;
+    let public = sealed::provision(tpm, &config.data_dir, approver, policy_ref).await?;
+    let quoted = tpm.quote(&request.pcrs, for_share_key(node, public.as_bytes())).await;
+    let quoted = quoted.context("the TPM gave no quote over the share key")?;
+    Ok(ShareAnswer {
+        share_key: public.to_base64(),
+        share_counter,
+        quote: BASE64.encode(&quoted.attest),
+        signature: BASE64.encode(&quoted.signature),
+        pcrs: quoted.pcrs.iter().map(|(index, value)| (*index, hex::encode(value))).collect(),
+    })
 }

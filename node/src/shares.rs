@@ -393,4 +393,6 @@ fn say(said: &mut String, text: String, say: impl FnOnce(&str)) {
 }
 
 #[cfg(test)]
+pub(crate) mod swtpm;
+#[cfg(test)]
 mod tests;

@@ -6,12 +6,17 @@ use crate::keyer::Keyer;
 use crate::ledger::{Applier, Certified, Start};
 use crate::shares::Vault;
 use crate::tilestore::TileStore;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use quorate_core::command::{Alarm, Batch, NodeCommand, OpenPool, Settlement};
 use quorate_core::crypto::{encode, public_key};
 use quorate_core::leaf::Leaf;
+use quorate_core::policy::SignedPolicy;
 use quorate_core::policy::{CredentialDocument, CredentialScheme, Policy, PolicyDocument};
-use quorate_core::shares::{NodeShares, SEAL_ENTROPY_BYTES, Share, ShareBinding, SplitId, seal};
+use quorate_core::shares::{
+    NodeShares, SEAL_ENTROPY_BYTES, Share, ShareBinding, SharePublicKey, SplitId, seal,
+};
 use quorate_core::testing::{CLIENT, Mesh, key, share_key};
 use quorate_proto::v1::{tunnel_down::Frame as DownFrame, tunnel_up::Frame as UpFrame};
 use quorate_splitkey::client::{BodySealer, ClientConnection, KEY_LOG_CLIENT, KEY_LOG_SERVER};
@@ -240,7 +245,9 @@ pub(crate) fn credential(
         };
         edit(*node, &mut shares);
         let entropy = Zeroizing::new([node.0 as u8 ^ share_epoch as u8; SEAL_ENTROPY_BYTES]);
-        (*node, seal(&binding, *node, &share_key(node.0).public(), &shares, entropy).unwrap())
+        let to = d.member.iter().find(|m| m.id == node.0).and_then(|m| m.share_key.as_deref()).unwrap();
+        let to = SharePublicKey::from_bytes(&BASE64.decode(to).unwrap()).unwrap();
+        (*node, seal(&binding, *node, &to, &shares, entropy).unwrap())
     });
     CredentialDocument::new(scheme, PREFIX, secret_bytes, share_epoch, &sealed.collect())
 }
@@ -428,6 +435,11 @@ impl Lab {
         leader.apply(vec![change]);
         drop(leader);
         self.ledger().view().policy.clone()
+    }
+
+    /// The policy in force, as signed.
+    pub(crate) fn newest_policy(&self) -> SignedPolicy {
+        self.leader.lock().unwrap().mesh.fleet.chain.last().unwrap().clone()
     }
 
     /// How many alarms like this there are, once there is one.
