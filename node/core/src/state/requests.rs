@@ -5,7 +5,7 @@ use crate::command::{
     Alarm, Authorise, ClientCommand, ClientSigned, Ended, OpenPool, PROBE_GRANT_MS_MAX, Report, SIZE_BUCKET,
     Settlement, SignedProbeGrant,
 };
-use crate::crypto::PublicKey;
+use crate::crypto::{Hash, PublicKey};
 use crate::ids::{ClientId, ConnectionId, NodeId, RequestId, RouteId, Timestamp};
 use crate::leaf::{AnomalyRule, LeafBody, Outcome};
 use crate::policy::{Grant, IN_FLIGHT_MAX, REQUEST_LIFETIME_MS_MAX, Route};
