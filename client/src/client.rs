@@ -1,26 +1,20 @@
-//! The client: first contact, the verified directory and its refresh, requests and their retries, receipts.
+//! The client: first contact, the verified directory and its refresh, reports and receipts.
 use crate::directory::{Directory, now};
 use crate::error::{Darkness, Error, NodeFailure, Retry, chain, status_text};
-use crate::http1::ResponseParser;
 use crate::pool::{Lane, PoolOptions, RouteLanes, lock};
 use crate::request::{Request, Target};
-use crate::response::{Exchange, First, Provenance, Reporter, Response, ResponseBody};
+use crate::response::Response;
+use crate::shun::Shunned;
 use crate::trust::{ClientKey, TrustError, TrustFile};
-use crate::usage::UsageTail;
-use crate::wire::{Conn, mesh_client, random_id};
+use crate::wire::{mesh_client, random_id};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use quorate_core::command::{
-    Authorise, ClientCommand, ClientSigned, Command, Ended, NodeCommand, NodeSigned, Report,
-};
-use quorate_core::crypto::{Hash, encode};
+use quorate_core::command::{ClientCommand, ClientSigned, Command, NodeCommand, NodeSigned, Report};
+use quorate_core::crypto::encode;
 use quorate_core::ids::{NodeId, RequestId, RouteId};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_core::proof::{LeafCertificate, Proof, Receipt, Verified};
 use quorate_proto::v1;
-use quorate_splitkey::client::{BodySealer, ClientRequest};
-use quorate_splitkey::head::{Head, Header};
-use quorate_splitkey::record::{OVERHEAD, PLAINTEXT_MAX};
 use quorate_transport::{Address, Connected, Expect};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
@@ -40,18 +34,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_500);
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A receipt: the node itself waits some seconds for the settlement.
 const RECEIPT_TIMEOUT: Duration = Duration::from_secs(8);
-/// How long a request's signature is valid: covers queues and differing clocks, far below the policy's bound.
-const REQUEST_LIFETIME_MS: u64 = 45_000;
 /// How long a request waits for a connection before it asks whether the mesh has a quorum at all.
 const PATIENCE: Duration = Duration::from_millis(1_200);
 /// How long a request whose certificate falls short may look for a receipt: the mesh is certifying again by then.
 const CERTIFICATE_WAIT: Duration = Duration::from_secs(3);
-/// From sending a request to its authorisation.
-const AUTHORISE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Attempts for one request.
-const ATTEMPTS_MAX: usize = 3;
-/// Default ceiling on an answer: running requests reserve it in the daily budget.
-const RESPONSE_BYTES: u64 = 8 * 1024 * 1024;
 /// Bounds on the directory's refresh.
 const REFRESH_MS: std::ops::RangeInclusive<u64> = 500..=30_000;
 /// At most one refresh on demand in this time.
@@ -60,8 +46,8 @@ const REFRESH_SOON: Duration = Duration::from_millis(100);
 const REPORTS_MAX: usize = 64;
 /// How long a process that ends waits for them.
 const FLUSH: Duration = Duration::from_secs(2);
-/// Body plaintext in one frame: three full records are below the tunnel's 64 KiB.
-const FRAME_PLAINTEXT: usize = 3 * PLAINTEXT_MAX;
+/// Repetitions of refused requests on their way at once; each holds its body.
+const REPEATS_MAX: usize = 16;
 /// How long to wait for a settlement, and how often to ask.
 const SETTLE_WAIT: Duration = Duration::from_secs(20);
 const SETTLE_POLL: Duration = Duration::from_millis(150);
@@ -88,6 +74,8 @@ pub(crate) struct Inner {
     refresh: Notify,
     refreshing: tokio::sync::Mutex<Instant>,
     reports: Semaphore,
+    pub(crate) shunned: Mutex<Shunned>,
+    pub(crate) repeats: Arc<Semaphore>,
     /// Goodbyes and reports of ended requests.
     pub(crate) tasks: TaskTracker,
 }
@@ -120,11 +108,18 @@ impl Client {
             refresh: Notify::new(),
             refreshing: tokio::sync::Mutex::new(Instant::now()),
             reports: Semaphore::new(REPORTS_MAX),
+            shunned: Mutex::default(),
+            repeats: Arc::new(Semaphore::new(REPEATS_MAX)),
             tasks: TaskTracker::new(),
         });
         let stop = CancellationToken::new();
         tokio::spawn(maintain(Arc::downgrade(&inner), stop.clone()));
         Ok(Self { inner, _stop: Arc::new(stop.drop_guard()) })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn inner_for_tests(&self) -> &Arc<Inner> {
+        &self.inner
     }
 
     /// The newest verified directory.
@@ -557,14 +552,14 @@ impl Inner {
         Err(last)
     }
 
-    fn lanes(&self, route: &RouteId) -> Arc<RouteLanes> {
+    pub(crate) fn lanes(&self, route: &RouteId) -> Arc<RouteLanes> {
         lock(&self.routes)
             .entry(route.clone())
             .or_insert_with(|| Arc::new(RouteLanes::new(route.clone())))
             .clone()
     }
 
-    fn resolve(&self, target: &Target) -> Result<RouteId, Error> {
+    pub(crate) fn resolve(&self, target: &Target) -> Result<RouteId, Error> {
         let directory = self.directory();
         let grant = directory.grant(&self.trust, &self.key.public())?;
         match target {
@@ -608,7 +603,7 @@ impl Inner {
     }
 
     /// Completes only if the mesh turns out to lack its quorum while somebody waits for longer than patience lasts.
-    async fn dark_meanwhile(&self) -> Darkness {
+    pub(crate) async fn dark_meanwhile(&self) -> Darkness {
         loop {
             tokio::time::sleep(PATIENCE).await;
             if let Some(darkness) = self.lost_quorum().await {
@@ -616,143 +611,13 @@ impl Inner {
             }
         }
     }
-
-    async fn request(self: &Arc<Self>, request: &Request) -> Result<Response, Error> {
-        let deadline = request.deadline.map(|d| Instant::now() + d);
-        let mut avoid = Vec::new();
-        let mut attempt = 1;
-        loop {
-            self.fresh_directory().await?;
-            // Each time anew: the policy may have changed.
-            let route = self.resolve(&request.target)?;
-            let lanes = self.lanes(&route);
-            // Each lane that is tried waits for an answer of its own: without a quorum none of them can have one.
-            let (lane, conn) = tokio::select! {
-                taken = lanes.take(self, &avoid) => taken?,
-                darkness = self.dark_meanwhile() => return Err(Error::Dark(darkness)),
-            };
-            let (error, forwarded) = match self.attempt(&route, &lane, conn, request).await {
-                Ok(response) => return Ok(response),
-                Err(failed) => (failed.error, failed.forwarded),
-            };
-            tracing::debug!(%error, ?forwarded, attempt, "a request failed");
-            let verdict = decide(
-                &error,
-                forwarded,
-                request.idempotent,
-                attempt,
-                deadline.is_some_and(|d| Instant::now() >= d),
-            );
-            if matches!(error, Error::NodeLost { .. } | Error::NodeMisbehaved { .. }) {
-                lanes.left(self, &lane, &error);
-                avoid.push((lane.relay(), lane.keyer()));
-            }
-            match verdict {
-                Verdict::Fail => return Err(error),
-                Verdict::OutcomeUnknown => return Err(Error::OutcomeUnknown(Box::new(error))),
-                Verdict::Again => {}
-            }
-            if let Error::Refused(refusal) = &error {
-                match refusal.code.as_str() {
-                    "stale_policy" => self.refresh().await?,
-                    // Only this connection is no use.
-                    "connection_used" | "connection_in_use" | "provider_closed" | "expired" | "replayed" => {}
-                    // The pool is no use any longer, whatever it was.
-                    _ => {
-                        lanes.left(self, &lane, &error);
-                        avoid.push((lane.relay(), lane.keyer()));
-                    }
-                }
-            }
-            attempt += 1;
-        }
-    }
-
-    async fn attempt(
-        self: &Arc<Self>,
-        route: &RouteId,
-        lane: &Arc<Lane>,
-        conn: Conn,
-        request: &Request,
-    ) -> Result<Response, Failed> {
-        let directory = self.directory();
-        let unknown = || Error::UnknownRoute { route: route.as_str().to_owned() };
-        let document = &directory.route(route).ok_or_else(unknown)?.document;
-        let length = request.body.len() as u64;
-        if length > document.body_bytes_max {
-            return Err(Error::BodyTooLarge { length, bound: document.body_bytes_max }.into());
-        }
-        let response_bytes_max =
-            request.response_bytes_max.unwrap_or(RESPONSE_BYTES).min(document.response_bytes_max);
-        let allowed_ms = request
-            .duration_max
-            .map_or(document.duration_ms_max, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
-            .clamp(1, document.duration_ms_max);
-        let id = RequestId(random_id()?);
-        let (body_salt, body_digest) = salted_digest(&request.body)?;
-        let connection = conn.id;
-        let (pool, relay, keyer) = (lane.pool(), lane.relay(), lane.keyer());
-        let policy = directory.verified().policy.version;
-        let sign = |head_digest: Hash| {
-            encode(&self.sign(ClientCommand::Authorise(Authorise {
-                request: id,
-                pool,
-                connection,
-                route: route.clone(),
-                relay,
-                keyer,
-                share_epoch: 0,
-                policy,
-                head_digest,
-                body_digest,
-                body_bytes_max: length,
-                response_bytes_max,
-                duration_ms_max: allowed_ms,
-                expires: now().plus_ms(REQUEST_LIFETIME_MS),
-            })))
-        };
-        let reporter = Reporter { inner: Arc::downgrade(self), lane: lane.clone(), request: id };
-        let limits = Limits { response_bytes_max, allowed: Duration::from_millis(allowed_ms) };
-        let mut exchange = start(lane, conn, request, sign, limits).await?;
-        exchange.report = Some(reporter);
-        match timeout(AUTHORISE_TIMEOUT, exchange.wait_authorised()).await {
-            Ok(Ok(First::Authorised)) => {}
-            Ok(Ok(First::Refused(error))) => {
-                // There is no open request to report on.
-                exchange.report = None;
-                return Err(Failed { error, forwarded: Forwarded::No });
-            }
-            Ok(Err(error)) => {
-                exchange.ended = Some(Ended::MeshFailure);
-                return Err(Failed { error, forwarded: Forwarded::Unknown });
-            }
-            Err(_) => {
-                exchange.ended = Some(Ended::MeshFailure);
-                let error = Error::NodeLost { node: relay, reason: "no word on a request in time".into() };
-                return Err(Failed { error, forwarded: Forwarded::Unknown });
-            }
-        }
-        let authorised = exchange.authorised.unwrap_or_default();
-        if let Err(error) = self.check_certificate(id, relay, &exchange.certificate).await {
-            exchange.ended = Some(Ended::MeshFailure);
-            return Err(Failed { error, forwarded: Forwarded::Unknown });
-        }
-        let head = exchange.head().await.map_err(|error| Failed { error, forwarded: Forwarded::Yes })?;
-        let provenance = Provenance { request: id, relay, keyer, authorised, body_salt };
-        Ok(Response {
-            status: head.status,
-            headers: head.headers,
-            provenance,
-            body: ResponseBody::new(exchange),
-        })
-    }
 }
 
 impl Inner {
     /// No leaf, no forward: the client checks on its own that its request's authorisation is a certified leaf, before it
     /// hands on any of the answer. Nodes that restarted since the directory was fetched sign with newer keys: then
     /// by a receipt.
-    async fn check_certificate(
+    pub(crate) async fn check_certificate(
         self: &Arc<Self>,
         request: RequestId,
         relay: NodeId,
@@ -781,136 +646,6 @@ impl Inner {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
-}
-
-/// Whether the provider may have seen the request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Forwarded {
-    No,
-    Unknown,
-    Yes,
-}
-
-struct Failed {
-    error: Error,
-    forwarded: Forwarded,
-}
-
-impl<E: Into<Error>> From<E> for Failed {
-    fn from(error: E) -> Self {
-        Self { error: error.into(), forwarded: Forwarded::No }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Again,
-    Fail,
-    OutcomeUnknown,
-}
-
-/// A retry needs an error that another try can cure, and either proof that nothing was forwarded or the caller's leave.
-fn decide(error: &Error, forwarded: Forwarded, idempotent: bool, attempt: usize, late: bool) -> Verdict {
-    let curable = match error.retry() {
-        Retry::Now => true,
-        Retry::Unknown => forwarded != Forwarded::No && idempotent,
-        Retry::Later | Retry::Never => false,
-    };
-    match forwarded {
-        Forwarded::Unknown if curable && !idempotent => Verdict::OutcomeUnknown,
-        Forwarded::Yes if !idempotent => Verdict::Fail,
-        _ if curable && attempt < ATTEMPTS_MAX && !late => Verdict::Again,
-        _ => Verdict::Fail,
-    }
-}
-
-#[derive(Clone, Copy)]
-pub(crate) struct Limits {
-    pub(crate) response_bytes_max: u64,
-    pub(crate) allowed: Duration,
-}
-
-/// SHA-256 over a fresh salt and the body.
-fn salted_digest(body: &[u8]) -> Result<([u8; 32], Hash), Error> {
-    let mut salt = [0; 32];
-    aws_lc_rs::rand::fill(&mut salt).map_err(|_| Error::NoRandomness)?;
-    let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
-    context.update(&salt);
-    context.update(body);
-    let mut digest = [0; 32];
-    digest.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
-    Ok((salt, Hash(digest)))
-}
-
-/// Seals head and body and sends them; `sign` makes the signed authorisation of the head's digest.
-pub(crate) async fn start(
-    lane: &Lane,
-    conn: Conn,
-    request: &Request,
-    sign: impl FnOnce(Hash) -> Vec<u8>,
-    limits: Limits,
-) -> Result<Exchange, Error> {
-    let Conn { mut up, down, tls, early, .. } = conn;
-    let head = Head {
-        method: request.method,
-        path: request.path.clone(),
-        headers: request
-            .headers
-            .iter()
-            .map(|(name, value)| Header { name: name.clone(), value: value.clone() })
-            .collect(),
-        content_length: request.body.len() as u64,
-    };
-    let ClientRequest { head, mut body, response } =
-        tls.seal_request(&lane.template, &head).map_err(Error::Head)?;
-    up.request(sign(Hash(head.digest().0)), head.to_bytes()).await?;
-    let mut left = request.body.clone();
-    let first = left.split_to(left.len().min(FRAME_PLAINTEXT));
-    if !first.is_empty() {
-        up.data(seal(&mut body, &first)?).await?;
-    }
-    let (up, feeder) = if left.is_empty() {
-        (Some(up), None)
-    } else {
-        let feeder = tokio::spawn(async move {
-            while !left.is_empty() {
-                let piece = left.split_to(left.len().min(FRAME_PLAINTEXT));
-                let Ok(records) = seal(&mut body, &piece) else { return };
-                if up.data(records).await.is_err() {
-                    return;
-                }
-            }
-            // Closing our side early would look like hanging up.
-            std::future::pending::<()>().await;
-        });
-        (None, Some(feeder.abort_handle()))
-    };
-    Ok(Exchange {
-        up,
-        down: Some(down),
-        opener: response,
-        pending: early,
-        parser: ResponseParser::new(),
-        deadline: Box::pin(tokio::time::sleep(limits.allowed)),
-        allowed: limits.allowed,
-        left: limits.response_bytes_max,
-        bound: limits.response_bytes_max,
-        status: 0,
-        usage: UsageTail::default(),
-        ended: None,
-        report: None,
-        authorised: None,
-        certificate: Bytes::new(),
-        feeder,
-        orderly: false,
-    })
-}
-
-fn seal(body: &mut BodySealer, piece: &[u8]) -> Result<Bytes, Error> {
-    let records = piece.len().div_ceil(PLAINTEXT_MAX);
-    let mut out = Vec::with_capacity(piece.len() + records * (OVERHEAD + 5));
-    body.seal_chunk(piece, &mut out)?;
-    Ok(out.into())
 }
 
 /// Settlements of one request among a proof's leaves.
@@ -949,50 +684,6 @@ fn core_refusal(refusal: quorate_core::refusal::Refusal) -> crate::error::MeshRe
     }
 }
 
-/// The same client code on a TLS connection straight to the provider: no mesh, no log, no policy, no protection. It is
-/// the benchmark's baseline and nothing else.
-pub struct DangerDirect {
-    lane: Arc<Lane>,
-    limits: Limits,
-}
-
-impl DangerDirect {
-    /// Keeps connections to the route's provider ready, as a lane does.
-    pub fn new(route: &quorate_core::policy::RouteDocument, options: PoolOptions) -> Result<Self, Error> {
-        let limits = Limits {
-            response_bytes_max: route.response_bytes_max,
-            allowed: Duration::from_millis(route.duration_ms_max),
-        };
-        Ok(Self { lane: Lane::danger_direct(route, options)?, limits })
-    }
-
-    /// Sends one request. The target is not looked at.
-    pub async fn request(&self, request: &Request) -> Result<Response, Error> {
-        let conn = self.lane.take().await?;
-        let mut exchange = start(&self.lane, conn, request, |_| Vec::new(), self.limits).await?;
-        let head = exchange.head().await?;
-        let provenance = Provenance {
-            request: RequestId([0; 16]),
-            relay: NodeId(0),
-            keyer: NodeId(0),
-            authorised: Default::default(),
-            body_salt: [0; 32],
-        };
-        Ok(Response {
-            status: head.status,
-            headers: head.headers,
-            provenance,
-            body: ResponseBody::new(exchange),
-        })
-    }
-}
-
-impl Drop for DangerDirect {
-    fn drop(&mut self) {
-        self.lane.end(Error::Closed);
-    }
-}
-
 impl From<TrustError> for Error {
     fn from(error: TrustError) -> Self {
         Self::Trust(Arc::new(error))
@@ -1000,49 +691,8 @@ impl From<TrustError> for Error {
 }
 
 #[cfg(test)]
-pub(crate) mod testing {
-    pub(crate) use super::{Limits, start};
-}
-
-#[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::{Fault, MeshRefusal};
-
-    fn refused(retry: Retry) -> Error {
-        let text = String::new;
-        Error::Refused(MeshRefusal { code: text(), message: text(), hint: text(), retry, fault: Fault::Mesh })
-    }
-
-    #[test]
-    fn retries_only_what_was_not_forwarded_or_may_be_repeated() {
-        let lost = Error::NodeLost { node: NodeId(1), reason: String::new() };
-        let cut = Error::Truncated { reason: String::new() };
-        use Forwarded as F;
-        use Verdict as V;
-        let table = [
-            (&lost, F::No, false, 1, V::Again),
-            (&lost, F::No, false, 3, V::Fail),
-            (&lost, F::Unknown, false, 1, V::OutcomeUnknown),
-            (&lost, F::Unknown, true, 1, V::Again),
-            (&lost, F::Yes, false, 1, V::Fail),
-            (&lost, F::Yes, true, 1, V::Again),
-            (&lost, F::Yes, true, 3, V::Fail),
-            (&cut, F::Yes, false, 1, V::Fail),
-            (&cut, F::Yes, true, 1, V::Again),
-            (&refused(Retry::Now), F::No, false, 2, V::Again),
-            (&refused(Retry::Later), F::No, true, 1, V::Fail),
-            (&refused(Retry::Never), F::No, true, 1, V::Fail),
-        ];
-        for (error, forwarded, idempotent, attempt, expected) in table {
-            assert_eq!(
-                decide(error, forwarded, idempotent, attempt, false),
-                expected,
-                "{error} {forwarded:?} {idempotent} {attempt}"
-            );
-        }
-        assert_eq!(decide(&lost, F::No, false, 1, true), V::Fail, "not past the deadline");
-    }
 
     #[test]
     fn every_core_refusal_keeps_code_retry_and_hint() {
@@ -1052,13 +702,5 @@ mod tests {
             assert_eq!(format!("{:?}", mapped.retry), format!("{:?}", refusal.retry()));
             assert_eq!(format!("{:?}", mapped.fault), format!("{:?}", refusal.fault()));
         }
-    }
-
-    #[test]
-    fn the_salt_opens_the_digest() {
-        let (salt, digest) = salted_digest(b"body").unwrap();
-        let joined = [&salt[..], b"body"].concat();
-        assert_eq!(quorate_core::crypto::sha256(&joined), digest);
-        assert_ne!(salted_digest(b"body").unwrap().1, digest, "a fresh salt each time");
     }
 }

@@ -182,6 +182,20 @@ pub enum Error {
         /// Name.
         route: String,
     },
+    /// Every pair of nodes is barred or suspended for the route's credential.
+    #[error(
+        "route {route:?}: every relay and keyer are barred to this client or suspended, because requests failed over them"
+    )]
+    NoPairLeft {
+        /// Name.
+        route: String,
+    },
+    /// The application set a header that only the mesh may fill in.
+    #[error("the application set the header {name:?}, but the route's key is the mesh's to supply")]
+    CredentialHeader {
+        /// Which, lower case.
+        name: String,
+    },
     /// A node refused.
     #[error(transparent)]
     Refused(#[from] MeshRefusal),
@@ -354,15 +368,17 @@ impl Error {
             Self::Trust(_)
             | Self::UnknownModel { .. }
             | Self::UnknownRoute { .. }
+            | Self::CredentialHeader { .. }
             | Self::Head(_)
             | Self::Body(_)
             | Self::BodyTooLarge { .. }
             | Self::CeilingReached { .. }
             | Self::NoRandomness
             | Self::Closed => Fault::Client,
-            Self::UnknownClient { .. } | Self::WrongClientKey { .. } | Self::BadRoute { .. } => {
-                Fault::Operator
-            }
+            Self::UnknownClient { .. }
+            | Self::WrongClientKey { .. }
+            | Self::BadRoute { .. }
+            | Self::NoPairLeft { .. } => Fault::Operator,
             Self::NoNode(_)
             | Self::Dark(_)
             | Self::Directory { .. }
@@ -416,6 +432,8 @@ impl Error {
             | Self::UnknownModel { .. }
             | Self::UnknownRoute { .. }
             | Self::BadRoute { .. }
+            | Self::NoPairLeft { .. }
+            | Self::CredentialHeader { .. }
             | Self::Head(_)
             | Self::Body(_)
             | Self::BodyTooLarge { .. }
@@ -457,6 +475,12 @@ impl Error {
             Self::BadRoute { .. } => "ask an admin to correct the route in the policy",
             Self::NoRelay { .. } => {
                 "wait for more nodes to be attested (`quorate status`), or add nodes under another custodian"
+            }
+            Self::NoPairLeft { .. } => {
+                "the provider may refuse the key itself: admins try each pair with `quorate admin credential check`, then `credential rotate`, or `credential lift` once the cause is gone"
+            }
+            Self::CredentialHeader { .. } => {
+                "leave the key out of the application and its environment: where the SDK insists on one, any word will do with `quorate serve`"
             }
             Self::Refused(refusal) => &refusal.hint,
             Self::NodeLost { .. } => "nothing to do: the next request goes through another node",
@@ -566,6 +590,8 @@ mod tests {
             (Error::UnknownModel { model: "m".into() }, Fault::Client, Retry::Never),
             (Error::UnknownRoute { route: route.clone() }, Fault::Client, Retry::Never),
             (Error::BadRoute { route: route.clone(), reason: reason.clone() }, Fault::Operator, Retry::Never),
+            (Error::NoPairLeft { route: route.clone() }, Fault::Operator, Retry::Never),
+            (Error::CredentialHeader { name: "x".into() }, Fault::Client, Retry::Never),
             (Error::NoRelay { route }, Fault::Mesh, Retry::Later),
             (Error::Refused(refused(v1::Retry::Later, v1::Fault::Client)), Fault::Client, Retry::Later),
             (Error::NodeLost { node, reason: reason.clone() }, Fault::Mesh, Retry::Now),

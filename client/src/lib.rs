@@ -18,6 +18,7 @@
 //! caller**: what to ask, and whether a request may be repeated ([`Request::idempotent`]).
 #![forbid(unsafe_code)]
 
+mod answer;
 pub mod cli;
 mod client;
 mod directory;
@@ -28,13 +29,16 @@ mod pool;
 mod request;
 mod response;
 mod route;
+mod send;
+mod shun;
 #[cfg(test)]
 mod tests;
 mod trust;
 mod usage;
 mod wire;
 
-pub use client::{Client, DangerDirect, settlements, status_of_any};
+pub use answer::is_own_error_form;
+pub use client::{Client, settlements, status_of_any};
 pub use directory::Directory;
 pub use error::{Darkness, Error, Fault, MeshRefusal, NodeFailure, Retry, chain};
 pub use openai::{Chat, ChatAnswer, ChatStream, Message};
@@ -42,4 +46,5 @@ pub use pool::PoolOptions;
 pub use request::{Method, Request, Target};
 pub use response::{Authorised, Provenance, Response, ResponseBody, Timings};
 pub use route::head_template;
+pub use send::DangerDirect;
 pub use trust::{ClientKey, FRESHNESS_MS, TrustError, TrustFile, generate_client_key};

@@ -12,10 +12,13 @@ use crate::client::Inner;
 use crate::directory::now;
 use crate::error::Error;
 use crate::route::{RouteTls, head_template};
+use crate::shun::Stamp;
 use crate::wire::{Conn, danger_open_direct, mesh_client, open_tunnel, random_id};
-use quorate_core::command::{ClientCommand, OpenPool};
+use quorate_core::command::{ClientCommand, OpenPool, SignedProbeGrant};
 use quorate_core::ids::{NodeId, PoolId, RouteId, Timestamp};
 use quorate_core::policy::RouteDocument;
+use quorate_core::refusal::Refusal;
+use quorate_core::state::Pair;
 use quorate_proto::v1;
 use quorate_splitkey::head::HeadTemplate;
 use quorate_transport::Connected;
@@ -78,10 +81,34 @@ enum Kind {
     },
 }
 
+/// The codes by which the log refuses one pair to a client while others may serve it.
+pub(crate) fn is_pair_refusal(error: &Error) -> bool {
+    let codes = [Refusal::PairBarred, Refusal::PairSuspended].map(Refusal::code);
+    matches!(error, Error::Refused(r) if codes.contains(&r.code.as_str()))
+}
+
+/// What a lane asks of its provider, as the policy had it when the lane was opened.
+struct Destination {
+    template: Arc<HeadTemplate>,
+    tls: Arc<RouteTls>,
+    share_epoch: u32,
+}
+
+impl Destination {
+    fn new(route: &RouteDocument) -> Result<Self, Error> {
+        Ok(Self {
+            template: Arc::new(head_template(route)?),
+            tls: Arc::new(RouteTls::new(route)?),
+            share_epoch: route.credential.as_ref().map_or(0, |c| c.share_epoch),
+        })
+    }
+}
+
 /// See the module.
 pub(crate) struct Lane {
     pub(crate) template: Arc<HeadTemplate>,
     tls: Arc<RouteTls>,
+    share_epoch: u32,
     kind: Kind,
     idle: Mutex<VecDeque<Conn>>,
     /// As many permits as idle connections; closed when the lane is over.
@@ -96,10 +123,12 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    fn new(template: Arc<HeadTemplate>, tls: Arc<RouteTls>, kind: Kind, options: PoolOptions) -> Arc<Self> {
+    fn new(destination: Destination, kind: Kind, options: PoolOptions) -> Arc<Self> {
+        let Destination { template, tls, share_epoch } = destination;
         let lane = Arc::new(Self {
             template,
             tls,
+            share_epoch,
             kind,
             idle: Mutex::default(),
             ready: Semaphore::new(0),
@@ -118,7 +147,7 @@ impl Lane {
     /// A lane straight to the provider; for the benchmark's baseline only.
     pub(crate) fn danger_direct(route: &RouteDocument, options: PoolOptions) -> Result<Arc<Self>, Error> {
         let kind = Kind::DangerDirect { host: route.host.clone(), port: route.port };
-        Ok(Self::new(Arc::new(head_template(route)?), Arc::new(RouteTls::new(route)?), kind, options))
+        Ok(Self::new(Destination::new(route)?, kind, options))
     }
 
     /// A lane over connections that a test made.
@@ -130,9 +159,8 @@ impl Lane {
         keyer: (NodeId, Arc<Connected>),
         options: PoolOptions,
     ) -> Arc<Self> {
-        let template = Arc::new(head_template(route).unwrap());
-        let tls = Arc::new(RouteTls::new(route).unwrap());
-        Self::new(template, tls, Kind::Mesh { pool, relay, keyer, expires: now().plus_ms(60_000) }, options)
+        let destination = Destination::new(route).unwrap();
+        Self::new(destination, Kind::Mesh { pool, relay, keyer, expires: now().plus_ms(60_000) }, options)
     }
 
     pub(crate) fn pool(&self) -> PoolId {
@@ -151,6 +179,15 @@ impl Lane {
             Kind::Mesh { keyer, .. } => keyer.0,
             Kind::DangerDirect { .. } => NodeId(0),
         }
+    }
+
+    pub(crate) fn pair(&self) -> Pair {
+        Pair { relay: self.relay(), keyer: self.keyer() }
+    }
+
+    /// Of the credential that its heads leave a hole for; 0 without one.
+    pub(crate) fn share_epoch(&self) -> u32 {
+        self.share_epoch
     }
 
     /// The relay and the connection to it.
@@ -360,7 +397,7 @@ impl RouteLanes {
         let mut avoid = avoid.to_vec();
         let mut last = None;
         for _ in 0..LANES_TRIED_MAX {
-            let lane = match self.pick(&avoid) {
+            let lane = match self.pick(inner, &avoid) {
                 Some(lane) => lane,
                 None => match self.open_or_wait(inner, &avoid).await {
                     Ok(lane) => lane,
@@ -391,16 +428,29 @@ impl RouteLanes {
         lock(&self.lanes).retain(|l| !l.is_over());
         match error {
             Error::NodeLost { node, .. } | Error::NodeMisbehaved { node, .. } => inner.cool(*node),
+            refused if is_pair_refusal(refused) => {
+                inner.shun(&self.route, lane.share_epoch, lane.pair(), None);
+            }
             Error::Refused(_) => inner.refresh_soon(),
             _ => {}
         }
     }
 
-    fn pick(&self, avoid: &[(NodeId, NodeId)]) -> Option<Arc<Lane>> {
+    fn pick(&self, inner: &Inner, avoid: &[(NodeId, NodeId)]) -> Option<Arc<Lane>> {
+        let share_epoch = inner.stamp(&self.route).share_epoch;
         let mut lanes = lock(&self.lanes);
-        lanes.retain(|l| !l.is_over());
-        let usable: Vec<&Arc<Lane>> =
-            lanes.iter().filter(|l| l.serves() && !avoid.contains(&(l.relay(), l.keyer()))).collect();
+        lanes.retain(|l| {
+            if l.share_epoch != share_epoch {
+                // Its head templates are of another credential.
+                l.end(Error::Closed);
+            }
+            !l.is_over()
+        });
+        let usable: Vec<&Arc<Lane>> = lanes
+            .iter()
+            .filter(|l| l.serves() && !avoid.contains(&(l.relay(), l.keyer())))
+            .filter(|l| !inner.is_shunned(&self.route, l.pair()))
+            .collect();
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let ready: Vec<&&Arc<Lane>> = usable.iter().filter(|l| l.idle_count() > 0).collect();
         match ready.len() {
@@ -416,7 +466,7 @@ impl RouteLanes {
     ) -> Result<Arc<Lane>, Error> {
         let _one = self.opening.lock().await;
         // Somebody may have opened one while we waited.
-        if let Some(lane) = self.pick(avoid) {
+        if let Some(lane) = self.pick(inner, avoid) {
             return Ok(lane);
         }
         self.open(inner, avoid).await
@@ -425,12 +475,13 @@ impl RouteLanes {
     async fn open(&self, inner: &Arc<Inner>, avoid: &[(NodeId, NodeId)]) -> Result<Arc<Lane>, Error> {
         inner.fresh_directory().await?;
         let mut last = None;
-        for _ in 0..LANES_TRIED_MAX {
+        let mut tries = 0;
+        while tries < LANES_TRIED_MAX {
             let in_use: Vec<NodeId> =
                 lock(&self.lanes).iter().filter(|l| l.serves()).map(|l| l.relay()).collect();
             let candidates = inner.candidates(&self.route, avoid, &in_use)?;
             let Some(&(relay, keyer)) = candidates.first() else { break };
-            match inner.open_pool(&self.route, relay, keyer).await {
+            match inner.open_pool(&self.route, relay, keyer, None).await {
                 Ok(lane) => {
                     lock(&self.lanes).push(lane.clone());
                     return Ok(lane);
@@ -441,6 +492,12 @@ impl RouteLanes {
                         Error::NodeLost { node, .. } | Error::NodeMisbehaved { node, .. } => {
                             inner.cool(*node)
                         }
+                        refused if is_pair_refusal(refused) => {
+                            // Not among the candidates from now on, so this comes to an end.
+                            let share_epoch = inner.stamp(&self.route).share_epoch;
+                            inner.shun(&self.route, share_epoch, Pair { relay, keyer }, None);
+                            continue;
+                        }
                         Error::Refused(r) if r.retry == crate::error::Retry::Now => {
                             // Relay or keyer lapsed or restarted: what we know is old.
                             inner.cool(relay);
@@ -449,6 +506,7 @@ impl RouteLanes {
                         _ => return Err(error),
                     }
                     last = Some(error);
+                    tries += 1;
                 }
             }
         }
@@ -457,7 +515,8 @@ impl RouteLanes {
 
     /// Opens what is missing in the background: a second relay, or the successor of a lane in its last quarter.
     fn keep_spare(self: &Arc<Self>, inner: &Arc<Inner>) {
-        let serving = lock(&self.lanes).iter().filter(|l| l.serves()).count();
+        let serving = |l: &&Arc<Lane>| l.serves() && !inner.is_shunned(&self.route, l.pair());
+        let serving = lock(&self.lanes).iter().filter(serving).count();
         if serving >= inner.options.lanes || self.spare.swap(true, Ordering::Relaxed) {
             return;
         }
@@ -470,13 +529,15 @@ impl RouteLanes {
 
     async fn open_spare(&self, inner: &Weak<Inner>) {
         let Some(inner) = inner.upgrade() else { return };
-        let _one = self.opening.lock().await;
-        let avoid: Vec<_> = lock(&self.lanes).iter().map(|l| (l.relay(), l.keyer())).collect();
+        let one = self.opening.lock().await;
+        let kept = |l: &&Arc<Lane>| !inner.is_shunned(&self.route, l.pair());
+        let avoid: Vec<_> = lock(&self.lanes).iter().filter(kept).map(|l| (l.relay(), l.keyer())).collect();
         if avoid.len() < inner.options.lanes
             && let Err(error) = self.open(&inner, &avoid).await
         {
             tracing::debug!(%error, "no second lane");
-            // Nothing waits for it: do not ask again at once.
+            // Nothing waits for it, and nobody shall: do not ask again at once.
+            drop((one, inner));
             tokio::time::sleep(COOLDOWN).await;
         }
     }
@@ -494,7 +555,8 @@ impl RouteLanes {
             .collect();
         for lane in ending {
             if lock(&lane.last_used).elapsed() < IDLE_LANE
-                && let Ok(successor) = inner.open_pool(&self.route, lane.relay(), lane.keyer()).await
+                && !inner.is_shunned(&self.route, lane.pair())
+                && let Ok(successor) = inner.open_pool(&self.route, lane.relay(), lane.keyer(), None).await
             {
                 lock(&self.lanes).push(successor);
             }
@@ -509,7 +571,28 @@ impl Inner {
         self.refresh_soon();
     }
 
-    /// Pairs in the order to try: not avoided; nodes that failed lately and relays in use last; else at random.
+    /// A route's credential, as the directory has it.
+    pub(crate) fn stamp(&self, route: &RouteId) -> Stamp {
+        self.directory().route(route).map(Stamp::of).unwrap_or_default()
+    }
+
+    /// Leaves a pair out. A lane of another share epoch says nothing about this one.
+    pub(crate) fn shun(&self, route: &RouteId, share_epoch: u32, pair: Pair, until: Option<Instant>) {
+        let stamp = self.stamp(route);
+        if stamp.share_epoch == share_epoch {
+            lock(&self.shunned).add(route, stamp, pair, until);
+        }
+    }
+
+    pub(crate) fn unshun(&self, route: &RouteId, pair: Pair) {
+        lock(&self.shunned).forget(route, pair);
+    }
+
+    pub(crate) fn is_shunned(&self, route: &RouteId, pair: Pair) -> bool {
+        lock(&self.shunned).contains(route, self.stamp(route), pair, Instant::now())
+    }
+
+    /// Pairs in the order to try: neither avoided nor shunned; nodes that failed lately and relays in use last; else at random.
     fn candidates(
         &self,
         route: &RouteId,
@@ -521,12 +604,20 @@ impl Inner {
         let cooling: HashMap<NodeId, Instant> = lock(&self.cooling).clone();
         let cold = |n: &NodeId| cooling.get(n).is_some_and(|until| *until > Instant::now());
         let mut ranked = Vec::new();
+        let mut shunned = false;
         for (relay, keyer) in directory.pairs(route, &grant.custodian) {
             if avoid.contains(&(relay, keyer)) {
                 continue;
             }
+            if self.is_shunned(route, Pair { relay, keyer }) {
+                shunned = true;
+                continue;
+            }
             let dice = u64::from_le_bytes(random_id()?.first_chunk().copied().unwrap_or_default());
             ranked.push((cold(&relay) || cold(&keyer), in_use.contains(&relay), dice, (relay, keyer)));
+        }
+        if ranked.is_empty() && shunned {
+            return Err(Error::NoPairLeft { route: route.as_str().to_owned() });
         }
         ranked.sort_unstable();
         Ok(ranked.into_iter().map(|(.., pair)| pair).collect())
@@ -536,19 +627,26 @@ impl Inner {
         self.directory().verified().policy.attestation.pool_lifetime_ms
     }
 
-    async fn open_pool(&self, route: &RouteId, relay: NodeId, keyer: NodeId) -> Result<Arc<Lane>, Error> {
+    /// Opens a lane over this pair; `probe` is an admin's leave to try it unmetered.
+    pub(crate) async fn open_pool(
+        &self,
+        route: &RouteId,
+        relay: NodeId,
+        keyer: NodeId,
+        probe: Option<SignedProbeGrant>,
+    ) -> Result<Arc<Lane>, Error> {
         let directory = self.directory();
         let unknown = || Error::UnknownRoute { route: route.as_str().to_owned() };
         let document = &directory.route(route).ok_or_else(unknown)?.document;
         let boot = |n: NodeId| directory.node(n).map(|(_, v)| v.boot.clone());
         let none = || Error::NoRelay { route: route.as_str().to_owned() };
         let (relay_boot, keyer_boot) = (boot(relay).ok_or_else(none)?, boot(keyer).ok_or_else(none)?);
-        let template = Arc::new(head_template(document)?);
-        let tls = Arc::new(RouteTls::new(document)?);
+        let destination = Destination::new(document)?;
         let (relay_link, keyer_link) = tokio::try_join!(self.link(relay), self.link(keyer))?;
         let pool = PoolId(random_id()?);
         // A quarter less than allowed: clocks differ.
         let expires = now().plus_ms(self.pool_lifetime_ms() / 4 * 3);
+        let expires = probe.as_ref().map_or(expires, |p| expires.min(p.grant.expires));
         let command = ClientCommand::OpenPool(OpenPool {
             pool,
             route: route.clone(),
@@ -557,13 +655,13 @@ impl Inner {
             keyer,
             keyer_boot,
             expires,
-            probe: None,
+            probe,
         });
         let submitted = self.submit((relay, &relay_link), self.sign(command));
         timeout(SUBMIT_TIMEOUT, submitted)
             .await
             .map_err(|_| Error::NodeLost { node: relay, reason: "no outcome for a pool in time".into() })??;
         let kind = Kind::Mesh { pool, relay: (relay, relay_link), keyer: (keyer, keyer_link), expires };
-        Ok(Lane::new(template, tls, kind, self.options.clone()))
+        Ok(Lane::new(destination, kind, self.options.clone()))
     }
 }

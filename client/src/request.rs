@@ -1,4 +1,5 @@
 //! What an application asks for.
+use crate::error::Error;
 use bytes::Bytes;
 pub use quorate_splitkey::head::Method;
 use std::time::Duration;
@@ -55,5 +56,36 @@ impl Request {
     /// A GET.
     pub fn get(target: Target, path: impl Into<String>) -> Self {
         Self { method: Method::Get, headers: vec![], ..Self::post_json(target, path, Bytes::new()) }
+    }
+
+    /// The mesh puts a route's key into the head; an application that brings one has given it away already.
+    pub(crate) fn check_headers(&self) -> Result<(), Error> {
+        let carries = |name: &str| CREDENTIAL_HEADERS.iter().any(|h| name.eq_ignore_ascii_case(h));
+        match self.headers.iter().find(|(name, _)| carries(name)) {
+            Some((name, _)) => Err(Error::CredentialHeader { name: name.to_ascii_lowercase() }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Headers that carry keys, in whatever scheme.
+const CREDENTIAL_HEADERS: [&str; 5] =
+    ["authorization", "proxy-authorization", "x-api-key", "api-key", "x-goog-api-key"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_of_the_applications_own_is_refused_and_not_repeated() {
+        for name in ["authorization", "Authorization", "X-API-Key", "api-key", "x-goog-api-key"] {
+            let mut request = Request::get(Target::Route("r".into()), "/v1/models");
+            request.headers.push((name.to_owned(), "Bearer sk-its-own".into()));
+            let error = request.check_headers().unwrap_err();
+            assert!(matches!(&error, Error::CredentialHeader { name: n } if *n == name.to_ascii_lowercase()));
+            assert!(!format!("{error} {error:?} {}", error.hint()).contains("its-own"));
+        }
+        let request = Request::post_json(Target::Route("r".into()), "/v1/x", "{}");
+        assert!(request.check_headers().is_ok());
     }
 }

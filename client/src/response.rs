@@ -1,4 +1,5 @@
 //! A response as it arrives: records opened, HTTP read, nothing altered. Dropping it cancels the request.
+use crate::answer::{ERROR_BYTES_MAX, ERROR_TIME_MAX, is_own_error_form};
 use crate::client::Inner;
 use crate::error::Error;
 use crate::http1::{Event, ResponseHead, ResponseParser};
@@ -10,12 +11,14 @@ use futures::Stream;
 use http::{HeaderMap, StatusCode};
 use quorate_core::command::{Ended, Report};
 use quorate_core::ids::{NodeId, RequestId};
+use quorate_core::state::FaultKind;
 use quorate_splitkey::record::{Ending, Event as RecordEvent, RecordOpener};
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep};
 
 /// Where the time of a request went, microseconds since the relay had it.
@@ -81,11 +84,47 @@ impl std::fmt::Debug for Response {
 /// A body as it arrives. An error is the last item; without one before it, `None` means that the body is whole.
 pub struct ResponseBody {
     exchange: Exchange,
+    /// Read already, to see what kind of error it is.
+    ahead: VecDeque<Result<Bytes, Error>>,
 }
 
 impl ResponseBody {
     pub(crate) fn new(exchange: Exchange) -> Self {
-        Self { exchange }
+        Self { exchange, ahead: VecDeque::new() }
+    }
+
+    /// Reads an error answer's body, as far as its bounds go, and judges its form. What was read is handed on all the same.
+    pub(crate) async fn read_error(&mut self, dialect: &str) {
+        let deadline = Instant::now() + ERROR_TIME_MAX;
+        let mut body = Vec::new();
+        let mut whole = false;
+        while body.len() <= ERROR_BYTES_MAX {
+            let next = std::future::poll_fn(|cx| self.poll_rest(cx));
+            match tokio::time::timeout_at(deadline, next).await {
+                Ok(Some(piece)) => {
+                    if let Ok(piece) = &piece {
+                        body.extend_from_slice(piece);
+                    }
+                    self.ahead.push_back(piece);
+                }
+                Ok(None) => {
+                    whole = matches!(self.exchange.ended, Some(Ended::Complete));
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        self.exchange.error_form = whole && is_own_error_form(dialect, &body);
+    }
+
+    /// What the log will make of this answer.
+    pub(crate) fn fault(&self) -> Option<FaultKind> {
+        self.exchange.fault()
+    }
+
+    /// Reports now how the request ended, in place of when this value is dropped. For an answer that was read.
+    pub(crate) fn report_now(&mut self) -> Option<JoinHandle<()>> {
+        self.exchange.report_now()
     }
 
     /// Reads all of it, up to `bytes_max`.
@@ -115,6 +154,15 @@ impl Stream for ResponseBody {
     type Item = Result<Bytes, Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        match self.ahead.pop_front() {
+            Some(piece) => Poll::Ready(Some(piece)),
+            None => self.poll_rest(cx),
+        }
+    }
+}
+
+impl ResponseBody {
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         if self.exchange.ended.is_some() {
             return Poll::Ready(None);
         }
@@ -144,6 +192,10 @@ pub(crate) struct Exchange {
     pub(crate) status: u16,
     pub(crate) usage: UsageTail,
     pub(crate) ended: Option<Ended>,
+    /// Whether an error answer was in the API's own form.
+    pub(crate) error_form: bool,
+    /// The request that this one repeats.
+    pub(crate) same_as: Option<RequestId>,
     pub(crate) report: Option<Reporter>,
     pub(crate) authorised: Option<Authorised>,
     /// The relay's certificate for it, not checked yet.
@@ -302,27 +354,35 @@ fn truncated(reason: &str) -> Error {
 /// How long the relay may take to say that the provider closed too, before we hang up.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-impl Drop for Exchange {
-    fn drop(&mut self) {
+impl Exchange {
+    fn as_reported(&self, request: RequestId) -> Report {
+        let (tokens_in, tokens_out) = self.usage.tokens();
+        Report {
+            request,
+            status: self.status,
+            ended: self.ended.unwrap_or(Ended::Cancelled),
+            tokens_in,
+            tokens_out,
+            error_form: self.error_form,
+            same_as: self.same_as,
+        }
+    }
+
+    /// What the log will make of the report.
+    pub(crate) fn fault(&self) -> Option<FaultKind> {
+        FaultKind::of(&self.as_reported(RequestId([0; 16])))
+    }
+
+    fn report_now(&mut self) -> Option<JoinHandle<()>> {
         if let Some(feeder) = self.feeder.take() {
             feeder.abort();
         }
-        let Some(Reporter { inner, lane, request }) = self.report.take() else { return };
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let ended = self.ended.unwrap_or(Ended::Cancelled);
-        let (tokens_in, tokens_out) = self.usage.tokens();
-        let report = Report {
-            request,
-            status: self.status,
-            ended,
-            tokens_in,
-            tokens_out,
-            error_form: false,
-            same_as: None,
-        };
+        let Reporter { inner, lane, request } = self.report.take()?;
+        let runtime = tokio::runtime::Handle::try_current().ok()?;
+        let report = self.as_reported(request);
         let (up, mut down) = (self.up.take(), self.down.take());
-        let wait = ended == Ended::Complete && !self.orderly;
-        let Some(strong) = inner.upgrade() else { return };
+        let wait = report.ended == Ended::Complete && !self.orderly;
+        let strong = inner.upgrade()?;
         let reporting = async move {
             // A complete answer is followed by the provider's own close; hanging up before it would look like a cancel.
             if wait && let Some(down) = down.as_mut() {
@@ -334,6 +394,12 @@ impl Drop for Exchange {
                 inner.report(&lane, report).await;
             }
         };
-        strong.tasks.spawn_on(reporting, &runtime);
+        Some(strong.tasks.spawn_on(reporting, &runtime))
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.report_now();
     }
 }

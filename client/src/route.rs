@@ -1,7 +1,7 @@
 //! What a policy's route means for a connection: the head's template, the TLS configuration.
 use crate::error::Error;
 use quorate_core::policy::RouteDocument;
-use quorate_splitkey::head::HeadTemplate;
+use quorate_splitkey::head::{CredentialScheme, CredentialSlot, HeadTemplate};
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -16,8 +16,18 @@ use zeroize::Zeroizing;
 /// The head template of a route, as every node derives it.
 pub fn head_template(route: &RouteDocument) -> Result<HeadTemplate, Error> {
     let d = route;
-    HeadTemplate::for_route(&d.host, d.port, &d.base_path, &d.paths, &d.dialect, &d.headers)
-        .map_err(|e| Error::BadRoute { route: route.name.clone(), reason: crate::error::chain(&e) })
+    let bad = |reason: String| Error::BadRoute { route: route.name.clone(), reason };
+    let template = HeadTemplate::for_route(&d.host, d.port, &d.base_path, &d.paths, &d.dialect, &d.headers)
+        .map_err(|e| bad(crate::error::chain(&e)))?;
+    let Some(credential) = &d.credential else { return Ok(template) };
+    let scheme = CredentialScheme::from_name(&credential.scheme)
+        .ok_or_else(|| bad(format!("no credential scheme {:?}", credential.scheme)))?;
+    let slot = CredentialSlot {
+        scheme,
+        public_prefix: credential.public_prefix.clone(),
+        secret_len: credential.secret_bytes,
+    };
+    template.with_credential(slot).map_err(|e| bad(crate::error::chain(&e)))
 }
 
 /// TLS to one route's provider. Each connection gets a key log of its own.

@@ -1,11 +1,11 @@
 //! The request path against a mock of a node: real mutual TLS, real gRPC, a real TLS 1.3 provider behind it; only the log is
 //! not there. The mock relay runs the handshake watch and the body meter, the mock keyer checks the head.
-use crate::client::testing::{Limits, start};
 use crate::error::Error;
 use crate::http1::HttpError;
 use crate::pool::{Lane, PoolOptions};
 use crate::request::{Method, Request, Target};
 use crate::response::{Exchange, First, ResponseBody};
+use crate::send::testing::{Limits, start};
 use crate::{Client, DangerDirect, TrustFile, head_template};
 use aws_lc_rs::signature::Ed25519KeyPair;
 use futures::Stream;
@@ -15,10 +15,11 @@ use quorate_core::ids::{ClientId, NodeId, PoolId};
 use quorate_core::leaf::Outcome;
 use quorate_core::policy::RouteDocument;
 use quorate_core::proof::{LeafCertificate, Proof};
+use quorate_core::refusal::Refusal;
 use quorate_core::tlog::LeafIndex;
 use quorate_proto::v1::mesh_server::{Mesh, MeshServer};
 use quorate_proto::v1::{self, tunnel_down, tunnel_up};
-use quorate_splitkey::framing::{BodyMeter, HeadRecords, HeadShape};
+use quorate_splitkey::framing::{BodyMeter, HeadRecords};
 use quorate_splitkey::keyer::KeyerConnection;
 use quorate_splitkey::record::TrafficSecret;
 use quorate_splitkey::watch::HandshakeWatch;
@@ -35,6 +36,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tonic::{Response, Status, Streaming};
 
+mod keyed;
+
 /// How the mock provider behaves.
 #[derive(Clone, Copy, PartialEq)]
 enum Provider {
@@ -45,6 +48,8 @@ enum Provider {
     NoSuite,
     /// Asks for a client certificate.
     WantsCertificate,
+    /// Checks the key, and knows requests that are bad: see `keyed::refusal`.
+    Keyed,
 }
 
 struct Stage {
@@ -131,6 +136,14 @@ async fn serve(tls: &mut tokio_rustls::server::TlsStream<TcpStream>, kind: Provi
         request.extend_from_slice(&piece[..read]);
     }
     let body = &request[head_end..];
+    if kind == Provider::Keyed
+        && let Some((status, error)) = keyed::refusal(&request[..head_end], body)
+    {
+        let answer = format!("HTTP/1.1 {status} No\r\ncontent-length: {}\r\n\r\n{error}", error.len());
+        tls.write_all(answer.as_bytes()).await.unwrap();
+        tls.shutdown().await.unwrap();
+        return;
+    }
     let mut answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
     for chunk in body.chunks(10_000) {
         answer.extend(format!("{:x}\r\n", chunk.len()).bytes());
@@ -168,40 +181,48 @@ struct MockNode {
 /// What the nodes of a mock mesh share in place of a log.
 #[derive(Default)]
 struct MockLog {
-    directory: Vec<u8>,
+    directory: Mutex<Vec<u8>>,
     submitted: Mutex<Vec<Command>>,
     /// Nodes whose tunnels are refused as lapsed.
     lapsed: Mutex<BTreeSet<NodeId>>,
     /// The real state machine, certified by the members' keys.
     mesh: Mutex<Option<quorate_core::testing::Mesh>>,
+    /// Pairs that flip a bit of the key.
+    spoiling: Mutex<BTreeSet<(NodeId, NodeId)>>,
     /// Whether relays keep the certificate to themselves.
     uncertified: std::sync::atomic::AtomicBool,
 }
 
+fn decide(mesh: &mut quorate_core::testing::Mesh, command: Command) -> Outcome {
+    mesh.time = mesh.time.max(crate::directory::now());
+    mesh.decide(command)
+}
+
 impl MockLog {
     fn decide(&self, command: Command) -> Outcome {
-        let mut mesh = self.mesh.lock().unwrap();
-        let mesh = mesh.as_mut().unwrap();
-        mesh.time = mesh.time.max(crate::directory::now());
-        mesh.decide(command)
+        decide(self.mesh.lock().unwrap().as_mut().unwrap(), command)
     }
 
     /// Decides an authorisation, and certifies it.
-    fn authorise(&self, command: Command) -> v1::tunnel_down::Authorised {
-        assert_eq!(self.decide(command), Outcome::Authorised);
-        let mesh = self.mesh.lock().unwrap();
-        let mesh = mesh.as_ref().unwrap();
+    fn authorise(&self, command: Command) -> Result<v1::tunnel_down::Authorised, Refusal> {
+        let mut mesh = self.mesh.lock().unwrap();
+        let mesh = mesh.as_mut().unwrap();
+        match decide(mesh, command) {
+            Outcome::Authorised => {}
+            Outcome::Refused(refusal) => return Err(refusal),
+            other => panic!("{other:?}"),
+        }
         // The entry's last leaf is its end; the one before is the decision.
         let size = mesh.state().checkpoint().size.0;
         let Proof { checkpoint, cosignatures, mut leaves, .. } = mesh.proof(&[LeafIndex(size - 2)]);
         let certificate = LeafCertificate { checkpoint, cosignatures, leaf: leaves.remove(0) };
         let kept = self.uncertified.load(Ordering::SeqCst);
-        v1::tunnel_down::Authorised {
+        Ok(v1::tunnel_down::Authorised {
             leaf_index: size - 2,
             tree_size: size,
             certificate: if kept { Vec::new() } else { encode(&certificate) }.into(),
             timings: None,
-        }
+        })
     }
 }
 
@@ -216,7 +237,7 @@ impl Mesh for MockNode {
         _: tonic::Request<v1::DirectoryRequest>,
     ) -> Result<Response<v1::DirectoryReply>, Status> {
         let log = self.log.as_ref().ok_or_else(|| Status::unimplemented("no log here"))?;
-        Ok(Response::new(v1::DirectoryReply { proof: log.directory.clone().into() }))
+        Ok(Response::new(v1::DirectoryReply { proof: log.directory.lock().unwrap().clone().into() }))
     }
     async fn submit(
         &self,
@@ -225,8 +246,9 @@ impl Mesh for MockNode {
         let command: Command = borsh::from_slice(&request.into_inner().command).unwrap();
         let Command::Client(signed) = &command else { panic!("clients submit client commands") };
         let outcome = match &signed.body {
-            ClientCommand::OpenPool(_) => self.log.as_ref().unwrap().decide(command.clone()),
-            ClientCommand::Report(_) => Outcome::Reported,
+            ClientCommand::OpenPool(_) | ClientCommand::Report(_) => {
+                self.log.as_ref().unwrap().decide(command.clone())
+            }
             ClientCommand::Authorise(_) => panic!("authorisations go through the tunnel"),
         };
         self.log.as_ref().unwrap().submitted.lock().unwrap().push(command);
@@ -258,14 +280,7 @@ impl Mesh for MockNode {
     async fn tunnel(&self, up: tonic::Request<Streaming<v1::TunnelUp>>) -> Result<Response<Down>, Status> {
         let (down, receiver) = mpsc::channel(8);
         if self.log.as_ref().is_some_and(|l| l.lapsed.lock().unwrap().contains(&self.id)) {
-            let refusal = quorate_core::refusal::Refusal::RelayNotAttested;
-            let refused = v1::Refused {
-                code: refusal.code().into(),
-                retry: v1::Retry::Now.into(),
-                fault: v1::Fault::Mesh.into(),
-                ..Default::default()
-            };
-            let frame = Some(tunnel_down::Frame::Refused(refused));
+            let frame = Some(tunnel_down::Frame::Refused(refused(Refusal::RelayNotAttested)));
             down.send(Ok(v1::TunnelDown { frame })).await.unwrap();
             return Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))));
         }
@@ -275,6 +290,27 @@ impl Mesh for MockNode {
             let _ = relay(up.into_inner(), down, route, word, keyers, log).await;
         });
         Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
+    }
+}
+
+fn refused(refusal: Refusal) -> v1::Refused {
+    use quorate_core::refusal::{Fault, Retry};
+    let retry = match refusal.retry() {
+        Retry::Now => v1::Retry::Now,
+        Retry::Later => v1::Retry::Later,
+        Retry::Never => v1::Retry::Never,
+    };
+    let fault = match refusal.fault() {
+        Fault::Client => v1::Fault::Client,
+        Fault::Operator => v1::Fault::Operator,
+        Fault::Mesh => v1::Fault::Mesh,
+    };
+    v1::Refused {
+        code: refusal.code().into(),
+        message: refusal.to_string(),
+        hint: refusal.hint().into(),
+        retry: retry.into(),
+        fault: fault.into(),
     }
 }
 
@@ -345,25 +381,36 @@ async fn relay(
                     }
                     Word::Authorised => {}
                 }
-                let records = HeadRecords::from_bytes(&request.head, HeadShape::Whole).unwrap();
+                let records = HeadRecords::from_bytes(&request.head, template.shape()).unwrap();
                 let secret = keyers.lock().unwrap().iter().find(|(c, _)| *c == open.connection).unwrap().1;
                 let mut keyer = KeyerConnection::new();
                 keyer.register(TrafficSecret::new(secret)).unwrap();
                 let checked = keyer.check_head(&template, &records).expect("a canonical head");
-                let signed = match borsh::from_slice::<Command>(&request.command) {
+                let (signed, pair) = match borsh::from_slice::<Command>(&request.command) {
                     Ok(Command::Client(ClientSigned { body: ClientCommand::Authorise(a), .. })) => {
                         assert_eq!(a.connection.0, open.connection.as_ref());
-                        a.head_digest.0
+                        (a.head_digest.0, (a.relay, a.keyer))
                     }
-                    _ => request.command.as_ref().try_into().unwrap(),
+                    _ => (request.command.as_ref().try_into().unwrap(), (NodeId(1), NodeId(2))),
                 };
                 assert_eq!(signed, records.digest().0, "the signature covers the head");
                 meter = Some(BodyMeter::new(checked.content_length()));
-                forward = request.head.to_vec();
                 let authorised = match &log {
                     Some(log) => log.authorise(borsh::from_slice(&request.command).unwrap()),
-                    None => v1::tunnel_down::Authorised { leaf_index: 7, tree_size: 9, ..Default::default() },
+                    None => {
+                        Ok(v1::tunnel_down::Authorised { leaf_index: 7, tree_size: 9, ..Default::default() })
+                    }
                 };
+                let authorised = match authorised {
+                    Ok(authorised) => authorised,
+                    Err(refusal) => {
+                        say(tunnel_down::Frame::Refused(refused(refusal))).await?;
+                        return None;
+                    }
+                };
+                let spoils = log.as_ref().is_some_and(|l| l.spoiling.lock().unwrap().contains(&pair));
+                let hole = template.credential().map(|slot| keyed::hole(keyer, slot, pair.1, spoils));
+                records.release_into(hole, &mut forward).unwrap();
                 say(tunnel_down::Frame::Authorised(authorised)).await?;
             }
             _ => panic!("out of turn"),
@@ -554,6 +601,14 @@ impl Drop for MockMesh {
 
 /// Four nodes whose directory is proven, with the boot keys that it names; `age_ms` is how old it is.
 async fn mesh(provider: &RouteDocument, age_ms: u64) -> MockMesh {
+    mesh_with(provider, age_ms, |_| ()).await
+}
+
+async fn mesh_with(
+    provider: &RouteDocument,
+    age_ms: u64,
+    edit: impl FnOnce(&mut quorate_core::policy::PolicyDocument),
+) -> MockMesh {
     use quorate_core::testing::{CLIENT, Mesh as Honest, key};
     let dir = tempfile::tempdir().unwrap();
     let mut listeners = Vec::new();
@@ -567,10 +622,12 @@ async fn mesh(provider: &RouteDocument, age_ms: u64) -> MockMesh {
         }
         let route = d.route.first_mut().unwrap();
         *route = RouteDocument { name: route.name.clone(), ..provider.clone() };
+        edit(d);
     });
     honest.time = quorate_core::ids::Timestamp(crate::directory::now().0 - age_ms);
     honest.recover();
-    let directory = encode(&honest.proof(&[]));
+    let directory = Mutex::new(encode(&honest.proof(&[])));
+    let route = honest.fleet.document.route.first().unwrap().clone();
     let nodes_keys: Vec<_> = honest.fleet.nodes.iter().map(|(id, node)| (*id, node.tls_key())).collect();
     let (cluster, mesh) = (honest.fleet.cluster(), Mutex::new(Some(honest)));
     let log = Arc::new(MockLog { directory, mesh, ..MockLog::default() });
@@ -581,7 +638,7 @@ async fn mesh(provider: &RouteDocument, age_ms: u64) -> MockMesh {
         key_file(&path, tls_key);
         let identity = Identity::load(&path).unwrap();
         let service = MockNode {
-            route: provider.clone(),
+            route: route.clone(),
             word: Word::Authorised,
             keyers: Arc::clone(&keyers),
             log: Some(log.clone()),
