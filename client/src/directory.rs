@@ -3,12 +3,15 @@
 //! A directory only moves forward: a smaller certified checkpoint than the one we hold is ignored, another root at the
 //! same size is a fork. How far its time may be from our clock is the trust file's to say.
 use crate::error::Error;
+use crate::pool::lock;
 use crate::trust::TrustFile;
-use quorate_core::ids::{Custodian, NodeId, RouteId, Timestamp};
+use quorate_core::certificate::{CertifiedAuthorisation, CertifiedCheckpoint};
+use quorate_core::ids::{ClientId, Custodian, NodeId, RequestId, RouteId, Timestamp};
 use quorate_core::policy::{Grant, Member, Route};
-use quorate_core::proof::{Proof, Verified, VerifiedNode};
+use quorate_core::proof::{LeafCertificate, Proof, ProofError, Verified, VerifiedNode};
 use quorate_core::rendezvous;
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// This machine's clock. The one place where this crate reads it.
@@ -17,11 +20,16 @@ pub(crate) fn now() -> Timestamp {
     Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// Checkpoints remembered as certified: the requests of one batch, and of a few before it, stand under one each.
+const CERTIFIED_KEPT: usize = 64;
+
 /// What the client believes of the mesh.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Directory {
     verified: Verified,
     document: Vec<u8>,
+    /// Newest last. Verified by this directory's keys, and forgotten with them.
+    certified: Mutex<VecDeque<Arc<CertifiedCheckpoint>>>,
 }
 
 impl Directory {
@@ -31,7 +39,32 @@ impl Directory {
         let mut proof = Proof::from_bytes(bytes).map_err(failed)?;
         let verified = proof.verify(trust.genesis).map_err(failed)?;
         let document = proof.chain.pop().map(|s| s.document).unwrap_or_default();
-        Ok(Self { verified, document })
+        Ok(Self { verified, document, certified: Mutex::default() })
+    }
+
+    /// Checks that a leaf's certificate proves the authorisation of this client's request. The cosignatures of one checkpoint
+    /// are verified once.
+    pub fn authorisation(
+        &self,
+        certificate: &LeafCertificate,
+        client: &ClientId,
+        request: RequestId,
+    ) -> Result<CertifiedAuthorisation, ProofError> {
+        let known =
+            lock(&self.certified).iter().rev().find(|c| c.reference() == certificate.checkpoint).cloned();
+        let certified = match known {
+            Some(certified) => certified,
+            None => {
+                let certified = Arc::new(self.verified.certify(certificate)?);
+                let mut kept = lock(&self.certified);
+                kept.push_back(certified.clone());
+                if kept.len() > CERTIFIED_KEPT {
+                    kept.pop_front();
+                }
+                certified
+            }
+        };
+        certified.authorisation(client, request, &certificate.leaf)
     }
 
     /// The policy document in force, exactly as its admins signed it.
@@ -160,6 +193,41 @@ mod tests {
         let route = RouteId::new(ROUTE).unwrap();
         let pairs = directory.pairs(&route, &Custodian::new("developers").unwrap());
         assert!(!pairs.is_empty() && pairs.iter().all(|(r, k)| r.0 != 1 && k.0 != 1), "{pairs:?}");
+    }
+
+    #[test]
+    fn the_cosignatures_of_a_checkpoint_are_verified_once() {
+        let mut mesh = Mesh::four();
+        let pool = mesh.open_pool();
+        let requests = [mesh.authorise(&pool), mesh.authorise(&pool)];
+        let client = ClientId::new(CLIENT).unwrap();
+        let directory = directory(&mesh);
+        let certificate = |request| {
+            let Proof { checkpoint, cosignatures, mut leaves, .. } = mesh.receipt(request).0;
+            LeafCertificate { checkpoint, cosignatures, leaf: leaves.remove(0) }
+        };
+        let [first, second] = requests.map(certificate);
+        assert_eq!(first.checkpoint, second.checkpoint);
+        let bare = LeafCertificate { cosignatures: vec![], ..second };
+        assert!(matches!(
+            directory.authorisation(&bare, &client, requests[1]),
+            Err(ProofError::NotCertified(_))
+        ));
+        directory.authorisation(&first, &client, requests[0]).unwrap();
+        directory.authorisation(&bare, &client, requests[1]).unwrap();
+        // What is known of one root says nothing of another, nor of a leaf that is not under it.
+        let mut other = bare.clone();
+        other.checkpoint.root.0[0] ^= 1;
+        assert!(matches!(
+            directory.authorisation(&other, &client, requests[1]),
+            Err(ProofError::NotCertified(quorate_core::certificate::NotCertified::TooFew { .. }))
+        ));
+        let mut altered = bare.clone();
+        *altered.leaf.bytes.last_mut().unwrap() ^= 1;
+        assert!(matches!(
+            directory.authorisation(&altered, &client, requests[1]),
+            Err(ProofError::NotCertified(quorate_core::certificate::NotCertified::NotIncluded))
+        ));
     }
 
     #[test]

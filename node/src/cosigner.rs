@@ -29,6 +29,8 @@ const PENDING_MAX: usize = 8192;
 /// Cosignatures of one peer above the newest certified size. When more come, that peer's first go: an honest peer's later ones
 /// cover them, and a hostile one crowds out nobody but itself.
 const HEARD_MAX: usize = 4096;
+/// How long a certificate that nobody waits for may take: one check then covers all batches of that time.
+const UNHURRIED: std::time::Duration = std::time::Duration::from_millis(50);
 /// Anchors whose certificates are kept for evidence.
 const ANCHORS_KEPT: usize = 256;
 
@@ -190,6 +192,10 @@ pub struct Cosigner {
     heard: BTreeMap<NodeId, Heard>,
     /// Applied and not yet durable here, or not yet allowed: signed when that changes.
     unsigned: BTreeMap<TreeSize, AppliedCheckpoint>,
+    /// The largest size that somebody here waits for.
+    wanted: TreeSize,
+    /// Whether to certify what nobody waits for.
+    unhurried: bool,
     /// Keys whose equivocation this node has shown: one proof is enough, and each costs a leaf.
     accused: BTreeSet<(NodeId, [u8; 32])>,
 }
@@ -270,6 +276,8 @@ impl Cosigner {
             pending: BTreeMap::new(),
             heard,
             unsigned: BTreeMap::new(),
+            wanted: TreeSize::ZERO,
+            unhurried: false,
             accused: BTreeSet::new(),
         };
         Ok((cosigner, handle))
@@ -283,8 +291,9 @@ impl Cosigner {
 
     /// Runs until the node stops.
     pub async fn run(mut self) {
-        let mut retry = tokio::time::interval(std::time::Duration::from_millis(50));
+        let mut retry = tokio::time::interval(UNHURRIED);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut wanted = self.ledger.wanted();
         loop {
             tokio::select! {
                 biased;
@@ -302,7 +311,19 @@ impl Cosigner {
                     }
                     self.sign_due();
                 }
-                _ = retry.tick(), if !self.unsigned.is_empty() => self.sign_due(),
+                changed = wanted.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.wanted = *wanted.borrow_and_update();
+                    self.meet_newest();
+                }
+                _ = retry.tick(), if !self.pending.is_empty() => {
+                    self.sign_due();
+                    self.unhurried = true;
+                    self.meet_newest();
+                    self.unhurried = false;
+                }
             }
         }
     }
@@ -445,10 +466,26 @@ impl Cosigner {
         });
     }
 
-    /// Verifies what waits at this size, as far as needed, and publishes the certificate once a quorum met.
+    /// The newest checkpoint that a quorum signed covers all before it.
+    fn meet_newest(&mut self) {
+        let sizes: Vec<TreeSize> = self.pending.keys().rev().copied().collect();
+        for size in sizes {
+            self.meet(size);
+            if !self.pending.contains_key(&size) {
+                return;
+            }
+        }
+    }
+
+    /// Verifies what waits at this size, as far as needed, and publishes the certificate once a quorum met. What nobody here
+    /// waits for is left to the next tick, which checks the newest only: most certificates are some other node's business.
     fn meet(&mut self, size: TreeSize) {
         let Some(pending) = self.pending.get_mut(&size) else { return };
         let applied = &pending.applied;
+        let certified = self.handle.shared().certified.map_or(TreeSize::ZERO, |(c, _)| c.size);
+        if certified >= self.wanted && !applied.anchor && !self.unhurried {
+            return;
+        }
         let checkpoint = checkpoint_of(self.ledger.origin(), applied.checkpoint);
         let certifiers: &Certifiers = &applied.certifiers;
         let satisfied = |v: &BTreeMap<NodeId, VerifiedCosignature>| {
@@ -574,7 +611,9 @@ mod tests {
                 durable: tokio::sync::watch::channel(u64::MAX).1,
                 raft_floor: CertifiedFloor::new(),
             };
-            Cosigner::open(folder.path(), parts).unwrap().0
+            let mut cosigner = Cosigner::open(folder.path(), parts).unwrap().0;
+            cosigner.wanted = TreeSize(u64::MAX);
+            cosigner
         }
 
         fn signed(&mut self, node: u64, checkpoint: CheckpointRef) -> Signed {
@@ -631,6 +670,35 @@ mod tests {
         let third = bench.signed(3, applied.checkpoint);
         bench.cosigner.on_signed(third);
         assert_eq!(bench.certified(), Some(applied.checkpoint));
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_certified_unhurriedly_and_at_once_when_somebody_does() {
+        let mut bench = Bench::new();
+        bench.cosigner.wanted = TreeSize::ZERO;
+        let mut sign_all = |bench: &mut Bench| {
+            let applied = bench.mesh.apply(vec![]);
+            bench.cosigner.on_applied(bench.applied(&applied));
+            for node in 1..=3 {
+                let signed = bench.signed(node, applied.checkpoint);
+                bench.cosigner.on_signed(signed);
+            }
+            applied.checkpoint
+        };
+        let (_, second) = (sign_all(&mut bench), sign_all(&mut bench));
+        assert_eq!(bench.certified(), None);
+        bench.cosigner.unhurried = true;
+        bench.cosigner.meet_newest();
+        bench.cosigner.unhurried = false;
+        assert_eq!(bench.certified(), Some(second));
+        assert!(bench.cosigner.pending.is_empty(), "the first is covered by the second");
+
+        // Somebody waits for a size whose own cosignatures never come: a later one will do.
+        let third = bench.mesh.apply(vec![]);
+        bench.cosigner.on_applied(bench.applied(&third));
+        bench.cosigner.wanted = third.checkpoint.size;
+        let fourth = sign_all(&mut bench);
+        assert_eq!(bench.certified(), Some(fourth));
     }
 
     #[test]

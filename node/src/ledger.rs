@@ -8,13 +8,13 @@ use arc_swap::ArcSwap;
 use quorate_attest::evidence::BootKeys;
 use quorate_core::certificate::{CertifiedAuthorisation, CertifiedCheckpoint, CertifiedLeaf, Certifiers};
 use quorate_core::command::{Alarm, CheckpointRef, ClientCommand, Command, NodeCommand, Settlement};
-use quorate_core::crypto::Hash;
+use quorate_core::crypto::{Hash, PublicKey};
 use quorate_core::ids::{NodeId, RequestId, Timestamp};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_core::policy::Policy;
 use quorate_core::proof::{LeafCertificate, ProvenLeaf};
 use quorate_core::refusal::Refusal;
-use quorate_core::state::{AppliedLeaf, Blobs, NodeRecord, State};
+use quorate_core::state::{AppliedLeaf, Blobs, NodeRecord, State, VerifiedAhead};
 use quorate_core::tlog::{LeafIndex, Origin, TreeSize};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
@@ -191,6 +191,7 @@ struct Inner {
     cluster: Hash,
     origin: Origin,
     state: RwLock<State>,
+    ahead: ArcSwap<VerifiedAhead>,
     view: ArcSwap<View>,
     view_changed: watch::Sender<u64>,
     tiles: ArcSwap<TileReader>,
@@ -198,6 +199,8 @@ struct Inner {
     authorisations: Mutex<Authorisations>,
     decided: Mutex<DecidedLately>,
     certified: watch::Sender<Option<Arc<Certified>>>,
+    /// Somebody waits for a certificate of at least this size.
+    wanted: watch::Sender<TreeSize>,
     outgoing: mpsc::Sender<Outgoing>,
 }
 
@@ -256,12 +259,14 @@ impl Ledger {
             origin: state.origin().clone(),
             view: ArcSwap::from_pointee(View::of(&state, log_index)),
             view_changed: watch::Sender::new(log_index),
+            ahead: ArcSwap::from_pointee(state.verified_ahead().clone()),
             state: RwLock::new(state),
             tiles: ArcSwap::from_pointee(tiles.reader()),
             waiters: Mutex::default(),
             authorisations: Mutex::default(),
             decided: Mutex::default(),
             certified: watch::Sender::new(None),
+            wanted: watch::Sender::new(TreeSize::ZERO),
             outgoing,
         };
         let ledger = Self { inner: Arc::new(inner) };
@@ -291,6 +296,10 @@ impl Ledger {
     /// The newest certified checkpoint.
     pub fn certified(&self) -> watch::Receiver<Option<Arc<Certified>>> {
         self.inner.certified.subscribe()
+    }
+    /// The largest size that anybody here waited for a certificate of.
+    pub(crate) fn wanted(&self) -> watch::Receiver<TreeSize> {
+        self.inner.wanted.subscribe()
     }
     /// The tiles.
     pub fn tiles(&self) -> Arc<TileReader> {
@@ -393,6 +402,18 @@ impl Ledger {
         }
     }
 
+    /// Checks the signatures of a batch while its entry is on its way to the disks, so that applying it need not.
+    pub fn verify_ahead(&self, commands: Vec<Command>) {
+        let ledger = self.clone();
+        tokio::task::spawn_blocking(move || {
+            let (view, ahead) = (ledger.view(), ledger.inner.ahead.load_full());
+            let boot_key = |node| view.attested(node).map(|boot| PublicKey(boot.cosign));
+            for command in &commands {
+                ahead.verify(ledger.inner.cluster, command, &view.policy, boot_key);
+            }
+        });
+    }
+
     /// Waits until the authorisation of a request is under a certified checkpoint, in this node's own view.
     pub async fn authorisation(
         &self,
@@ -435,6 +456,11 @@ impl Ledger {
         deadline: Instant,
     ) -> Result<Arc<Certified>, DecideError> {
         let mut watch = self.inner.certified.subscribe();
+        self.inner.wanted.send_if_modified(|wanted| {
+            let more = *wanted < size;
+            *wanted = size.max(*wanted);
+            more
+        });
         let reached = watch.wait_for(|c| c.as_ref().is_some_and(|c| c.own.size >= size));
         let found = tokio::time::timeout_at(deadline, reached).await.map_err(|_| DecideError::NoQuorum)?;
         found.map_err(|_| DecideError::ShuttingDown)?.clone().ok_or(DecideError::NoQuorum)
@@ -562,6 +588,7 @@ impl<B: Blobs> Applier<B> {
         self.tiles = TileStore::open(&self.tiles_dir, tail)?;
         let inner = &self.ledger.inner;
         inner.tiles.store(Arc::new(self.tiles.reader()));
+        inner.ahead.store(Arc::new(state.verified_ahead().clone()));
         *inner.state.write().unwrap_or_else(PoisonError::into_inner) = state;
         inner.view.store(Arc::new(view));
         inner.view_changed.send_replace(log_index);

@@ -195,6 +195,7 @@ pub async fn batch(raft: Raft, ledger: Ledger, queue: Queue, metrics: Arc<Metric
             tracing::error!("a batch exceeded its bound: dropped");
             continue;
         };
+        ledger.verify_ahead(batch.commands);
         match tokio::time::timeout(STUCK, raft.client_write(entry)).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {

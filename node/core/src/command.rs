@@ -84,6 +84,9 @@ impl Command {
                 body: NodeCommand::Alarm(Alarm::AdmissionRefused { check, .. }),
                 ..
             }) => check.len() <= CHECK_BYTES_MAX,
+            Self::Node(NodeSigned { body: NodeCommand::Unanswered(requests), .. }) => {
+                requests.len() <= SETTLEMENTS_MAX
+            }
             Self::Node(_) => true,
             Self::Evidence(c) => c.certificate.len() <= COSIGNATURES_MAX && quote(&c.evidence),
             Self::Recover(c) => {
@@ -304,6 +307,10 @@ pub enum NodeCommand {
     Alarm(Alarm),
     /// Commit to the state's digest, so that a snapshot at this entry can be installed.
     Snapshot,
+    /// Authorised requests that name the author as keyer, for which it never answered and never will: with a relay that says
+    /// it sent nothing either, no hole was filled, so whatever went wrong says nothing about the credential. Only for requests
+    /// that failed; at most [`SETTLEMENTS_MAX`].
+    Unanswered(Vec<RequestId>),
 }
 
 impl NodeSigned {

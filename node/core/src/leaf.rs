@@ -103,6 +103,8 @@ pub enum AnomalyRule {
     FaultOfInterruptedNode,
     /// It had no answer, and does not count: nor had others, over pairs of other nodes.
     FaultElsewhereToo,
+    /// It had no answer, and does not count: keyer and relay both say that no hole was filled.
+    FaultBeforeRelease,
 }
 
 /// Policy version and attested set after a batch.
@@ -131,7 +133,7 @@ pub enum Outcome {
     Authorised,
     /// The client's report was taken.
     Reported,
-    /// The settlements were taken; codes of those that were not, by position.
+    /// The settlements, or a keyer's word on requests it never answered, were taken; codes of those that were not, by position.
     Settled(Vec<(u16, Refusal)>),
     /// The alarm stands.
     AlarmRaised,

@@ -133,11 +133,27 @@ impl Verified {
         client: &ClientId,
         request: RequestId,
     ) -> Result<CertifiedAuthorisation, ProofError> {
+        self.certify(certificate)?.authorisation(client, request, &certificate.leaf)
+    }
+
+    /// Checks the checkpoint that a leaf's certificate names, by this state's boot keys. It holds for every leaf under it, so
+    /// that the requests of one batch cost one check.
+    pub fn certify(&self, certificate: &LeafCertificate) -> Result<CertifiedCheckpoint, ProofError> {
         let checkpoint = checkpoint_of(&self.certified.checkpoint().origin, certificate.checkpoint);
         let known = certificate.cosignatures.iter().filter(|(n, _)| self.nodes.contains_key(n)).copied();
-        let certified = self.certifiers().certify(checkpoint, &known.collect::<Vec<_>>())?;
-        let ProvenLeaf { index, bytes, inclusion } = &certificate.leaf;
-        let authorisation = certified.leaf(bytes, *index, inclusion)?.authorisation();
+        Ok(self.certifiers().certify(checkpoint, &known.collect::<Vec<_>>())?)
+    }
+}
+
+impl CertifiedCheckpoint {
+    /// The authorisation of this client's request, if that is the leaf, and it stands under this checkpoint.
+    pub fn authorisation(
+        &self,
+        client: &ClientId,
+        request: RequestId,
+        leaf: &ProvenLeaf,
+    ) -> Result<CertifiedAuthorisation, ProofError> {
+        let authorisation = self.leaf(&leaf.bytes, leaf.index, &leaf.inclusion)?.authorisation();
         let own = authorisation.filter(|a| a.client() == client && a.request().request == request);
         own.ok_or(ProofError::NoAuthorisation)
     }

@@ -268,6 +268,7 @@ impl PeerService {
             for digest in batch.commands.iter().flat_map(Command::blobs) {
                 self.fetch_blob(from, &digest).await?;
             }
+            self.ledger.verify_ahead(batch.commands);
         }
         Ok(())
     }

@@ -9,7 +9,8 @@
 //!                                                                                  same answer: cancelled, else counts
 //! answerless fault   alert, close, no settlement, and what a gateway says while   held 60 s; void when disjoint pairs show
 //!                    its API is down (408, 425, 429, 5xx, not in that form)        them within 60 s of it, or when a node of
-//!                                                                                  the pair was interrupted
+//!                                                                                  the pair was interrupted, or a quorum was
+//!                                                                                  lost, or nothing was released
 //! ```
 //! One client counts once per pair; from its fault on, held or counted, it is barred there ([`Refusal::PairBarred`]). Three
 //! clients suspend the pair ([`Refusal::PairSuspended`]), provisionally while some of the three are held. Counted faults of
@@ -19,6 +20,9 @@
 //! Disjoint pairs show them: the pairs with answerless faults within 60 s have no node in common, as two disjoint pairs have
 //! none, and as three of three nodes have none where one of four is down. Then it is the provider, for whatever pair falls into
 //! that minute.
+//!
+//! Nothing released: the keyer says that it never answered (`HeadRefused`, [`NodeCommand::Unanswered`]) and the relay that it
+//! sent nothing. Neither word alone is believed, nor the relay's through the client.
 //!
 //! Which adversary: one hostile node, or one hostile client. A node's faults are all on pairs with itself, so alone it can never
 //! make its own void; a client that helps it could, and those two are outside the promise. An honest client's trouble elsewhere
@@ -30,7 +34,9 @@
 //! matter; each of them is a try.
 //!
 //! Memory is bounded: at most 42 pairs of 7 members with [`REMEMBERED_PER_PAIR_MAX`] clients each, per credential.
-use super::Run;
+use super::{RequestRecord, Run};
+#[cfg(doc)]
+use crate::command::NodeCommand;
 use crate::command::{Ended, Report};
 use crate::ids::{ClientId, NodeId, RequestId, RouteId, Timestamp};
 use crate::leaf::{AnomalyRule, LeafBody};
@@ -89,10 +95,11 @@ impl FaultKind {
     /// What a client's report says about the credential.
     pub fn of(report: &Report) -> Option<Self> {
         match (report.status, report.error_form) {
-            // Before the head is accepted nothing was released; what the application gave up proves nothing.
+            // What the application gave up proves nothing. That a head was refused is the relay's word, until the keyer says so.
             (0, _) => match report.ended {
-                Ended::Cancelled | Ended::HeadRefused => None,
+                Ended::Cancelled => None,
                 Ended::Complete
+                | Ended::HeadRefused
                 | Ended::Unreachable
                 | Ended::Truncated
                 | Ended::CeilingReached
@@ -126,6 +133,8 @@ pub struct CredentialUse {
     pub metered: bool,
     /// Whether its client saw an answer.
     pub answered: bool,
+    /// Whether its keyer says that it never answered.
+    pub denied: bool,
     /// What its client's report shows.
     pub fault: Option<FaultKind>,
 }
@@ -140,6 +149,17 @@ pub(super) struct Fault {
     pub(super) kind: FaultKind,
 }
 
+/// Whether something else than the credential explains a silence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Interrupted {
+    /// Nothing does.
+    Nothing,
+    /// This node of the pair was not attested all the time.
+    Node(NodeId),
+    /// Fewer than a quorum were: nothing could be certified, so nothing was released. No node brings that about alone.
+    Mesh,
+}
+
 /// What became of a fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -149,6 +169,8 @@ pub(super) enum Verdict {
     Excused(RequestId),
     /// Disjoint pairs show it too.
     Elsewhere(RequestId),
+    /// Nothing was released.
+    Unreleased(RequestId),
     /// That was the third client.
     Suspended(Pair),
     /// The credential is frozen.
@@ -211,6 +233,8 @@ struct Rules {
     elsewhere: bool,
     /// A node that was interrupted is excused, so often.
     interruptions_max: u32,
+    /// Nobody answers for what happened while fewer than a quorum were attested.
+    quorum_lost: bool,
     /// A 400 in the API's own form is held for its repetition.
     repeats: bool,
     /// Only a disjoint pair's repetition cancels.
@@ -223,6 +247,7 @@ const RULES: Rules = Rules {
     limits: true,
     elsewhere: true,
     interruptions_max: INTERRUPTIONS_MAX,
+    quorum_lost: true,
     repeats: true,
     disjoint_repeats: true,
 };
@@ -292,16 +317,12 @@ impl Meter {
         rules: &Rules,
         now: Timestamp,
         fault: Fault,
-        interrupted: &dyn Fn(Pair, Timestamp) -> Option<NodeId>,
+        interrupted: &dyn Fn(Pair, Timestamp) -> Interrupted,
         verdicts: &mut Vec<Verdict>,
     ) {
         let Fault { pair, client, request, authorised, kind } = fault;
         if kind == FaultKind::Answerless && rules.elsewhere {
-            if let Some(node) = interrupted(pair, authorised)
-                && self.excuse(rules, node, now)
-            {
-                return verdicts.push(Verdict::Excused(request));
-            }
+            let excused = self.excuse(rules, interrupted(pair, authorised), now);
             self.pairs.entry(pair).or_default().answerless = Some(now);
             let near = |at: Timestamp| now.since_ms(at) <= HOLD_MS;
             if self.nobody_alone(near) {
@@ -315,6 +336,9 @@ impl Meter {
                         !void
                     });
                 }
+            }
+            if excused {
+                return verdicts.push(Verdict::Excused(request));
             }
             if self.outage.is_some_and(near) {
                 return verdicts.push(Verdict::Elsewhere(request));
@@ -376,8 +400,13 @@ impl Meter {
         }
     }
 
-    /// Whether an interruption of this node excuses a fault; faults within one hold are of one interruption.
-    fn excuse(&mut self, rules: &Rules, node: NodeId, now: Timestamp) -> bool {
+    /// Whether an interruption excuses a fault; faults within one hold are of one interruption of a node.
+    fn excuse(&mut self, rules: &Rules, interrupted: Interrupted, now: Timestamp) -> bool {
+        let node = match interrupted {
+            Interrupted::Nothing => return false,
+            Interrupted::Mesh => return rules.quorum_lost,
+            Interrupted::Node(node) => node,
+        };
         let record =
             self.interruptions.entry(node).or_insert(Interruptions { count: 0, until: Timestamp(0) });
         if now > record.until {
@@ -410,12 +439,19 @@ impl Meter {
         cancelled
     }
 
+    /// Keyer and relay both say that nothing was released: forgets the fault, if it is still held.
+    fn unreleased(&mut self, client: &ClientId, request: RequestId, pair: Pair) -> bool {
+        let Some(meter) = self.pairs.get_mut(&pair) else { return false };
+        let own = meter.held.get(client).is_some_and(|h| h.request == request);
+        own && meter.held.remove(client).is_some()
+    }
+
     /// Decides on what was held long enough.
     fn release(
         &mut self,
         rules: &Rules,
         now: Timestamp,
-        interrupted: &dyn Fn(Pair, Timestamp) -> Option<NodeId>,
+        interrupted: &dyn Fn(Pair, Timestamp) -> Interrupted,
         verdicts: &mut Vec<Verdict>,
     ) {
         let due = |h: &Held| now.since_ms(h.at) > HOLD_MS;
@@ -427,7 +463,7 @@ impl Meter {
         for (_, pair, client) in over {
             let Some(held) = self.pairs.get_mut(&pair).and_then(|m| m.held.remove(&client)) else { continue };
             let excused = held.kind == FaultKind::Answerless
-                && interrupted(pair, held.authorised).is_some_and(|node| self.excuse(rules, node, now));
+                && self.excuse(rules, interrupted(pair, held.authorised), now);
             if excused {
                 verdicts.push(Verdict::Excused(held.request));
             } else {
@@ -492,6 +528,9 @@ impl Run<'_> {
         used.answered = report.status != 0;
         used.fault = FaultKind::of(report);
         let used = used.clone();
+        if used.metered && used.fault == Some(FaultKind::Answerless) && nothing_released(record) {
+            return self.metered(&used.route, used.share_epoch, vec![Verdict::Unreleased(report.request)]);
+        }
         let (Some(kind), true) = (used.fault, used.metered) else { return };
         if let (FaultKind::OwnForm400, Some(first)) = (kind, report.same_as)
             && self.repeated(client, first, pair, &used)
@@ -518,6 +557,27 @@ impl Run<'_> {
         metered || recorded
     }
 
+    /// A node says that it never answered for a request as its keyer.
+    pub(super) fn keyer_denies(&mut self, node: NodeId, request: RequestId) {
+        let record = self.state.data.requests.get_mut(&request).filter(|r| r.keyer == node);
+        if let Some(used) = record.and_then(|r| r.credential.as_mut()) {
+            used.denied = true;
+            self.void_unreleased(request);
+        }
+    }
+
+    /// Once keyer and relay both say that nothing was released, the request's fault is forgotten, if it is still held.
+    pub(super) fn void_unreleased(&mut self, request: RequestId) {
+        let data = &mut self.state.data;
+        let Some(record) = data.requests.get(&request).filter(|r| nothing_released(r)) else { return };
+        let pair = Pair { relay: record.relay, keyer: record.keyer };
+        let Some(used) = record.credential.clone() else { return };
+        let meter = meter_of(&mut data.meters, &used);
+        if meter.is_some_and(|m| m.unreleased(&record.client, request, pair)) {
+            self.metered(&used.route, used.share_epoch, vec![Verdict::Unreleased(request)]);
+        }
+    }
+
     /// A request was never settled by its relay, and its client saw no answer either.
     pub(super) fn meter_unsettled(
         &mut self,
@@ -541,19 +601,25 @@ impl Run<'_> {
         let Some(meter) = meter_of(&mut data.meters, used) else { return };
         let fault = Fault { pair, client, request, authorised: used.authorised, kind };
         let mut verdicts = Vec::new();
-        let nodes = &data.nodes;
-        meter.fault(&RULES, data.time, fault, &|p, since| interrupted(nodes, p, since), &mut verdicts);
+        let (nodes, quorum) = (&data.nodes, self.state.policy.quorum());
+        meter.fault(
+            &RULES,
+            data.time,
+            fault,
+            &|p, since| interrupted(nodes, quorum, p, since),
+            &mut verdicts,
+        );
         self.metered(&used.route, used.share_epoch, verdicts);
     }
 
     /// What was held long enough by this entry's time is decided.
     pub(super) fn release_faults(&mut self) {
         let data = &mut self.state.data;
-        let (time, nodes) = (data.time, &data.nodes);
+        let (time, nodes, quorum) = (data.time, &data.nodes, self.state.policy.quorum());
         let mut decided = Vec::new();
         for (route, meter) in &mut data.meters {
             let mut verdicts = Vec::new();
-            meter.release(&RULES, time, &|p, since| interrupted(nodes, p, since), &mut verdicts);
+            meter.release(&RULES, time, &|p, since| interrupted(nodes, quorum, p, since), &mut verdicts);
             decided.push((route.clone(), meter.share_epoch, verdicts));
         }
         for (route, share_epoch, verdicts) in decided {
@@ -569,6 +635,7 @@ impl Run<'_> {
                 Verdict::Counted(request) => anomaly(request, AnomalyRule::CredentialFault),
                 Verdict::Excused(request) => anomaly(request, AnomalyRule::FaultOfInterruptedNode),
                 Verdict::Elsewhere(request) => anomaly(request, AnomalyRule::FaultElsewhereToo),
+                Verdict::Unreleased(request) => anomaly(request, AnomalyRule::FaultBeforeRelease),
                 Verdict::Suspended(Pair { relay, keyer }) => {
                     LeafBody::PairSuspended { route: route.clone(), share_epoch, relay, keyer }
                 }
@@ -579,18 +646,32 @@ impl Run<'_> {
     }
 }
 
+/// Whether keyer and relay both say that no hole was filled. One of them is honest: a hostile relay cannot make the keyer say
+/// so, and what a hostile keyer filled with, an honest relay has sent.
+fn nothing_released(record: &RequestRecord) -> bool {
+    let denied = record.credential.as_ref().is_some_and(|used| used.denied);
+    denied && record.settled.is_some_and(|(up, _, _)| up == 0)
+}
+
 /// The meter of what a request used; none once the credential is another, or was lifted since.
 fn meter_of<'a>(meters: &'a mut BTreeMap<RouteId, Meter>, used: &CredentialUse) -> Option<&'a mut Meter> {
     let same = |m: &&mut Meter| (m.share_epoch, m.lifted) == (used.share_epoch, used.lifted);
     meters.get_mut(&used.route).filter(same)
 }
 
-/// The node of a pair that was not attested, by the same boot keys, all the time since.
-fn interrupted(nodes: &BTreeMap<NodeId, super::NodeRecord>, pair: Pair, since: Timestamp) -> Option<NodeId> {
-    let steady = |n: &NodeId| {
-        nodes.get(n).and_then(super::NodeRecord::attested_since).is_some_and(|from| from <= since)
-    };
-    [pair.relay, pair.keyer].into_iter().find(|n| !steady(n))
+/// Who was not attested, by the same boot keys, all the time since.
+fn interrupted(
+    nodes: &BTreeMap<NodeId, super::NodeRecord>,
+    quorum: usize,
+    pair: Pair,
+    since: Timestamp,
+) -> Interrupted {
+    let steady = |r: &super::NodeRecord| r.attested_since().is_some_and(|from| from <= since);
+    if nodes.values().filter(|r| steady(r)).count() < quorum {
+        return Interrupted::Mesh;
+    }
+    let broken = |n: &NodeId| !nodes.get(n).is_some_and(steady);
+    [pair.relay, pair.keyer].into_iter().find(broken).map_or(Interrupted::Nothing, Interrupted::Node)
 }
 
 #[cfg(test)]

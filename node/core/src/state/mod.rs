@@ -6,6 +6,7 @@
 //! ```
 //! Each step appends leaves. What is forwarded, and who may certify, follows from the state after the entry.
 //! It survives a lying leader (safety); whether it makes progress under one is the shell's concern.
+mod ahead;
 mod attestation;
 mod metering;
 mod policy_change;
@@ -14,6 +15,7 @@ mod requests;
 #[cfg(test)]
 mod tests;
 
+pub use ahead::VerifiedAhead;
 pub use attestation::{NodeRecord, NodeStatus, NotAttested, appraise_member, evidence_nonce, recovery_nonce};
 pub use metering::{
     CredentialUse, FREEZING_CLIENTS, FREEZING_PAIRS, FaultKind, HOLD_MS, INTERRUPTIONS_MAX, Meter,
@@ -108,6 +110,7 @@ struct Changing {
 pub struct State {
     data: Data,
     policy: Arc<Policy>,
+    ahead: VerifiedAhead,
 }
 
 /// A leaf as `apply` made it: nobody else can.
@@ -214,7 +217,7 @@ impl State {
             batches_since_snapshot: 0,
             digest_due: false,
         };
-        Ok((Self { data, policy: Arc::new(policy) }, leaf))
+        Ok((Self { data, policy: Arc::new(policy), ahead: VerifiedAhead::default() }, leaf))
     }
 
     /// Reads a snapshot's bytes. Whether they are the certified state is for the caller: compare [`State::digest`].
@@ -227,7 +230,7 @@ impl State {
             return Err(BadSnapshot::WrongCluster);
         }
         let policy = Arc::new(Policy::parse(&data.policy.document)?);
-        Ok(Self { data, policy })
+        Ok(Self { data, policy, ahead: VerifiedAhead::default() })
     }
 
     /// The canonical bytes of the state.
@@ -237,6 +240,10 @@ impl State {
     /// SHA-256 of the canonical bytes: equal on every node that applied the same entries.
     pub fn digest(&self) -> Hash {
         sha256(&self.to_bytes())
+    }
+    /// Where signatures of commands that will be applied can be checked early.
+    pub fn verified_ahead(&self) -> &VerifiedAhead {
+        &self.ahead
     }
     /// Digest of the genesis policy: the cluster's identity.
     pub fn cluster(&self) -> Hash {
@@ -398,7 +405,7 @@ impl<'a> Run<'a> {
         self.release_faults();
         for command in batch.commands {
             let digest = command.digest();
-            let decided = self.decide(&command, blobs);
+            let decided = self.decide(digest, &command, blobs);
             self.record(digest, command, decided);
         }
         self.finish(batch.proposer)
@@ -437,19 +444,20 @@ impl<'a> Run<'a> {
         self.outcomes.push((digest, outcome, position));
     }
 
-    fn decide(&mut self, command: &Command, blobs: &dyn Blobs) -> Result<Outcome, Refusal> {
+    fn decide(&mut self, digest: Hash, command: &Command, blobs: &dyn Blobs) -> Result<Outcome, Refusal> {
         // First of all: a refusal may become a leaf, and a leaf holds the whole command.
         if !command.within_bounds() {
             return Err(Refusal::Oversized);
         }
         match command {
-            Command::Client(c) => self.client_command(c),
+            Command::Client(c) => self.client_command(digest, c),
             Command::Node(c) => {
                 if !self.state.data.nodes.contains_key(&c.node) {
                     return Err(Refusal::UnknownNode);
                 }
                 let boot = self.state.attested(c.node).ok_or(Refusal::NodeNotAttested)?;
-                if !c.is_by(self.state.data.genesis, &PublicKey(boot.cosign)) {
+                let key = PublicKey(boot.cosign);
+                if !self.state.ahead.take(digest, key) && !c.is_by(self.state.data.genesis, &key) {
                     return Err(Refusal::BadSignature);
                 }
                 if self.state.is_dark() {
@@ -457,7 +465,8 @@ impl<'a> Run<'a> {
                 }
                 match &c.body {
                     NodeCommand::Settle(settlements) => self.settle(c.node, settlements),
-                    NodeCommand::Alarm(alarm) => self.alarm(alarm),
+                    NodeCommand::Alarm(alarm) => self.alarm(c.node, alarm),
+                    NodeCommand::Unanswered(requests) => self.unanswered(c.node, requests),
                     NodeCommand::Snapshot => self.snapshot(),
                 }
             }

@@ -1,5 +1,5 @@
 //! Pools, authorisations, settlements: nonces, rates and budgets hold exactly, cluster-wide, because they are decided here.
-use super::metering::{CredentialUse, Pair};
+use super::metering::{CredentialUse, HOLD_MS, Pair};
 use super::{Run, State};
 use crate::command::{
     Alarm, Authorise, ClientCommand, ClientSigned, Ended, OpenPool, PROBE_GRANT_MS_MAX, Report, SIZE_BUCKET,
@@ -102,10 +102,10 @@ impl Usage {
 }
 
 impl Run<'_> {
-    pub(super) fn client_command(&mut self, c: &ClientSigned) -> Result<Outcome, Refusal> {
+    pub(super) fn client_command(&mut self, digest: Hash, c: &ClientSigned) -> Result<Outcome, Refusal> {
         let policy = std::sync::Arc::clone(&self.state.policy);
         let grant = policy.clients.get(&c.client).ok_or(Refusal::UnknownClient)?;
-        if !c.is_by(self.state.data.genesis, &grant.key) {
+        if !self.state.ahead.take(digest, grant.key) && !c.is_by(self.state.data.genesis, &grant.key) {
             return Err(Refusal::BadSignature);
         }
         if self.state.is_dark() {
@@ -250,6 +250,7 @@ impl Run<'_> {
             authorised: time,
             metered,
             answered: false,
+            denied: false,
             fault: None,
         });
         let reserved = reservation(a);
@@ -330,6 +331,7 @@ impl Run<'_> {
             }
             usage.in_flight = usage.in_flight.saturating_sub(1);
         }
+        self.void_unreleased(s.request);
         self.compare(s.request);
         Ok(())
     }
@@ -357,7 +359,11 @@ impl Run<'_> {
         else {
             return;
         };
-        let (old, expires) = (record.deadline, record.expires);
+        let (old, mut expires) = (record.deadline, record.expires);
+        if record.credential.as_ref().is_some_and(|used| used.fault.is_some()) {
+            // As long as its fault may be held: a repetition, or the keyer's word, can still make it void.
+            expires = expires.max(time.plus_ms(HOLD_MS));
+        }
         record.deadline = expires;
         // A token has at least a byte; a chat template may add some that the body does not hold.
         let exceeds =
@@ -422,7 +428,23 @@ impl Run<'_> {
         }
     }
 
-    pub(super) fn alarm(&mut self, alarm: &Alarm) -> Result<Outcome, Refusal> {
+    /// A keyer's word that it never answered for these requests.
+    pub(super) fn unanswered(&mut self, node: NodeId, requests: &[RequestId]) -> Result<Outcome, Refusal> {
+        let mut refused = Vec::new();
+        for (position, request) in requests.iter().enumerate() {
+            match self.state.data.requests.get(request).map(|r| r.keyer == node) {
+                Some(true) => self.keyer_denies(node, *request),
+                Some(false) => refused.push((position as u16, Refusal::NotYours)),
+                None => refused.push((position as u16, Refusal::UnknownRequest)),
+            }
+        }
+        Ok(Outcome::Settled(refused))
+    }
+
+    pub(super) fn alarm(&mut self, node: NodeId, alarm: &Alarm) -> Result<Outcome, Refusal> {
+        if let Alarm::HeadRefused { request, .. } = alarm {
+            self.keyer_denies(node, *request);
+        }
         if let Alarm::Equivocation { accused, key, size, one, other } = alarm {
             // Otherwise anybody could make a key of its own sign two roots and accuse another with it.
             let known = |keys: &BTreeMap<NodeId, PublicKey>| keys.get(accused) == Some(key);

@@ -33,7 +33,7 @@ impl Bench {
             meter: Meter::new(1, 0),
             rules,
             now: START,
-            since: (1..=7).map(|n| (NodeId(n), Timestamp(0))).collect(),
+            since: (1..=4).map(|n| (NodeId(n), Timestamp(0))).collect(),
             verdicts: Vec::new(),
             requests: 0,
         }
@@ -81,8 +81,13 @@ impl Bench {
     }
 }
 
-fn since_interrupted(since: &BTreeMap<NodeId, Timestamp>, p: Pair, from: Timestamp) -> Option<NodeId> {
-    [p.relay, p.keyer].into_iter().find(|n| since.get(n).is_none_or(|s| *s > from))
+fn since_interrupted(since: &BTreeMap<NodeId, Timestamp>, p: Pair, from: Timestamp) -> Interrupted {
+    let steady = |n: &NodeId| since.get(n).is_some_and(|s| *s <= from);
+    if (1..=4).map(NodeId).filter(steady).count() < 3 {
+        return Interrupted::Mesh;
+    }
+    let broken = [p.relay, p.keyer].into_iter().find(|n| !steady(n));
+    broken.map_or(Interrupted::Nothing, Interrupted::Node)
 }
 
 use FaultKind::{Answer, Answerless, OwnForm400};
@@ -133,9 +138,8 @@ fn what_a_report_says_about_a_credential() {
     for ended in [E::Complete, E::Unreachable, E::Truncated, E::CeilingReached, E::MeshFailure, E::TimedOut] {
         assert_eq!(kind((0, false), ended), Some(Answerless), "{ended:?}");
     }
-    for ended in [E::Cancelled, E::HeadRefused] {
-        assert_eq!(kind((0, false), ended), None, "{ended:?}");
-    }
+    assert_eq!(kind((0, false), E::HeadRefused), Some(Answerless), "the relay's word alone");
+    assert_eq!(kind((0, false), E::Cancelled), None);
 }
 
 // --- one client ---
@@ -413,6 +417,42 @@ fn a_crash_excuses_no_answer() {
         bench.report(c, pair(1, 2), request, begun, Answer);
     }
     assert_eq!(bench.suspended(), vec![pair(1, 2)]);
+}
+
+/// Two of four nodes die; three clients' requests hang over the pair of the other two, then fail.
+fn quorum_lost(rules: Rules) -> Bench {
+    let mut bench = Bench::new(rules);
+    let begun = bench.now;
+    let ways = [pair(1, 2), pair(2, 1), pair(1, 2)];
+    let running: Vec<_> =
+        ways.into_iter().enumerate().map(|(c, p)| (c, p, bench.request(c as u8, p).unwrap())).collect();
+    bench.wait(1000);
+    bench.restart(3);
+    bench.restart(4);
+    running.iter().for_each(|(c, p, r)| bench.report(*c as u8, *p, *r, begun, Answerless));
+    bench.wait(HOLD_MS + 1);
+    bench
+}
+
+#[test]
+fn a_lost_quorum_counts_against_nobody_and_costs_no_nodes_excuses() {
+    let bench = quorum_lost(RULES);
+    assert!(bench.untouched() && bench.meter.interruptions.is_empty());
+    assert!(quorum_lost(Rules { quorum_lost: false, ..RULES }).meter.is_frozen());
+}
+
+#[test]
+fn what_failed_with_another_nodes_crash_counts_against_nobody() {
+    let mut bench = Bench::new(RULES);
+    let begun = bench.now;
+    let ways = [pair(1, 2), pair(4, 2), pair(4, 1)];
+    let running: Vec<_> =
+        ways.into_iter().enumerate().map(|(c, p)| (c, p, bench.request(c as u8, p).unwrap())).collect();
+    bench.wait(1000);
+    bench.restart(4);
+    running.iter().for_each(|(c, p, r)| bench.report(*c as u8, *p, *r, begun, Answerless));
+    bench.wait(HOLD_MS + 1);
+    assert!(bench.untouched());
 }
 
 // --- a 400 of the API's own ---

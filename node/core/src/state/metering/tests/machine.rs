@@ -376,7 +376,7 @@ fn a_request_that_its_relay_never_settles_is_a_fault_unless_the_client_saw_an_an
         (false, Some((0, Ended::Cancelled)), 1),
         (false, Some((200, Ended::Cancelled)), 0),
         (false, Some((200, Ended::Complete)), 0),
-        (false, Some((0, Ended::HeadRefused)), 0),
+        (false, Some((0, Ended::HeadRefused)), 1),
         (true, Some((0, Ended::Cancelled)), 0),
     ];
     for (settled, reported, expected) in cases {
@@ -393,6 +393,76 @@ fn a_request_that_its_relay_never_settles_is_a_fault_unless_the_client_saw_an_an
         assert!(keyed.mesh.state().request(&request).is_none(), "it is over");
         assert_eq!(keyed.counted(), expected, "{settled} {reported:?}");
     }
+}
+
+/// A request that fails, and what keyer and relay say about it, before the client does or after.
+#[test]
+fn a_fault_before_release_is_void_when_keyer_and_relay_both_say_so() {
+    type Say = fn(&Keyed, Way, RequestId) -> Vec<Command>;
+    let keyer: Say = |k, way, id| vec![k.mesh.fleet.node_command(way.1, NodeCommand::Unanswered(vec![id]))];
+    let head: Say = |k, way, request| {
+        let alarm = Alarm::HeadRefused { request, code: 100 };
+        vec![k.mesh.fleet.node_command(way.1, NodeCommand::Alarm(alarm))]
+    };
+    let by_the_relay: Say = |k, way, request| {
+        let alarm = Alarm::HeadRefused { request, code: 100 };
+        vec![
+            k.mesh.fleet.node_command(way.0, NodeCommand::Alarm(alarm)),
+            k.mesh.fleet.node_command(way.0, NodeCommand::Unanswered(vec![request])),
+        ]
+    };
+    let settled = |k: &Keyed, way: Way, request, bytes_up| {
+        let unsent = Settlement { bytes_up, ended: Ended::MeshFailure, ..Fleet::settlement(request) };
+        k.mesh.fleet.node_command(way.0, NodeCommand::Settle(vec![unsent]))
+    };
+    let nothing: Say = |_, _, _| vec![];
+    let cases: [(Say, Option<u64>, usize); 7] = [
+        (keyer, Some(0), 0),
+        (head, Some(0), 0),
+        // A hostile relay: the keyer did answer, and says nothing.
+        (nothing, Some(0), 1),
+        (by_the_relay, Some(0), 1),
+        // A hostile keyer: the relay has sent what it filled in.
+        (keyer, Some(512), 1),
+        (head, Some(512), 1),
+        (keyer, None, 1),
+    ];
+    for (case, (say, bytes_up, counted)) in cases.into_iter().enumerate() {
+        for client_first in [false, true] {
+            let mut keyed = Keyed::new();
+            let [one, ..] = keyed.ways();
+            let request = keyed.ask(CLIENT, one).unwrap();
+            if client_first {
+                keyed.silence(CLIENT, request);
+            }
+            let mut words = say(&keyed, one, request);
+            words.extend(bytes_up.map(|up| settled(&keyed, one, request, up)));
+            keyed.mesh.apply(words);
+            if !client_first {
+                keyed.silence(CLIENT, request);
+            }
+            assert_eq!(keyed.ask(CLIENT, one).is_ok(), counted == 0, "case {case}: the bar");
+            keyed.wait(HOLD_MS + 20_000);
+            assert_eq!(keyed.counted(), counted, "case {case} {client_first}");
+        }
+    }
+}
+
+#[test]
+fn only_its_keyer_denies_a_request() {
+    let mut keyed = Keyed::new();
+    let [one, ..] = keyed.ways();
+    let request = keyed.ask(CLIENT, one).unwrap();
+    let deny = |k: &Keyed, node, ids| k.mesh.fleet.node_command(node, NodeCommand::Unanswered(ids));
+    let decided = |k: &mut Keyed, c| k.mesh.decide(c);
+    let ids = vec![RequestId([9; 16]), request];
+    let by_relay = deny(&keyed, one.0, ids.clone());
+    let refused = vec![(0, Refusal::UnknownRequest), (1, Refusal::NotYours)];
+    assert_eq!(decided(&mut keyed, by_relay), Outcome::Settled(refused));
+    let by_keyer = deny(&keyed, one.1, ids);
+    assert_eq!(decided(&mut keyed, by_keyer), Outcome::Settled(vec![(0, Refusal::UnknownRequest)]));
+    let flood = deny(&keyed, one.1, vec![request; SETTLEMENTS_MAX + 1]);
+    assert_eq!(decided(&mut keyed, flood), Outcome::Refused(Refusal::Oversized));
 }
 
 #[test]

@@ -1,0 +1,130 @@
+//! Signatures checked before their entry is applied: while it is being made durable, or on other cores.
+//!
+//! Whether a signature is a key's does not depend on the state, so a check made early is as good as one made in `apply`;
+//! which key it has to be, `apply` alone decides. What is remembered is a command's digest, which covers body, author and
+//! signature, together with the key: under another key the same command is checked anew.
+use crate::command::Command;
+use crate::crypto::{Hash, PublicKey};
+use crate::ids::NodeId;
+use crate::policy::Policy;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Signatures remembered. An entry that is never applied leaves some behind; when full, all are forgotten, and `apply` checks
+/// for itself.
+const REMEMBERED_MAX: usize = 16_384;
+
+/// Shared by a state and whoever sees its entries early. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct VerifiedAhead {
+    known: Arc<Mutex<HashSet<(Hash, PublicKey)>>>,
+}
+
+impl VerifiedAhead {
+    /// Checks a command's signature by the key its author has as of now: a client's in `policy`, a node's by `boot_key`.
+    /// Nothing comes of one that does not verify.
+    pub fn verify(
+        &self,
+        cluster: Hash,
+        command: &Command,
+        policy: &Policy,
+        boot_key: impl FnOnce(NodeId) -> Option<PublicKey>,
+    ) {
+        let key = match command {
+            Command::Client(c) => {
+                policy.clients.get(&c.client).map(|g| g.key).filter(|k| c.is_by(cluster, k))
+            }
+            Command::Node(c) => boot_key(c.node).filter(|k| c.is_by(cluster, k)),
+            // These prove themselves, and are rare.
+            Command::Evidence(_) | Command::Recover(_) | Command::Policy(_) => None,
+        };
+        if let Some(key) = key {
+            let mut known = self.known();
+            if known.len() >= REMEMBERED_MAX {
+                known.clear();
+            }
+            known.insert((command.digest(), key));
+        }
+    }
+
+    /// Whether the command of this digest was signed with this key; forgets it.
+    pub(super) fn take(&self, digest: Hash, key: PublicKey) -> bool {
+        self.known().remove(&(digest, key))
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashSet<(Hash, PublicKey)>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{ClientCommand, ClientSigned};
+    use crate::crypto::Signature;
+    use crate::leaf::Outcome;
+    use crate::refusal::Refusal;
+    use crate::testing::{CLIENT, Mesh, key};
+
+    fn ahead(mesh: &Mesh, command: &Command) {
+        mesh.state().verified_ahead().verify(mesh.fleet.cluster(), command, mesh.state().policy(), |_| None);
+    }
+
+    fn remembered(mesh: &Mesh) -> usize {
+        mesh.state().verified_ahead().known().len()
+    }
+
+    #[test]
+    fn what_was_checked_early_applies_once_and_alike() {
+        let mut mesh = Mesh::four();
+        let command = mesh.pool_with(|_| ());
+        let mut other = Mesh::four();
+        ahead(&mesh, &command);
+        assert_eq!(remembered(&mesh), 1);
+        assert_eq!(mesh.decide(command.clone()), Outcome::PoolOpened);
+        assert_eq!(remembered(&mesh), 0);
+        assert_eq!(other.decide(command), Outcome::PoolOpened);
+        assert_eq!(mesh.state().digest(), other.state().digest());
+    }
+
+    #[test]
+    fn a_signature_that_does_not_verify_is_not_remembered() {
+        let mut mesh = Mesh::four();
+        let Command::Client(mut signed) = mesh.pool_with(|_| ()) else { panic!("not a client's") };
+        signed.signature.0[0] ^= 1;
+        let forged = Command::Client(signed);
+        ahead(&mesh, &forged);
+        assert_eq!(remembered(&mesh), 0);
+        mesh.refuses(forged, Refusal::BadSignature);
+    }
+
+    #[test]
+    fn a_check_under_one_key_says_nothing_under_another() {
+        let mut mesh = Mesh::four();
+        let command = mesh.pool_with(|_| ());
+        ahead(&mesh, &command);
+        // The admins replace the client's key between the check and the entry.
+        let replaced = key("replaced");
+        let change = mesh.fleet.change_policy(|d| {
+            for client in d.client.iter_mut().filter(|c| c.name == CLIENT) {
+                use base64::Engine as _;
+                let bytes = crate::crypto::public_key(&replaced).0;
+                client.key = base64::engine::general_purpose::STANDARD.encode(bytes);
+            }
+        });
+        assert!(matches!(mesh.decide(change), Outcome::PolicyChanged { .. }));
+        assert_eq!(remembered(&mesh), 1);
+        mesh.refuses(command, Refusal::BadSignature);
+    }
+
+    #[test]
+    fn the_digest_covers_the_signature() {
+        let mut mesh = Mesh::four();
+        let command = mesh.pool_with(|_| ());
+        ahead(&mesh, &command);
+        let Command::Client(ClientSigned { client, body, .. }) = command else { panic!("not a client's") };
+        assert!(matches!(body, ClientCommand::OpenPool(_)));
+        let unsigned = Command::Client(ClientSigned { client, body, signature: Signature([0; 64]) });
+        mesh.refuses(unsigned, Refusal::BadSignature);
+    }
+}
