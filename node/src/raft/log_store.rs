@@ -1,10 +1,15 @@
-//! Raft's log, vote and pointers on disk: openraft's `RaftLogStorage` over redb.
+//! Raft's log, vote and pointers on disk: openraft's `RaftLogStorage` over a write-ahead log of our own.
 //!
 //! ```text
-//!  append ──> tail (memory, readable at once) ──> queue ──> writer thread: one transaction, one fsync
+//!  append ──> tail (memory, readable at once) ──> queue ──> writer thread: one frame, one write, one fsync
 //!                                                                │
 //!  callback, save_vote, truncate, purge return  <────────────────┘
 //! ```
+//!
+//! On disk it is a folder of segments, each as long as it will be before it is used (`segment`). The writer puts all jobs of
+//! one commit into one frame and writes it behind the last (`frame`, `journal`); each segment begins with the pointers as
+//! they were, so that emptied ones can go. Opening follows the frames (`replay`) and keeps in memory where each entry is
+//! (`places`).
 //!
 //! What is decided here:
 //! - **Durable means fsynced.** A callback fires, and a vote, truncation or purge returns, only after a
@@ -17,174 +22,69 @@
 //!   [`LogMonitor::failed`] says why, until the process restarts and reads what the disk kept.
 //! - **A log is created on purpose.** [`LogStore::open`] never creates: a lost file must not look like a
 //!   new node, which would vote and sign again.
+//! - **Torn is not damaged.** A crash can tear only the frame whose sync did not return, and nothing is written behind it
+//!   before it: a frame holds a whole commit, so no part of a torn one is valid on its own, and the next is written only
+//!   after this one's sync. Opening drops an invalid frame only if no header of a later one is found anywhere;
+//!   otherwise, or if a head or segment is gone, it refuses ([`LogStoreError::Damaged`]).
 //!
-//! What is assumed: the disk keeps what it acknowledged. A disk rolled back to an older state is not
-//! noticed here; the sign lock and the TPM's counters notice it. redb commits in one phase with page
-//! checksums; someone who orders the disk's flushes at will already owns the disk.
+//! What cannot be told apart: a write that a crash tore, and damage to the very last frame after its sync (or to the
+//! headers of all frames from some point on). Such a frame is dropped with what it says. A clean end writes one more
+//! frame, which says nothing, so this takes damage and a crash at once. Peers bring lost entries back, and the sign
+//! lock and the TPM's counters, kept elsewhere, still refuse a second signature; a lost vote may be given twice, so
+//! this node then counts among the faulty ones.
+//!
+//! What is assumed: the disk keeps what it acknowledged, and a write changes no other bytes, not even of the same sector,
+//! when power fails. A disk rolled back to an older state is not noticed here; the sign lock and the TPM's counters
+//! notice it. Someone who orders the disk's flushes at will already owns the disk.
 
+mod disk;
+mod error;
+mod frame;
+mod journal;
+mod places;
 mod record;
+mod replay;
+mod segment;
+mod state;
 mod stats;
 mod writer;
 
-use std::collections::VecDeque;
 use std::fmt::Debug;
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File};
 use std::io;
 use std::ops::{Bound, RangeBounds};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use openraft::storage::{LogFlushed, RaftLogStorage};
-use openraft::{
-    AnyError, DefensiveError, EntryPayload, ErrorSubject, ErrorVerb, LogState, OptionalSend, RaftLogReader,
-    StorageIOError, Violation,
-};
-use redb::backends::FileBackend;
-use redb::{
-    Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, TableDefinition,
-};
+use openraft::{DefensiveError, ErrorSubject, ErrorVerb, LogState, OptionalSend, RaftLogReader, Violation};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::disk::{Folder, LockedFolder};
+pub use self::error::LogStoreError;
+use self::frame::Salt;
+use self::journal::{Purge, Truncation};
+use self::places::Located;
+use self::segment::{Factory, Making};
+use self::state::{Gap, State, bounded};
 use self::stats::Counters;
 pub use self::stats::{COMMIT_BUCKETS_US, LogStats};
-use self::writer::{Change, Done, Job};
+use self::writer::{Change, Done, End, Job};
 use super::types::{Entry, LogId, RaftNodeId, StorageError, TypeConfig, Vote};
-
-const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
-const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
-const FORMAT: &str = "format";
-const VOTE: &str = "vote";
-const PURGED: &str = "purged";
-const COMMITTED: &str = "committed";
-
-/// The layout of the tables; a record has a version of its own.
-const FORMAT_VERSION: &[u8] = &[1];
 
 /// Jobs waiting for the writer. openraft awaits each append, so more than a few means a stalled disk.
 const QUEUE_MAX: usize = 256;
-/// Entries kept in memory: followers a moment behind are served without touching the disk.
-const TAIL_ENTRIES_MAX: usize = 4096;
-/// Bytes kept in memory for the same; entries not yet durable are kept beyond both bounds.
-const TAIL_BYTES_MAX: usize = 16 << 20;
+/// The length of a segment unless options say otherwise: some minutes of full load.
+const SEGMENT_BYTES: u64 = 16 << 20;
+/// The number of the first segment.
+const FIRST_SEGMENT: u64 = 1;
 /// Bytes of entries for one replication message, unless a single entry is longer.
 const REPLICATED_BYTES_MAX: usize = 4 << 20;
-/// What an entry without a batch, and each entry's surroundings, count for in these bounds.
-const ENTRY_OVERHEAD_BYTES: usize = 256;
-
-/// Why the log could not be opened, read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum LogStoreError {
-    /// There is no log to open.
-    #[error("no Raft log at {path}")]
-    Missing {
-        /// Where it should be.
-        path: PathBuf,
-    },
-    /// There is a log already.
-    #[error("a Raft log is already at {path}")]
-    Exists {
-        /// Where it is.
-        path: PathBuf,
-    },
-    /// The file system refused.
-    #[error("could not {doing} {path}")]
-    File {
-        /// The attempt.
-        doing: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// Its answer.
-        source: io::Error,
-    },
-    /// The storage engine refused; a full disk and a failed fsync come out here.
-    #[error("the log's storage could not {doing}")]
-    Engine {
-        /// The attempt.
-        doing: &'static str,
-        /// Its answer.
-        source: Box<redb::Error>,
-    },
-    /// The file is no log, or a later version's.
-    #[error("the log's format is not version 1: {got:02x?}")]
-    UnknownFormat {
-        /// The version found, if any.
-        got: Option<Vec<u8>>,
-    },
-    /// An entry on disk is damaged.
-    #[error("log entry {index} is damaged: {what}")]
-    CorruptEntry {
-        /// The entry's index.
-        index: u64,
-        /// What is wrong with it.
-        what: &'static str,
-    },
-    /// The vote or a pointer on disk is damaged.
-    #[error("the log's {key} is damaged: {what}")]
-    CorruptPointer {
-        /// Which one.
-        key: &'static str,
-        /// What is wrong with it.
-        what: &'static str,
-    },
-    /// Entries are missing between others.
-    #[error("the log has a hole: {count} entries between {first} and {last}")]
-    Hole {
-        /// The index that should be the first.
-        first: u64,
-        /// The last index.
-        last: u64,
-        /// How many are there.
-        count: u64,
-    },
-    /// An entry would replace another without a truncation.
-    #[error("log entry {index} is there already")]
-    Overwrite {
-        /// The entry's index.
-        index: u64,
-    },
-    /// Somebody asked to take back what is certified.
-    #[error("refused to truncate the log from {asked}: it is certified up to {certified}")]
-    CertifiedTruncation {
-        /// The first index to remove.
-        asked: u64,
-        /// The highest certified index.
-        certified: u64,
-    },
-    /// A value did not encode.
-    #[error("a log record did not encode")]
-    Encoding {
-        /// The encoder's answer.
-        source: postcard::Error,
-    },
-    /// An earlier write failed, so nothing is written any more.
-    #[error("the log is closed for writing: {reason}")]
-    Failed {
-        /// The first failure.
-        reason: String,
-    },
-    /// The runtime is shutting down.
-    #[error("a read of the log was cancelled")]
-    ReadCancelled,
-}
-
-impl LogStoreError {
-    fn engine<E: Into<redb::Error>>(doing: &'static str) -> impl FnOnce(E) -> Self {
-        move |source| Self::Engine { doing, source: Box::new(source.into()) }
-    }
-
-    fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::File { doing, path, source }
-    }
-
-    fn into_storage(self, subject: ErrorSubject<RaftNodeId>, verb: ErrorVerb) -> StorageError {
-        StorageIOError::new(subject, verb, AnyError::new(&self)).into()
-    }
-}
 
 /// The highest log index whose outcome is certified. Whoever verifies certificates raises it; it never falls.
 ///
@@ -223,8 +123,8 @@ impl CertifiedFloor {
 
 /// What an operator may tune.
 pub struct LogStoreOptions {
-    /// Page cache of the storage engine. Default 32 MiB: recent entries are in memory anyway.
-    pub cache_bytes: usize,
+    /// The length of a segment file. Default 16 MiB; shorter ones give room back sooner after a purge.
+    pub segment_bytes: u64,
     /// Called on the writer thread with the duration of each commit, fsync included. Must not block.
     pub on_commit: Option<Box<dyn Fn(Duration) + Send>>,
     /// This node, if what it appends as leader may be sent out while it is being made durable. openraft counts the leader's
@@ -236,7 +136,7 @@ pub struct LogStoreOptions {
 
 impl Default for LogStoreOptions {
     fn default() -> Self {
-        Self { cache_bytes: 32 << 20, on_commit: None, leads_ahead: None }
+        Self { segment_bytes: SEGMENT_BYTES, on_commit: None, leads_ahead: None }
     }
 }
 
@@ -283,32 +183,25 @@ impl LogMonitor {
 }
 
 impl LogStore {
-    /// Creates an empty log at `path`, durably, and closes it again. A crash leaves a whole log or none.
+    /// Creates an empty log in a new folder at `path`, durably, and closes it again. A crash leaves a whole log or none.
     pub fn create(path: &Path) -> Result<(), LogStoreError> {
         if path.exists() {
             return Err(LogStoreError::Exists { path: path.to_owned() });
         }
         let draft = path.with_extension("creating");
-        match std::fs::remove_file(&draft) {
+        let removed = match draft.is_dir() {
+            true => std::fs::remove_dir_all(&draft),
+            false => std::fs::remove_file(&draft),
+        };
+        match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(LogStoreError::file("remove", &draft)(error));
             }
             _ => {}
         }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&draft)
-            .map_err(LogStoreError::file("create", &draft))?;
-        let backend = FileBackend::new(file).map_err(LogStoreError::engine("take the file"))?;
-        let db = Database::builder()
-            .create_with_backend(backend)
-            .map_err(LogStoreError::engine("create the log"))?;
-        initialise(&db)?;
-        db.close().map_err(LogStoreError::engine("close the new log"))?;
-        File::open(&draft).and_then(|file| file.sync_all()).map_err(LogStoreError::file("sync", &draft))?;
+        DirBuilder::new().mode(0o700).create(&draft).map_err(LogStoreError::file("create", &draft))?;
+        initialise(Arc::new(LockedFolder::lock(&draft)?), SEGMENT_BYTES)?;
+        // never onto a log that came meanwhile: a folder that is not empty cannot be replaced
         std::fs::rename(&draft, path).map_err(LogStoreError::file("rename", &draft))?;
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -317,33 +210,40 @@ impl LogStore {
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(LogStoreError::file("sync", folder))
     }
 
-    /// Opens the log at `path` and starts its writer. The file stays locked against a second process.
+    /// Opens the log at `path` and starts its writer. The folder stays locked against a second process.
     pub fn open(path: &Path, floor: CertifiedFloor, options: LogStoreOptions) -> Result<Self, LogStoreError> {
         if !path.exists() {
             return Err(LogStoreError::Missing { path: path.to_owned() });
         }
-        let db = Database::builder()
-            .set_cache_size(options.cache_bytes)
-            .open(path)
-            .map_err(LogStoreError::engine("open the log"))?;
-        Self::start(db, floor, options)
+        if !path.is_dir() {
+            return Err(LogStoreError::UnknownFormat { got: None });
+        }
+        Self::start(Arc::new(LockedFolder::lock(path)?), floor, options, Making::Ahead)
     }
 
-    fn start(db: Database, floor: CertifiedFloor, options: LogStoreOptions) -> Result<Self, LogStoreError> {
-        let state = State::load(&db)?;
+    fn start(
+        folder: Arc<dyn Folder>,
+        floor: CertifiedFloor,
+        options: LogStoreOptions,
+        making: Making,
+    ) -> Result<Self, LogStoreError> {
+        let mut replayed = replay::replay(&*folder)?;
+        let end = End::new(Arc::clone(&folder), &mut replayed, options.segment_bytes, making)?;
+        let state = State::new(replayed);
         let (failed, _) = watch::channel(None);
         let counters = Arc::new(Counters::default());
         let durable = watch::Sender::new(state.last.map_or(0, |last| last.index));
-        let shared = Arc::new(Shared { db, state: Mutex::new(state), failed, durable, counters });
+        let path = folder.path();
+        let shared = Arc::new(Shared { _folder: folder, state: Mutex::new(state), failed, durable, counters });
         let (queue, jobs) = mpsc::channel(QUEUE_MAX);
         let for_writer = Arc::clone(&shared);
         let writer = std::thread::Builder::new()
             .name("raft-log".to_owned())
             .spawn({
                 let on_commit = options.on_commit;
-                move || writer::run(jobs, &for_writer, on_commit)
+                move || writer::run(jobs, &for_writer, end, on_commit)
             })
-            .map_err(LogStoreError::file("start the writer of", Path::new("the Raft log")))?;
+            .map_err(LogStoreError::file("start the writer of", path))?;
         let leads_ahead = options.leads_ahead;
         Ok(Self {
             reader: LogReader { shared },
@@ -444,7 +344,8 @@ impl LogStore {
             // once more: the floor may have risen while we waited for room
             self.floor.allow_truncation(from)?;
             state.truncate(from, new_last);
-            permit.send(Job { change: Change::Truncate(from), truncations: state.truncations, done });
+            let change = Change::Truncate(Truncation { from, last: new_last });
+            permit.send(Job { change, truncations: state.truncations, done });
         }
         self.wait(outcome).await
     }
@@ -485,7 +386,8 @@ impl LogStore {
                 self.floor.allow_truncation(upto.index + 1)?;
             }
             state.purge(upto, all);
-            permit.send(Job { change: Change::Purge { upto, all }, truncations: state.truncations, done });
+            let change = Change::Purge(Purge { upto, all });
+            permit.send(Job { change, truncations: state.truncations, done });
         }
         self.wait(outcome).await
     }
@@ -556,89 +458,35 @@ impl LogReader {
         self.shared.state().committed
     }
 
-    /// Entries of `[start, end)`: whole, or the first `bytes_max` of them but at least one. A purge at
-    /// the same time may take away the beginning; a truncation never leaves a hole.
+    /// Entries of `[start, end)`: whole, or the first `bytes_max` of them but at least one; as the log was at one moment.
     async fn read(&self, start: u64, end: u64, bytes_max: usize) -> Result<Vec<Entry>, LogStoreError> {
-        loop {
-            let view = self.shared.state().view(start, end);
-            if view.disk.is_empty() {
-                return Ok(bounded(view.tail, bytes_max));
-            }
-            let shared = Arc::clone(&self.shared);
-            let mut entries =
-                tokio::task::spawn_blocking(move || read_disk(&shared.db, view.disk, bytes_max))
-                    .await
-                    .map_err(|_| LogStoreError::ReadCancelled)??;
-            if self.shared.state().truncations == view.truncations {
-                entries.extend(view.tail);
-                return Ok(bounded(entries, bytes_max));
-            }
+        let view = self.shared.state().view(start, end, bytes_max)?;
+        if view.disk.is_empty() {
+            return Ok(bounded(view.tail, bytes_max));
         }
-    }
-}
-
-/// The longest run of consecutive entries from the first on, within the bound.
-fn bounded(entries: Vec<Entry>, bytes_max: usize) -> Vec<Entry> {
-    let mut bytes = 0usize;
-    let mut next = None;
-    let keep = entries
-        .iter()
-        .take_while(|entry| {
-            let index = entry.log_id.index;
-            let fits =
-                next.is_none() || (next == Some(index) && bytes.saturating_add(weight(entry)) <= bytes_max);
-            bytes = bytes.saturating_add(weight(entry));
-            next = Some(index + 1);
-            fits
+        let mut entries = tokio::task::spawn_blocking(move || {
+            view.disk.iter().map(Located::read).collect::<Result<Vec<_>, _>>()
         })
-        .count();
-    let mut entries = entries;
-    entries.truncate(keep);
-    entries
-}
-
-fn read_disk(
-    db: &Database,
-    range: std::ops::Range<u64>,
-    bytes_max: usize,
-) -> Result<Vec<Entry>, LogStoreError> {
-    let txn = db.begin_read().map_err(LogStoreError::engine("begin a read"))?;
-    let log = txn.open_table(LOG).map_err(LogStoreError::engine("open the log table"))?;
-    let mut entries = Vec::new();
-    let mut bytes = 0usize;
-    for row in log.range(range).map_err(LogStoreError::engine("read entries"))? {
-        let (index, record) = row.map_err(LogStoreError::engine("read an entry"))?;
-        let entry = record::decode_entry(index.value(), record.value())?;
-        bytes = bytes.saturating_add(weight(&entry));
-        entries.push(entry);
-        if bytes > bytes_max {
-            break;
-        }
+        .await
+        .map_err(|_| LogStoreError::ReadCancelled)??;
+        entries.extend(view.tail);
+        Ok(bounded(entries, bytes_max))
     }
-    Ok(entries)
 }
 
-fn weight(entry: &Entry) -> usize {
-    let batch = match &entry.payload {
-        EntryPayload::Normal(batch) => batch.len(),
-        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
-    };
-    ENTRY_OVERHEAD_BYTES.saturating_add(batch)
-}
-
-fn initialise(db: &Database) -> Result<(), LogStoreError> {
-    let txn = db.begin_write().map_err(LogStoreError::engine("begin a write"))?;
-    {
-        txn.open_table(LOG).map_err(LogStoreError::engine("make the log table"))?;
-        let mut meta = txn.open_table(META).map_err(LogStoreError::engine("make the meta table"))?;
-        meta.insert(FORMAT, FORMAT_VERSION).map_err(LogStoreError::engine("insert the format"))?;
-    }
-    txn.commit().map_err(LogStoreError::engine("commit"))
+fn initialise(folder: Arc<dyn Folder>, segment_bytes: u64) -> Result<(), LogStoreError> {
+    let mut salt = [0; 16];
+    let no_randomness = |_| LogStoreError::file("draw a salt for", folder.path())(io::Error::other("no randomness"));
+    SystemRandom::new().fill(&mut salt).map_err(no_randomness)?;
+    let salt = Salt(salt);
+    let first = writer::first_frame(salt, FIRST_SEGMENT)?;
+    Factory::new(folder, salt, segment_bytes).without_pause().make(FIRST_SEGMENT, &first).map(drop)
 }
 
 /// What the store, its readers and its writer share.
 struct Shared {
-    db: Database,
+    /// Its lock must outlive every reader.
+    _folder: Arc<dyn Folder>,
     /// Held for memory work only, never across a disk access or an await.
     state: Mutex<State>,
     failed: watch::Sender<Option<String>>,
@@ -677,183 +525,6 @@ impl Shared {
     fn why_failed(&self) -> LogStoreError {
         let reason = self.failed.borrow().clone();
         LogStoreError::Failed { reason: reason.unwrap_or_else(|| "its writer has ended".to_owned()) }
-    }
-}
-
-/// The log as it will be once the queue is written.
-struct State {
-    purged: Option<LogId>,
-    last: Option<LogId>,
-    /// The first index present, or where it would be.
-    first: u64,
-    /// The most recent entries, ending with `last`.
-    tail: VecDeque<Entry>,
-    tail_bytes: usize,
-    /// Below this index everything present is durable.
-    durable_end: u64,
-    /// Counts truncations, so that whoever looked away can tell.
-    truncations: u64,
-    /// The last durable vote.
-    vote: Option<Vote>,
-    committed: Option<LogId>,
-    committed_unsaved: bool,
-}
-
-/// An entry that does not follow its predecessor.
-struct Gap {
-    prev: Option<LogId>,
-    next: LogId,
-}
-
-/// Where a range is found.
-struct View {
-    disk: std::ops::Range<u64>,
-    tail: Vec<Entry>,
-    truncations: u64,
-}
-
-impl State {
-    fn load(db: &Database) -> Result<Self, LogStoreError> {
-        let txn = db.begin_read().map_err(LogStoreError::engine("begin a read"))?;
-        let meta = match txn.open_table(META) {
-            Err(redb::TableError::TableDoesNotExist(_)) => {
-                return Err(LogStoreError::UnknownFormat { got: None });
-            }
-            other => other.map_err(LogStoreError::engine("open the meta table"))?,
-        };
-        let log = txn.open_table(LOG).map_err(LogStoreError::engine("open the log table"))?;
-        let value = |key: &'static str| -> Result<Option<Vec<u8>>, LogStoreError> {
-            let found = meta.get(key).map_err(LogStoreError::engine("read a pointer"))?;
-            Ok(found.map(|record| record.value().to_vec()))
-        };
-        let format = value(FORMAT)?;
-        if format.as_deref() != Some(FORMAT_VERSION) {
-            return Err(LogStoreError::UnknownFormat { got: format });
-        }
-        let log_id = |key: &'static str| -> Result<Option<LogId>, LogStoreError> {
-            let decode = |record: Vec<u8>| record::decode(&record);
-            value(key)?.map(decode).transpose().map_err(|what| LogStoreError::CorruptPointer { key, what })
-        };
-        let vote = value(VOTE)?
-            .map(|record| record::decode(&record))
-            .transpose()
-            .map_err(|what| LogStoreError::CorruptPointer { key: VOTE, what })?;
-        let (purged, committed) = (log_id(PURGED)?, log_id(COMMITTED)?);
-
-        let after_purge = purged.map(|purged| purged.index + 1);
-        let first_row = log.first().map_err(LogStoreError::engine("read the first entry"))?;
-        let last_row = log.last().map_err(LogStoreError::engine("read the last entry"))?;
-        let (first, last) = match (first_row, last_row) {
-            (Some((found, _)), Some((index, record))) => {
-                let last = record::decode_entry(index.value(), record.value())?.log_id;
-                let first = after_purge.unwrap_or(found.value());
-                let count = log.len().map_err(LogStoreError::engine("count entries"))?;
-                if found.value() != first || last.index - first + 1 != count {
-                    return Err(LogStoreError::Hole { first, last: last.index, count });
-                }
-                (first, Some(last))
-            }
-            _ => (after_purge.unwrap_or(0), purged),
-        };
-        Ok(Self {
-            purged,
-            last,
-            first,
-            tail: VecDeque::new(),
-            tail_bytes: 0,
-            durable_end: last.map_or(0, |last| last.index + 1),
-            truncations: 0,
-            vote,
-            committed,
-            committed_unsaved: false,
-        })
-    }
-
-    /// One above the last index.
-    fn end(&self) -> u64 {
-        self.last.map_or(self.first, |last| last.index + 1)
-    }
-
-    fn tail_first(&self) -> u64 {
-        self.tail.front().map_or_else(|| self.end(), |entry| entry.log_id.index)
-    }
-
-    fn view(&self, start: u64, end: u64) -> View {
-        let tail_first = self.tail_first();
-        let (start, end) = (start.max(self.first), end.min(self.end()));
-        let from = usize::try_from(start.saturating_sub(tail_first)).unwrap_or(usize::MAX);
-        let upto = usize::try_from(end.saturating_sub(tail_first)).unwrap_or(usize::MAX);
-        let tail = self.tail.iter().take(upto).skip(from).cloned().collect();
-        View { disk: start..end.min(tail_first), tail, truncations: self.truncations }
-    }
-
-    fn append(&mut self, entries: &[Entry]) -> Result<(), Gap> {
-        // all or nothing: check before touching. An empty log may begin anywhere.
-        let mut prev = self.last;
-        for entry in entries {
-            let next = entry.log_id;
-            if prev.is_some_and(|prev| prev.index + 1 != next.index) {
-                return Err(Gap { prev, next });
-            }
-            prev = Some(next);
-        }
-        if let (None, Some(entry)) = (self.last, entries.first()) {
-            self.first = entry.log_id.index;
-        }
-        self.last = prev;
-        self.tail_bytes += entries.iter().map(weight).sum::<usize>();
-        self.tail.extend(entries.iter().cloned());
-        Ok(())
-    }
-
-    fn truncate(&mut self, from: u64, new_last: Option<LogId>) {
-        while self.tail.back().is_some_and(|entry| entry.log_id.index >= from)
-            && let Some(entry) = self.tail.pop_back()
-        {
-            self.tail_bytes -= weight(&entry);
-        }
-        self.last = new_last;
-        self.durable_end = self.durable_end.min(from);
-        self.truncations += 1;
-    }
-
-    fn purge(&mut self, upto: LogId, all: bool) {
-        while self.tail.front().is_some_and(|entry| all || entry.log_id.index <= upto.index) {
-            self.pop_front();
-        }
-        self.first = upto.index + 1;
-        self.purged = Some(upto);
-        if all {
-            self.last = Some(upto);
-            self.durable_end = upto.index + 1;
-            self.truncations += 1;
-        }
-    }
-
-    /// Notes a durable append, unless a truncation came between, and lets go of what the tail need not keep.
-    fn made_durable(&mut self, last: u64, truncations: u64) {
-        if truncations != self.truncations {
-            return;
-        }
-        self.durable_end = self.durable_end.max(last + 1);
-        while (self.tail.len() > TAIL_ENTRIES_MAX || self.tail_bytes > TAIL_BYTES_MAX)
-            && self.tail.front().is_some_and(|entry| entry.log_id.index < self.durable_end)
-        {
-            self.pop_front();
-        }
-    }
-
-    fn pop_front(&mut self) {
-        if let Some(entry) = self.tail.pop_front() {
-            self.tail_bytes -= weight(&entry);
-        }
-    }
-
-    fn take_unsaved_committed(&mut self) -> Option<LogId> {
-        match std::mem::take(&mut self.committed_unsaved) {
-            true => self.committed,
-            false => None,
-        }
     }
 }
 

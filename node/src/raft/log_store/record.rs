@@ -1,15 +1,15 @@
 //! How one entry and one pointer look on disk.
 //!
-//! `version (1) | first 8 bytes of SHA-256(body) | body`, where body is postcard. redb checks its own page
-//! checksums only when it repairs; the checksum here finds a flipped bit on every read. It protects
-//! from accidents, not from someone who writes to the disk.
+//! `version (1) | first 8 bytes of SHA-256(body) | body`, where body is postcard. Frames are checked when a log is opened;
+//! the checksum here finds a flipped bit on every later read. It protects from accidents, not from someone who
+//! writes to the disk.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::LogStoreError;
-use crate::raft::types::Entry;
+use crate::raft::types::{Entry, LogId};
 
 /// The only version so far. A new one keeps reading this one.
 const VERSION: u8 = 1;
@@ -51,6 +51,16 @@ pub(super) fn decode_entry(index: u64, record: &[u8]) -> Result<Entry, LogStoreE
     }
 }
 
+/// The log id of a stored entry: what its encoding begins with. Whoever calls has checked the bytes already.
+pub(super) fn log_id(record: &[u8]) -> Result<LogId, &'static str> {
+    let (version, rest) = record.split_first().ok_or("an entry is empty")?;
+    if *version != VERSION {
+        return Err("an entry's version is unknown");
+    }
+    let body = rest.get(CHECKSUM_BYTES..).ok_or("an entry is cut short")?;
+    postcard::take_from_bytes(body).map(|(log_id, _)| log_id).map_err(|_| "an entry does not decode")
+}
+
 fn checksum(body: &[u8]) -> [u8; CHECKSUM_BYTES] {
     let mut sum = [0; CHECKSUM_BYTES];
     for (to, from) in sum.iter_mut().zip(digest(&SHA256, body).as_ref()) {
@@ -85,7 +95,9 @@ mod tests {
     fn every_payload_survives() {
         let members = [1, 2, 3].into_iter().collect();
         for entry in [entry(9, &[1; 512]), blank_ent(1, 1, 9), membership_ent(1, 1, 9, vec![members])] {
-            assert_eq!(decode_entry(9, &encode(&entry).unwrap()).unwrap(), entry);
+            let record = encode(&entry).unwrap();
+            assert_eq!(log_id(&record).unwrap(), entry.log_id);
+            assert_eq!(decode_entry(9, &record).unwrap(), entry);
         }
     }
 
