@@ -402,10 +402,14 @@ fn speaks_of(leaf: &Leaf, request: RequestId) -> bool {
     let Leaf::V1 { body, .. } = leaf;
     match body {
         LeafBody::Decided { command: Command::Node(c), outcome: Outcome::Settled(refused) } => {
+            let taken = |at: usize| !refused.iter().any(|(position, _)| usize::from(*position) == at);
             match &c.body {
-                NodeCommand::Settle(settlements) => settlements.iter().enumerate().any(|(at, s)| {
-                    s.request == request && !refused.iter().any(|(position, _)| usize::from(*position) == at)
-                }),
+                NodeCommand::Settle(settlements) => {
+                    settlements.iter().enumerate().any(|(at, s)| s.request == request && taken(at))
+                }
+                NodeCommand::Unanswered(requests) => {
+                    requests.iter().enumerate().any(|(at, r)| *r == request && taken(at))
+                }
                 NodeCommand::Alarm(_) | NodeCommand::Snapshot => false,
             }
         }
