@@ -156,7 +156,8 @@ enum Interrupted {
     Nothing,
     /// This node of the pair was not attested all the time.
     Node(NodeId),
-    /// Fewer than a quorum were: nothing could be certified, so nothing was released. No node brings that about alone.
+    /// The pair was, but fewer than a quorum: nothing could be certified, so nothing was released. Neither of the pair brings
+    /// that about.
     Mesh,
 }
 
@@ -666,12 +667,18 @@ fn interrupted(
     pair: Pair,
     since: Timestamp,
 ) -> Interrupted {
-    let steady = |r: &super::NodeRecord| r.attested_since().is_some_and(|from| from <= since);
-    if nodes.values().filter(|r| steady(r)).count() < quorum {
-        return Interrupted::Mesh;
+    let steady = nodes.iter().filter(|(_, r)| r.attested_since().is_some_and(|from| from <= since));
+    interruption(&steady.map(|(n, _)| *n).collect(), quorum, pair)
+}
+
+/// A node of the pair comes first: it can interrupt itself at will, and where three of three make a quorum that would otherwise
+/// excuse it for ever.
+fn interruption(steady: &BTreeSet<NodeId>, quorum: usize, pair: Pair) -> Interrupted {
+    match [pair.relay, pair.keyer].into_iter().find(|n| !steady.contains(n)) {
+        Some(node) => Interrupted::Node(node),
+        None if steady.len() < quorum => Interrupted::Mesh,
+        None => Interrupted::Nothing,
     }
-    let broken = |n: &NodeId| !nodes.get(n).is_some_and(steady);
-    [pair.relay, pair.keyer].into_iter().find(broken).map_or(Interrupted::Nothing, Interrupted::Node)
 }
 
 #[cfg(test)]
