@@ -9,7 +9,9 @@ use crate::trust::{ClientKey, TrustError, TrustFile};
 use crate::wire::{mesh_client, random_id};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use quorate_core::command::{ClientCommand, ClientSigned, Command, NodeCommand, NodeSigned, Report};
+use quorate_core::command::{
+    ClientCommand, ClientSigned, Command, NodeCommand, NodeSigned, REPORTS_MAX, Report,
+};
 use quorate_core::crypto::encode;
 use quorate_core::ids::{NodeId, RequestId, RouteId};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
@@ -19,7 +21,7 @@ use quorate_transport::{Address, Connected, Expect};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -42,8 +44,10 @@ const CERTIFICATE_WAIT: Duration = Duration::from_secs(3);
 const REFRESH_MS: std::ops::RangeInclusive<u64> = 500..=30_000;
 /// At most one refresh on demand in this time.
 const REFRESH_SOON: Duration = Duration::from_millis(100);
-/// Reports on their way at once.
-const REPORTS_MAX: usize = 64;
+/// How long reports wait for company.
+const REPORTS_WAIT: Duration = Duration::from_millis(50);
+/// Reports that may wait; more are lost, and their requests flagged as never settled.
+const REPORTS_WAITING_MAX: usize = 16_384;
 /// How long a process that ends waits for them.
 const FLUSH: Duration = Duration::from_secs(2);
 /// Repetitions of refused requests on their way at once; each holds its body.
@@ -73,7 +77,8 @@ pub(crate) struct Inner {
     pub(crate) cooling: Mutex<HashMap<NodeId, Instant>>,
     refresh: Notify,
     refreshing: tokio::sync::Mutex<Instant>,
-    reports: Semaphore,
+    /// Reports that wait for company, and who waits for them to go out.
+    reports: Mutex<Vec<(Report, oneshot::Sender<()>)>>,
     pub(crate) shunned: Mutex<Shunned>,
     pub(crate) repeats: Arc<Semaphore>,
     /// Goodbyes and reports of ended requests.
@@ -107,7 +112,7 @@ impl Client {
             cooling: Mutex::default(),
             refresh: Notify::new(),
             refreshing: tokio::sync::Mutex::new(Instant::now()),
-            reports: Semaphore::new(REPORTS_MAX),
+            reports: Mutex::default(),
             shunned: Mutex::default(),
             repeats: Arc::new(Semaphore::new(REPEATS_MAX)),
             tasks: TaskTracker::new(),
@@ -117,8 +122,7 @@ impl Client {
         Ok(Self { inner, _stop: Arc::new(stop.drop_guard()) })
     }
 
-    #[cfg(test)]
-    pub(crate) fn inner_for_tests(&self) -> &Arc<Inner> {
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.inner
     }
 
@@ -499,23 +503,55 @@ impl Inner {
         }
     }
 
+    /// Reports how a request ended; comes back once the report went out, or could not. One signature covers all reports of a
+    /// short while: every node checks it.
     pub(crate) async fn report(&self, lane: &Lane, report: Report) {
-        let Ok(_permit) = self.reports.acquire().await else { return };
-        let Some((node, link)) = lane.link() else { return };
-        let command = self.sign(ClientCommand::Report(report));
-        if timeout(CALL_TIMEOUT, self.submit((node, &link), command.clone())).await.is_ok_and(|o| o.is_ok()) {
+        let (done, sent) = oneshot::channel();
+        let gathers = {
+            let mut waiting = lock(&self.reports);
+            if waiting.len() >= REPORTS_WAITING_MAX {
+                return;
+            }
+            waiting.push((report, done));
+            waiting.len() == 1
+        };
+        // Whoever came first takes the others along.
+        if !gathers {
+            let _gone = sent.await;
             return;
         }
-        // Its relay is gone or slow; any other node takes the report too.
+        tokio::time::sleep(REPORTS_WAIT).await;
+        let mut waiting = std::mem::take(&mut *lock(&self.reports));
+        while !waiting.is_empty() {
+            let rest = waiting.split_off(waiting.len().min(REPORTS_MAX));
+            let (reports, done): (Vec<Report>, Vec<_>) =
+                std::mem::replace(&mut waiting, rest).into_iter().unzip();
+            self.send_reports(lane, reports).await;
+            for done in done {
+                let _gone = done.send(());
+            }
+        }
+    }
+
+    async fn send_reports(&self, lane: &Lane, reports: Vec<Report>) {
+        let command = self.sign(ClientCommand::Report(reports));
+        let own = lane.link();
+        if let Some((node, link)) = &own
+            && self.took(*node, link, &command).await
+        {
+            return;
+        }
+        // That relay is gone or slow; any other node takes the reports too.
         for (other, link) in self.any_links().await.unwrap_or_default() {
-            if other != node
-                && timeout(CALL_TIMEOUT, self.submit((other, &link), command.clone()))
-                    .await
-                    .is_ok_and(|o| o.is_ok())
+            if own.as_ref().is_none_or(|(node, _)| other != *node) && self.took(other, &link, &command).await
             {
                 return;
             }
         }
+    }
+
+    async fn took(&self, node: NodeId, link: &Connected, command: &Command) -> bool {
+        timeout(CALL_TIMEOUT, self.submit((node, link), command.clone())).await.is_ok_and(|o| o.is_ok())
     }
 
     async fn fetch_receipt(&self, request: RequestId) -> Result<(Receipt, bool), Error> {

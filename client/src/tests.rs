@@ -40,7 +40,7 @@ mod keyed;
 
 /// How the mock provider behaves.
 #[derive(Clone, Copy, PartialEq)]
-enum Provider {
+pub(crate) enum Provider {
     Good,
     /// Cuts TCP in the middle of the body.
     Cuts,
@@ -50,10 +50,12 @@ enum Provider {
     WantsCertificate,
     /// Checks the key, and knows requests that are bad: see `keyed::refusal`.
     Keyed,
+    /// Refuses every key, and repeats the request's head.
+    Echoes,
 }
 
-struct Stage {
-    route: RouteDocument,
+pub(crate) struct Stage {
+    pub(crate) route: RouteDocument,
     accepted: Arc<AtomicUsize>,
 }
 
@@ -76,7 +78,7 @@ fn route(port: u16, ca_pem: String) -> RouteDocument {
 }
 
 /// A TLS provider that echoes the body's length and the body, chunked.
-async fn provider(kind: Provider) -> Stage {
+pub(crate) async fn provider(kind: Provider) -> Stage {
     let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let mut crypto = rustls::crypto::aws_lc_rs::default_provider();
     if kind == Provider::NoSuite {
@@ -126,8 +128,8 @@ async fn serve(tls: &mut tokio_rustls::server::TlsStream<TcpStream>, kind: Provi
         request.extend_from_slice(&piece[..read]);
         if let Some(at) = request.windows(4).position(|w| w == b"\r\n\r\n") {
             let head = std::str::from_utf8(&request[..at]).unwrap();
-            let length = head.lines().find_map(|l| l.strip_prefix("content-length: ")).unwrap();
-            break (at + 4, length.parse::<usize>().unwrap());
+            let length = head.lines().find_map(|l| l.strip_prefix("content-length: "));
+            break (at + 4, length.map_or(0, |l| l.parse::<usize>().unwrap()));
         }
     };
     while request.len() < head_end + length {
@@ -141,6 +143,13 @@ async fn serve(tls: &mut tokio_rustls::server::TlsStream<TcpStream>, kind: Provi
     {
         let answer = format!("HTTP/1.1 {status} No\r\ncontent-length: {}\r\n\r\n{error}", error.len());
         tls.write_all(answer.as_bytes()).await.unwrap();
+        tls.shutdown().await.unwrap();
+        return;
+    }
+    if kind == Provider::Echoes {
+        let mut answer = format!("HTTP/1.1 401 No\r\ncontent-length: {head_end}\r\n\r\n").into_bytes();
+        answer.extend_from_slice(&request[..head_end]);
+        tls.write_all(&answer).await.unwrap();
         tls.shutdown().await.unwrap();
         return;
     }
@@ -690,8 +699,8 @@ async fn a_client_connects_asks_and_reports() {
     let submitted = mesh.log.submitted.lock().unwrap();
     let ended = |id| {
         submitted.iter().find_map(|c| match c {
-            Command::Client(ClientSigned { body: ClientCommand::Report(r), .. }) if r.request == id => {
-                Some((r.status, r.ended))
+            Command::Client(ClientSigned { body: ClientCommand::Report(all), .. }) => {
+                all.iter().find(|r| r.request == id).map(|r| (r.status, r.ended))
             }
             _ => None,
         })

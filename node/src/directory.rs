@@ -14,10 +14,10 @@ use quorate_core::crypto::{Hash, encode};
 use quorate_core::ids::{NodeId, PolicyVersion, RequestId};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_core::policy::{Policy, SignedPolicy};
-use quorate_core::proof::{PROOF_BYTES_MAX, Proof, ProvenEvidence, ProvenLeaf};
+use quorate_core::proof::{PROOF_BYTES_MAX, Proof, ProvenEvidence, ProvenLeaf, taken};
 use quorate_core::state::{AppliedLeaf, Blobs};
 use quorate_core::tlog::{LeafIndex, TreeSize};
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -175,16 +175,15 @@ impl RequestIndex {
                     self.insert(a.request, applied.index());
                 }
             }
-            (Command::Client(c), Outcome::Reported) => {
-                if let ClientCommand::Report(r) = &c.body {
-                    self.update(&r.request, |leaves| leaves.reported = Some(applied.index()));
+            (Command::Client(c), Outcome::Reported(refused)) => {
+                let ClientCommand::Report(reports) = &c.body else { return };
+                for report in taken(reports, refused) {
+                    self.update(&report.request, |leaves| leaves.reported = Some(applied.index()));
                 }
             }
             (Command::Node(n), Outcome::Settled(refused)) => {
                 let NodeCommand::Settle(settlements) = &n.body else { return };
-                let refused: HashSet<usize> = refused.iter().map(|(p, _)| usize::from(*p)).collect();
-                let taken = settlements.iter().enumerate().filter(|(p, _)| !refused.contains(p));
-                for (_, settlement) in taken {
+                for settlement in taken(settlements, refused) {
                     self.update(&settlement.request, |leaves| leaves.settled = Some(applied.index()));
                 }
                 self.settled.notify_waiters();

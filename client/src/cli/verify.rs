@@ -125,19 +125,21 @@ fn describe(verified: &Verified, authorisation: &CertifiedAuthorisation) -> Stri
                 }
             }
             LeafBody::Decided {
-                command: Command::Client(ClientSigned { body: ClientCommand::Report(r), .. }),
+                command: Command::Client(ClientSigned { body: ClientCommand::Report(list), .. }),
                 ..
             } => {
-                say(
-                    "reported",
-                    format!(
-                        "{} by the client: HTTP {}, {} tokens in, {} out (its word)",
-                        ended(r.ended),
-                        r.status,
-                        r.tokens_in,
-                        r.tokens_out
-                    ),
-                );
+                for r in list.iter().filter(|r| r.request == request.request) {
+                    say(
+                        "reported",
+                        format!(
+                            "{} by the client: HTTP {}, {} tokens in, {} out (its word)",
+                            ended(r.ended),
+                            r.status,
+                            r.tokens_in,
+                            r.tokens_out
+                        ),
+                    );
+                }
             }
             LeafBody::Unsettled { relay, client, .. } => {
                 say("anomaly", format!("never settled (relay missing: {relay}, client missing: {client})"));

@@ -68,10 +68,10 @@ impl Keyed {
 
     fn reports(&self) -> Vec<Report> {
         let of = |c: &Command| match c {
-            Command::Client(ClientSigned { body: ClientCommand::Report(r), .. }) => Some(r.clone()),
-            _ => None,
+            Command::Client(ClientSigned { body: ClientCommand::Report(all), .. }) => all.clone(),
+            _ => vec![],
         };
-        self.mesh.log.submitted.lock().unwrap().iter().filter_map(of).collect()
+        self.mesh.log.submitted.lock().unwrap().iter().flat_map(of).collect()
     }
 
     fn report(&self, request: RequestId) -> Report {
@@ -210,7 +210,7 @@ async fn when_no_pair_is_left_the_error_says_what_to_do() {
     // A new share epoch begins anew.
     keyed.mesh.log.spoiling.lock().unwrap().clear();
     keyed.change(|d| d.route[0].credential = Some(credential_document(d, ROUTE, 2)));
-    keyed.client.inner_for_tests().refresh().await.unwrap();
+    keyed.client.inner().refresh().await.unwrap();
     assert_eq!(keyed.status("x").await, 200);
 }
 
@@ -258,7 +258,7 @@ async fn a_400_of_the_applications_own_is_confirmed_over_other_nodes() {
         // One repetition, and none of the repetition.
         let others = keyed.reports().into_iter().filter(|r| r.same_as == Some(again.request)).count();
         assert_eq!(others, 0);
-        let inner = keyed.client.inner_for_tests();
+        let inner = keyed.client.inner();
         let route = quorate_core::ids::RouteId::new(ROUTE).unwrap();
         for (relay, keyer) in [(first.relay, first.keyer), (by.relay, by.keyer)] {
             let pair = quorate_core::state::Pair { relay, keyer };
@@ -305,6 +305,42 @@ async fn a_400_that_others_do_not_get_stays_a_fault() {
     if again.as_ref().is_some_and(|r| r.status == 401) {
         let route = quorate_core::ids::RouteId::new(ROUTE).unwrap();
         let pair = quorate_core::state::Pair { relay: first.relay, keyer: first.keyer };
-        assert!(keyed.client.inner_for_tests().is_shunned(&route, pair));
+        assert!(keyed.client.inner().is_shunned(&route, pair));
     }
+}
+
+/// `credential check`: an admin names the pairs, in whatever order of keyers; nothing is metered, and there is an end to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_admins_grant_lets_every_pair_be_tried_unmetered() {
+    let keyed = keyed_mesh().await;
+    let nodes: Vec<_> = keyed.client.directory().verified().nodes.keys().copied().collect();
+    let pairs: Vec<_> =
+        nodes.iter().flat_map(|r| nodes.iter().filter(move |k| *k != r).map(move |k| (*r, *k))).collect();
+    let spoilt = *pairs.iter().find(|p| !keyed.pairs().contains(p)).unwrap();
+    keyed.spoil([spoilt]);
+    let grant = |pairs: &[(NodeId, NodeId)]| {
+        let mesh = keyed.mesh.log.mesh.lock().unwrap();
+        let mesh = mesh.as_ref().unwrap();
+        mesh.fleet.probe_grant(mesh.state(), quorate_core::testing::CLIENT, pairs.to_vec())
+    };
+    let all = grant(&pairs);
+    let probe = ask("bad".into());
+    for pair in &pairs {
+        let response = keyed.client.probe_pair(*pair, all.clone(), &probe).await.unwrap();
+        assert_eq!((response.provenance.relay, response.provenance.keyer), *pair);
+        assert_eq!(response.status, if *pair == spoilt { 401 } else { 400 }, "{pair:?}");
+    }
+    keyed.client.flush().await;
+    assert_eq!(keyed.counted(), 0, "not metered");
+    assert!(keyed.reports().iter().all(|r| r.same_as.is_none()), "not repeated");
+    let code = |error: Error| match error {
+        Error::Refused(refusal) => refusal.code,
+        other => panic!("{other:?}"),
+    };
+    let other = grant(&pairs[..1]);
+    assert_eq!(code(keyed.client.probe_pair(pairs[1], other, &probe).await.unwrap_err()), "bad_probe_grant");
+    for _ in 1..quorate_core::state::PROBES_PER_PAIR_MAX {
+        keyed.client.probe_pair(spoilt, all.clone(), &probe).await.unwrap();
+    }
+    assert_eq!(code(keyed.client.probe_pair(spoilt, all, &probe).await.unwrap_err()), "probes_exhausted");
 }

@@ -18,6 +18,8 @@ pub const SETTLEMENTS_MAX: usize = 256;
 pub const PROBE_PAIRS_MAX: usize = MEMBERS_MAX * (MEMBERS_MAX - 1);
 /// A probe grant lasts this long at most.
 pub const PROBE_GRANT_MS_MAX: u64 = 3_600_000;
+/// Most reports in one client command, likewise.
+pub const REPORTS_MAX: usize = 256;
 /// Longest code of a failed check.
 pub const CHECK_BYTES_MAX: usize = 64;
 /// Most cosignatures listed anywhere: one per member.
@@ -76,6 +78,9 @@ impl Command {
                         && probe.signature.0.len() <= SSH_SIGNATURE_BYTES_MAX
                 })
             }
+            Self::Client(ClientSigned { body: ClientCommand::Report(reports), .. }) => {
+                reports.len() <= REPORTS_MAX
+            }
             Self::Client(_) => true,
             Self::Node(NodeSigned { body: NodeCommand::Settle(settlements), .. }) => {
                 settlements.len() <= SETTLEMENTS_MAX
@@ -130,8 +135,8 @@ pub enum ClientCommand {
     OpenPool(OpenPool),
     /// Authorise one request.
     Authorise(Authorise),
-    /// Report how a request ended.
-    Report(Report),
+    /// Report how requests ended; at most [`REPORTS_MAX`].
+    Report(Vec<Report>),
 }
 
 const CLIENT_LABEL: &str = "quorate client command v1";

@@ -131,8 +131,8 @@ pub enum Outcome {
     PoolOpened,
     /// The request may be forwarded once this leaf is certified.
     Authorised,
-    /// The client's report was taken.
-    Reported,
+    /// The client's reports were taken; codes of those that were not, by position.
+    Reported(Vec<(u16, Refusal)>),
     /// The settlements, or a keyer's word on requests it never answered, were taken; codes of those that were not, by position.
     Settled(Vec<(u16, Refusal)>),
     /// The alarm stands.

@@ -13,6 +13,7 @@ use crate::crypto::{Hash, PublicKey, encode, sha256};
 use crate::ids::{ClientId, NodeId, PolicyVersion, RequestId, Timestamp};
 use crate::leaf::{BatchEnd, Leaf, LeafBody, Outcome};
 use crate::policy::{Policy, SignedPolicy};
+use crate::refusal::Refusal;
 use crate::state::{Blobs, appraise_member, checkpoint_of, evidence_nonce, outgoing_rule, rule_of};
 use crate::tlog::{
     ConsistencyProof, Cosignature, InclusionProof, LeafIndex, leaf_hash, verify_consistency, verify_inclusion,
@@ -176,7 +177,7 @@ pub enum ProofError {
     Policy(PolicyVersion, #[source] crate::policy::PolicyMistakes),
     /// A policy version that its predecessor's admins did not sign.
     #[error("policy version {0} does not follow from its predecessor")]
-    Chain(PolicyVersion, #[source] crate::refusal::Refusal),
+    Chain(PolicyVersion, #[source] Refusal),
     /// Last leaf is not a batch's end, or names another policy.
     #[error("the checkpoint's last leaf does not match the policy chain")]
     End,
@@ -229,7 +230,7 @@ pub fn verify_chain(chain: &[SignedPolicy], genesis: Hash) -> Result<Policy, Pro
         policy.check_signers(signed).map_err(|e| ProofError::Chain(version, e))?;
         let next = parse(&signed.document, version.0)?;
         if next.version != version || next.previous != Some(policy.digest) || next.cluster != policy.cluster {
-            return Err(ProofError::Chain(version, crate::refusal::Refusal::WrongPredecessor));
+            return Err(ProofError::Chain(version, Refusal::WrongPredecessor));
         }
         policy = next;
     }
@@ -397,27 +398,29 @@ impl Receipt {
     }
 }
 
+/// Those of a batch that were not refused.
+pub fn taken<'a, T>(all: &'a [T], refused: &'a [(u16, Refusal)]) -> impl Iterator<Item = &'a T> {
+    let stands = |at: usize| !refused.iter().any(|(position, _)| usize::from(*position) == at);
+    all.iter().enumerate().filter(move |(at, _)| stands(*at)).map(|(_, item)| item)
+}
+
 /// Whether a leaf says how this request ended.
 fn speaks_of(leaf: &Leaf, request: RequestId) -> bool {
     let Leaf::V1 { body, .. } = leaf;
     match body {
         LeafBody::Decided { command: Command::Node(c), outcome: Outcome::Settled(refused) } => {
-            let taken = |at: usize| !refused.iter().any(|(position, _)| usize::from(*position) == at);
             match &c.body {
-                NodeCommand::Settle(settlements) => {
-                    settlements.iter().enumerate().any(|(at, s)| s.request == request && taken(at))
-                }
-                NodeCommand::Unanswered(requests) => {
-                    requests.iter().enumerate().any(|(at, r)| *r == request && taken(at))
-                }
+                NodeCommand::Settle(settlements) => taken(settlements, refused).any(|s| s.request == request),
+                NodeCommand::Unanswered(requests) => taken(requests, refused).any(|r| *r == request),
                 NodeCommand::Alarm(_) | NodeCommand::Snapshot => false,
             }
         }
         LeafBody::Decided { command: Command::Node(c), outcome: Outcome::AlarmRaised } => {
             matches!(&c.body, NodeCommand::Alarm(Alarm::HeadRefused { request: r, .. }) if *r == request)
         }
-        LeafBody::Decided { command: Command::Client(c), outcome: Outcome::Reported } => {
-            matches!(&c.body, ClientCommand::Report(r) if r.request == request)
+        LeafBody::Decided { command: Command::Client(c), outcome: Outcome::Reported(refused) } => {
+            let ClientCommand::Report(reports) = &c.body else { return false };
+            taken(reports, refused).any(|r| r.request == request)
         }
         LeafBody::Unsettled { request: r, .. } | LeafBody::Anomaly { request: r, .. } => *r == request,
         _ => false,

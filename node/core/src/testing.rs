@@ -788,9 +788,9 @@ impl Mesh {
     pub fn settle(&mut self, pool: &OpenPool, request: RequestId) {
         let settle =
             self.fleet.node_command(pool.relay, NodeCommand::Settle(vec![Fleet::settlement(request)]));
-        let report = self.fleet.client(CLIENT, ClientCommand::Report(Fleet::report(request)));
+        let report = self.fleet.client(CLIENT, ClientCommand::Report(vec![Fleet::report(request)]));
         let outcomes = self.apply(vec![settle, report]).outcomes;
-        assert_eq!((&outcomes[0].1, &outcomes[1].1), (&Outcome::Settled(vec![]), &Outcome::Reported));
+        assert_eq!((&outcomes[0].1, &outcomes[1].1), (&Outcome::Settled(vec![]), &Outcome::Reported(vec![])));
     }
 
     /// A leaf and its proof to a checkpoint.
@@ -852,8 +852,8 @@ impl Mesh {
                 LeafBody::Decided { command: Command::Client(c), outcome: Outcome::Authorised } => {
                     matches!(c.body, ClientCommand::Authorise(a) if a.request == request)
                 }
-                LeafBody::Decided { command: Command::Client(c), outcome: Outcome::Reported } => {
-                    matches!(c.body, ClientCommand::Report(r) if r.request == request)
+                LeafBody::Decided { command: Command::Client(c), outcome: Outcome::Reported(_) } => {
+                    matches!(c.body, ClientCommand::Report(r) if r.iter().any(|r| r.request == request))
                 }
                 LeafBody::Decided { command: Command::Node(c), outcome: Outcome::Settled(_) } => {
                     matches!(c.body, NodeCommand::Settle(s) if s.iter().any(|s| s.request == request))

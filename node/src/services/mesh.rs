@@ -322,7 +322,7 @@ mod tests {
         let sign = |body| {
             encode(&Command::Client(ClientSigned::sign(lab.cluster(), client.clone(), body, &key(CLIENT))))
         };
-        let mine = sign(ClientCommand::Report(report));
+        let mine = sign(ClientCommand::Report(vec![report]));
         assert_eq!(refused(&me, &mine, &[]), "");
         assert_eq!(refused(&stranger, &mine, &[]), "not_the_client");
         assert_eq!(refused(&me, &mine, &[b"x"]), "wrong_blobs");
@@ -352,6 +352,22 @@ mod tests {
         assert_eq!((status.tree_size, status.certified_lag, status.dark), (status.certified_size, 0, false));
         let nodes: Vec<_> = status.nodes.iter().map(|n| (n.node, n.attested, n.connected)).collect();
         assert_eq!(nodes, [(1, true, true), (2, true, true), (3, true, false), (4, true, false)]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn status_says_which_shares_are_missing_and_why() {
+        let lab = Lab::keyed().await;
+        let shares = async || {
+            let status = service(&lab).status(Request::new(v1::StatusRequest {})).await.unwrap().into_inner();
+            let [one] = status.shares.try_into().unwrap();
+            let v1::ShareStatus { route, share_epoch, held, reason } = one;
+            (route, share_epoch, held, reason)
+        };
+        assert_eq!(shares().await, ("llm".into(), 1, true, String::new()));
+        let policy = lab.ledger().view().policy.clone();
+        lab.vaults.relay.close(&policy, &crate::shares::Missing::NotSealed);
+        let why = "the policy seals no share to this node".to_owned();
+        assert_eq!(shares().await, ("llm".into(), 1, false, why));
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -111,8 +111,8 @@ impl Run<'_> {
         if self.state.is_dark() {
             return Err(Refusal::Dark);
         }
-        if let ClientCommand::Report(r) = &c.body {
-            return self.report(&c.client, r);
+        if let ClientCommand::Report(reports) = &c.body {
+            return Ok(self.report(&c.client, reports));
         }
         if grant.revoked {
             return Err(Refusal::ClientRevoked);
@@ -123,7 +123,7 @@ impl Run<'_> {
         match &c.body {
             ClientCommand::OpenPool(p) => self.open_pool(grant, p),
             ClientCommand::Authorise(a) => self.authorise(grant, a),
-            ClientCommand::Report(r) => self.report(&c.client, r),
+            ClientCommand::Report(reports) => Ok(self.report(&c.client, reports)),
         }
     }
 
@@ -336,7 +336,17 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn report(&mut self, client: &ClientId, r: &Report) -> Result<Outcome, Refusal> {
+    fn report(&mut self, client: &ClientId, reports: &[Report]) -> Outcome {
+        let mut refused = Vec::new();
+        for (position, r) in reports.iter().enumerate() {
+            if let Err(refusal) = self.report_one(client, r) {
+                refused.push((position as u16, refusal));
+            }
+        }
+        Outcome::Reported(refused)
+    }
+
+    fn report_one(&mut self, client: &ClientId, r: &Report) -> Result<(), Refusal> {
         let record = self.state.data.requests.get_mut(&r.request).ok_or(Refusal::UnknownRequest)?;
         if record.client != *client {
             return Err(Refusal::NotYours);
@@ -347,7 +357,7 @@ impl Run<'_> {
         record.reported = Some((r.tokens_in, r.tokens_out, r.ended));
         self.meter_report(client, r);
         self.compare(r.request);
-        Ok(Outcome::Reported)
+        Ok(())
     }
 
     /// Once both halves are there: flag what does not fit, and keep only the nonce.

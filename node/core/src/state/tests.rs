@@ -293,9 +293,30 @@ fn settlements_are_their_authors_alone() {
     mesh.settle(&pool, request);
     let again = settle(&mesh, pool.relay, request);
     assert_eq!(mesh.decide(again), one(Refusal::UnknownRequest));
-    let report = |m: &Mesh, name: &str, r| m.fleet.client(name, ClientCommand::Report(Fleet::report(r)));
-    mesh.refuses(report(&mesh, CLIENT, request), Refusal::UnknownRequest);
-    mesh.refuses(report(&mesh, CLIENT, RequestId([9; 16])), Refusal::UnknownRequest);
+    let report =
+        |m: &Mesh, name: &str, r| m.fleet.client(name, ClientCommand::Report(vec![Fleet::report(r)]));
+    let one = |r| Outcome::Reported(vec![(0, r)]);
+    let again = report(&mesh, CLIENT, request);
+    assert_eq!(mesh.decide(again), one(Refusal::UnknownRequest));
+    let unknown = report(&mesh, CLIENT, RequestId([9; 16]));
+    assert_eq!(mesh.decide(unknown), one(Refusal::UnknownRequest));
+}
+
+#[test]
+fn reports_come_in_batches_and_each_stands_for_itself() {
+    let mut mesh = Mesh::four();
+    let pool = mesh.open_pool();
+    let requests: Vec<_> = (0..3).map(|_| mesh.authorise(&pool)).collect();
+    let mut reports: Vec<_> = requests.iter().map(|r| Fleet::report(*r)).collect();
+    reports.insert(1, Fleet::report(RequestId([9; 16])));
+    reports.push(Fleet::report(requests[0]));
+    let batch = mesh.fleet.client(CLIENT, ClientCommand::Report(reports.clone()));
+    let refused = vec![(1, Refusal::UnknownRequest), (4, Refusal::UnknownRequest)];
+    assert_eq!(mesh.decide(batch), Outcome::Reported(refused));
+    assert!(requests.iter().all(|r| mesh.state().request(r).unwrap().reported.is_some()));
+    let flood = vec![reports[0].clone(); crate::command::REPORTS_MAX + 1];
+    let flood = mesh.fleet.client(CLIENT, ClientCommand::Report(flood));
+    mesh.refuses(flood, Refusal::Oversized);
 }
 
 #[test]
@@ -303,8 +324,8 @@ fn another_clients_report_is_refused() {
     let mut mesh = Mesh::new(4, 1, |d| d.client.push(client_document("other")));
     let pool = mesh.open_pool();
     let request = mesh.authorise(&pool);
-    let report = mesh.fleet.client("other", ClientCommand::Report(Fleet::report(request)));
-    mesh.refuses(report, Refusal::NotYours);
+    let report = mesh.fleet.client("other", ClientCommand::Report(vec![Fleet::report(request)]));
+    assert_eq!(mesh.decide(report), Outcome::Reported(vec![(0, Refusal::NotYours)]));
     mesh.settle(&pool, request);
     // Nor may another client use the pool.
     let request = mesh.fleet.request(&mesh.log.state, &pool);
@@ -382,7 +403,7 @@ fn a_request_that_nobody_settles_is_an_anomaly_and_costs_its_ceiling() {
             mesh.apply(vec![c]);
         }
         if client_speaks {
-            let c = mesh.fleet.client(CLIENT, ClientCommand::Report(Fleet::report(request)));
+            let c = mesh.fleet.client(CLIENT, ClientCommand::Report(vec![Fleet::report(request)]));
             mesh.apply(vec![c]);
         }
         let deadline = mesh.state().request(&request).unwrap().deadline;
@@ -429,7 +450,7 @@ fn what_does_not_fit_together_is_flagged() {
         let (mut s, mut r) = (Fleet::settlement(request), Fleet::report(request));
         edit(&mut s, &mut r);
         let settle = mesh.fleet.node_command(pool.relay, NodeCommand::Settle(vec![s]));
-        let report = mesh.fleet.client(CLIENT, ClientCommand::Report(r));
+        let report = mesh.fleet.client(CLIENT, ClientCommand::Report(vec![r]));
         let found = mesh.apply(vec![report, settle]).leaves.iter().find_map(|l| match l.leaf() {
             Leaf::V1 { body: LeafBody::Anomaly { rule, .. }, .. } => Some(*rule),
             _ => None,

@@ -112,7 +112,8 @@ impl Keyed {
     ) -> Vec<LeafBody> {
         let mut report = Fleet::report(request);
         edit(&mut report);
-        let applied = self.mesh.apply(vec![self.mesh.fleet.client(client, ClientCommand::Report(report))]);
+        let applied =
+            self.mesh.apply(vec![self.mesh.fleet.client(client, ClientCommand::Report(vec![report]))]);
         assert_eq!(refused(&applied, 0), None);
         bodies(&applied)
     }
