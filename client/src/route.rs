@@ -65,12 +65,18 @@ impl RouteTls {
         Ok(Self { config, name, host: route.host.clone() })
     }
 
-    pub(crate) fn connection(&self) -> Result<(rustls::ClientConnection, Arc<Watcher>), Error> {
+    /// The settings of one connection, and who watches it.
+    pub(crate) fn watched(&self) -> (Arc<ClientConfig>, ServerName<'static>, Arc<Watcher>) {
         let watcher = Arc::new(Watcher::default());
         let mut config = self.config.clone();
         config.key_log = watcher.clone();
         config.client_auth_cert_resolver = watcher.clone();
-        let connection = rustls::ClientConnection::new(Arc::new(config), self.name.clone())
+        (Arc::new(config), self.name.clone(), watcher)
+    }
+
+    pub(crate) fn connection(&self) -> Result<(rustls::ClientConnection, Arc<Watcher>), Error> {
+        let (config, name, watcher) = self.watched();
+        let connection = rustls::ClientConnection::new(config, name)
             .map_err(|e| Error::ProviderTls { host: self.host.clone(), reason: e.to_string() })?;
         Ok((connection, watcher))
     }

@@ -6,7 +6,7 @@
 //! every request, repeatable or not: what the API refused in its own words it has not executed. The application has the first
 //! answer by then; a repetition that is answered in another way is cut off at the head of its answer.
 use crate::answer::Disputed;
-use crate::client::Inner;
+use crate::client::{Client, Inner};
 use crate::directory::now;
 use crate::error::{Error, Retry};
 use crate::http1::ResponseParser;
@@ -16,7 +16,7 @@ use crate::response::{Exchange, First, Provenance, Reporter, Response, ResponseB
 use crate::usage::UsageTail;
 use crate::wire::{Conn, random_id};
 use bytes::Bytes;
-use quorate_core::command::{Authorise, ClientCommand, Ended};
+use quorate_core::command::{Authorise, ClientCommand, Ended, SignedProbeGrant};
 use quorate_core::crypto::{Hash, encode};
 use quorate_core::ids::{NodeId, RequestId, RouteId};
 use quorate_core::state::{FaultKind, HOLD_MS, Pair};
@@ -254,6 +254,31 @@ impl Inner {
             self.unshun(route, lane.pair());
         }
         Some(same)
+    }
+}
+
+impl Client {
+    /// One request over exactly this pair, by an admin's leave: not metered, not repeated. For `quorate admin credential check`.
+    pub async fn probe_pair(
+        &self,
+        (relay, keyer): (NodeId, NodeId),
+        grant: SignedProbeGrant,
+        request: &Request,
+    ) -> Result<Response, Error> {
+        request.check_headers()?;
+        let (inner, route) = (self.inner(), grant.grant.route.clone());
+        inner.fresh_directory().await?;
+        let lane = inner.open_pool(&route, relay, keyer, Some(grant)).await?;
+        let sent = async {
+            let conn = lane.take().await?;
+            inner.attempt(&route, &lane, conn, request, None).await.map_err(|failed| failed.error)
+        };
+        let sent = sent.await;
+        // What it shows is one probe's word; requests find out for themselves.
+        inner.unshun(&route, lane.pair());
+        // The answer has a tunnel of its own by now.
+        lane.end(Error::Closed);
+        sent.map(|(response, _)| response)
     }
 }
 

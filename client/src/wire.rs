@@ -3,10 +3,12 @@
 //! The handshake is rustls's; it is given exactly the handshake's records, so that every byte after them is ours
 //! ([`quorate_splitkey::client`]). A [`Conn`] is ready for its one request.
 use crate::error::{Error, MeshRefusal};
+use crate::http1::{Event, ResponseParser};
 use crate::route::RouteTls;
 use bytes::{Bytes, BytesMut};
 use futures::Stream;
 use quorate_core::ids::{ConnectionId, NodeId, PoolId};
+use quorate_core::policy::RouteDocument;
 use quorate_proto::v1::{self, mesh_client::MeshClient, tunnel_down, tunnel_up};
 use quorate_splitkey::client::ClientConnection;
 use quorate_splitkey::record::{RecordReader, TrafficSecret};
@@ -16,7 +18,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
@@ -227,6 +229,71 @@ pub(crate) async fn danger_open_direct(host: &str, port: u16, tls: &RouteTls) ->
     let (mut up, mut down) = (Up::Direct(write), DownHalf::Direct(read));
     let (tls, early) = handshake(&mut up, &mut down, tls).await?;
     Ok(Conn { id: ConnectionId(random_id()?), up, down, tls, early_bytes: 0, early })
+}
+
+/// What came back on a TLS connection straight to the provider.
+pub(crate) struct DirectAnswer {
+    pub(crate) status: u16,
+    /// Every byte, head and framing included.
+    pub(crate) raw: Vec<u8>,
+    /// The body alone, as far as it came.
+    pub(crate) body: Vec<u8>,
+}
+
+/// Most bytes read of a direct answer, and the longest time for all of it.
+const DIRECT_BYTES_MAX: usize = 256 * 1024;
+const DIRECT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Sends these pieces, a TLS record each, straight to a route's provider, and reads one answer: no mesh, no log. For probing a
+/// provider with a key that is none, from an admin's machine, with the TLS settings that requests have.
+pub(crate) async fn danger_converse(route: &RouteDocument, pieces: &[&[u8]]) -> Result<DirectAnswer, Error> {
+    let tls = RouteTls::new(route)?;
+    let conversing = async {
+        let host = || tls.host.clone();
+        let lost = |e: std::io::Error| Error::ProviderUnreachable { host: host(), reason: e.to_string() };
+        let tcp = TcpStream::connect((tls.host.as_str(), route.port)).await.map_err(lost)?;
+        tcp.set_nodelay(true).map_err(lost)?;
+        let (config, name, watcher) = tls.watched();
+        let connected = tokio_rustls::TlsConnector::from(config).connect(name, tcp).await;
+        if watcher.asked_for_certificate() {
+            return Err(Error::ProviderWantsCertificate { host: host() });
+        }
+        let failed = |e: std::io::Error| match e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
+            Some(error) => explain(&tls.host, error.clone()),
+            None => lost(e),
+        };
+        let mut stream = connected.map_err(failed)?;
+        for piece in pieces {
+            stream.write_all(piece).await.map_err(failed)?;
+            stream.flush().await.map_err(failed)?;
+        }
+        let mut parser = ResponseParser::new();
+        let mut answer = DirectAnswer { status: 0, raw: Vec::new(), body: Vec::new() };
+        let mut buffer = vec![0; READ_BYTES];
+        while answer.raw.len() < DIRECT_BYTES_MAX && !parser.is_done() {
+            // A provider that does not say goodbye has said enough before.
+            let read = match stream.read(&mut buffer).await {
+                Ok(0) => break,
+                Ok(read) => buffer.get(..read).unwrap_or_default(),
+                Err(_) if answer.status != 0 => break,
+                Err(e) => return Err(failed(e)),
+            };
+            answer.raw.extend_from_slice(read);
+            parser.feed(read.to_vec());
+            while let Some(event) = parser.next()? {
+                match event {
+                    Event::Head(head) => answer.status = head.status.as_u16(),
+                    Event::Body(piece) => answer.body.extend_from_slice(&piece),
+                    Event::End => break,
+                }
+            }
+        }
+        if answer.status == 0 { Err(Error::Truncated { reason: "no answer".into() }) } else { Ok(answer) }
+    };
+    let allowed_ms = u64::try_from(DIRECT_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
+    timeout(DIRECT_TIMEOUT, conversing)
+        .await
+        .unwrap_or(Err(Error::TimedOut { what: "the provider's answer", allowed_ms }))
 }
 
 pub(crate) fn plain(text: &str) -> String {

@@ -33,6 +33,13 @@ pub(crate) enum AdminCommand {
     /// Routes in the draft
     #[command(subcommand)]
     Route(RouteCommand),
+    /// Provider keys: split over the members, so that nobody holds one
+    #[command(subcommand)]
+    Credential(super::credential::CredentialCommand),
+    /// Name the key that approves which software may open a node's shares; makes it when there is none
+    Approver(super::approve::ApproverArgs),
+    /// Approve the members' software, by their reference values, to open their shares
+    Approve(super::approve::ApproveArgs),
     /// Reference values in the draft
     #[command(subcommand)]
     ReferenceValues(ReferenceValuesCommand),
@@ -240,6 +247,9 @@ pub(crate) async fn run(command: AdminCommand) -> Outcome {
             Ok(())
         }),
         AdminCommand::Route(RouteCommand::Add(args)) => route_add(args),
+        AdminCommand::Credential(command) => super::credential::run(command).await,
+        AdminCommand::Approver(args) => super::approve::approver(&args),
+        AdminCommand::Approve(args) => super::approve::approve(&args),
         AdminCommand::ReferenceValues(ReferenceValuesCommand::Set { draft, name, pcrs, file, add }) => {
             reference_values(&draft, name, &pcrs, file.as_deref(), add)
         }
@@ -318,7 +328,7 @@ fn init(args: InitArgs) -> Outcome {
     };
     save(&args.out, &document)?;
     note(&format!(
-        "wrote {}; next: `quorate admin reference-values set`, `admin enrol` for each node, `admin route add`, `admin client add`",
+        "wrote {}; next: `quorate admin reference-values set`, `admin approver` (for provider keys), `admin enrol` for each node, `admin route add`, `admin client add`",
         args.out.display()
     ));
     Ok(())
@@ -345,7 +355,7 @@ fn render(document: &PolicyDocument) -> Outcome<String> {
     Ok(format!("{HEADER}{text}"))
 }
 
-fn save(path: &Path, document: &PolicyDocument) -> Outcome {
+pub(crate) fn save(path: &Path, document: &PolicyDocument) -> Outcome {
     write(path, &render(document)?)
 }
 
@@ -410,6 +420,21 @@ fn route_add(args: RouteAddArgs) -> Outcome {
     };
     crate::head_template(&route)?;
     edit(&args.draft, |d| {
+        let mut route = route;
+        // Shares are sealed for a destination: with another one they would open nowhere.
+        let before = d.route.iter_mut().find(|r| r.name == route.name);
+        if let Some(before) = before
+            && let Some(credential) = before.credential.take()
+        {
+            if (&before.host, before.port) == (&route.host, route.port) {
+                route.credential = Some(credential);
+            } else {
+                note(&format!(
+                    "route {} goes elsewhere now, and its credential with it is gone: `quorate admin credential set {}`",
+                    route.name, route.name
+                ));
+            }
+        }
         d.route.retain(|r| r.name != route.name);
         d.route.push(route);
         Ok(())
@@ -479,9 +504,12 @@ fn pcr_values(list: &[String]) -> Outcome<BTreeMap<u8, Vec<[u8; 32]>>> {
 
 fn checked(path: &Path) -> Outcome<(Vec<u8>, Policy)> {
     let bytes = read(path, POLICY_BYTES_MAX as u64)?;
-    let policy = Policy::parse(&bytes).map_err(|mistakes| Failure {
-        message: format!("{} has {} mistake(s)", path.display(), mistakes.0.len()),
-        hints: mistakes.0,
+    let policy = Policy::parse(&bytes).map_err(|mistakes| {
+        let commands = parse(&bytes).map(|d| super::credential::stale_shares(&d, path)).unwrap_or_default();
+        Failure {
+            message: format!("{} has {} mistake(s)", path.display(), mistakes.0.len()),
+            hints: mistakes.0.into_iter().chain(commands).collect(),
+        }
     })?;
     Ok((bytes, policy))
 }
@@ -492,7 +520,7 @@ fn check(path: &Path) -> Outcome {
         crate::head_template(&route.document)?;
     }
     text_out(&format!(
-        "cluster   {}\nversion   {}\ndigest    {}\nexpires   {}\nmembers   {} ({} certify, {} hostile tolerated)\nadmins    {} of {} sign\nroutes    {}\nclients   {}\n",
+        "cluster   {}\nversion   {}\ndigest    {}\nexpires   {}\nmembers   {} ({} certify, {} hostile tolerated)\nadmins    {} of {} sign\nroutes    {} ({} with a credential)\nclients   {}\n",
         policy.cluster,
         policy.version,
         policy.digest,
@@ -503,8 +531,26 @@ fn check(path: &Path) -> Outcome {
         policy.admin_threshold,
         policy.admins.len(),
         policy.routes.len(),
+        policy.routes.values().filter(|r| r.credential.is_some()).count(),
         policy.clients.len(),
-    ))
+    ))?;
+    unapproved(&policy);
+    Ok(())
+}
+
+/// Members that hold shares and yet could not open them.
+fn unapproved(policy: &Policy) {
+    if policy.routes.values().all(|r| r.credential.is_none()) {
+        return;
+    }
+    let without: Vec<_> =
+        policy.members.values().filter(|m| m.approvals.is_empty()).map(|m| m.name.as_str()).collect();
+    if !without.is_empty() {
+        note(&format!(
+            "no software of {} is approved to open shares, so they will serve no route with a credential: `quorate admin approve`",
+            without.join(", ")
+        ));
+    }
 }
 
 async fn sign(path: &Path, key: &Path, out: Option<PathBuf>) -> Outcome {
@@ -518,28 +564,7 @@ async fn sign(path: &Path, key: &Path, out: Option<PathBuf>) -> Outcome {
             "write this signature elsewhere with --out FILE",
         ));
     }
-    // From standard input, so that ssh-keygen writes no file of its own; passphrase and touch prompts use the terminal.
-    let mut child = tokio::process::Command::new("ssh-keygen")
-        .args(["-Y", "sign", "-n", NAMESPACE, "-f"])
-        .arg(key)
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .map_err(|e| Failure::new(format!("ssh-keygen: {e}"), "install OpenSSH's ssh-keygen"))?;
-    let failed = |e: std::io::Error| {
-        Failure::new(format!("ssh-keygen: {e}"), "sign by hand: see `quorate admin sign --help`")
-    };
-    if let Some(mut stdin) = child.stdin.take() {
-        tokio::io::AsyncWriteExt::write_all(&mut stdin, &document).await.map_err(failed)?;
-    }
-    let output = child.wait_with_output().await.map_err(failed)?;
-    if !output.status.success() {
-        return Err(Failure::new(
-            "ssh-keygen did not sign",
-            "is --key an Ed25519 key of yours, and the FIDO key plugged in?",
-        ));
-    }
-    let pem = String::from_utf8_lossy(&output.stdout).into_owned();
+    let pem = ssh_keygen_sign(key, &document).await?;
     let signer = signature(&pem, key)?
         .verify(&document)
         .map_err(|e| Failure::new(e.to_string(), "sign with an Ed25519 key"))?;
@@ -552,6 +577,37 @@ async fn sign(path: &Path, key: &Path, out: Option<PathBuf>) -> Outcome {
     let out = out.unwrap_or(default);
     write(&out, &pem)?;
     line(&out.display().to_string())
+}
+
+/// `ssh-keygen -Y sign` over these bytes, as PEM.
+async fn ssh_keygen_sign(key: &Path, document: &[u8]) -> Outcome<String> {
+    // From standard input, so that ssh-keygen writes no file of its own; passphrase and touch prompts use the terminal.
+    let mut child = tokio::process::Command::new("ssh-keygen")
+        .args(["-Y", "sign", "-n", NAMESPACE, "-f"])
+        .arg(key)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .map_err(|e| Failure::new(format!("ssh-keygen: {e}"), "install OpenSSH's ssh-keygen"))?;
+    let failed = |e: std::io::Error| {
+        Failure::new(format!("ssh-keygen: {e}"), "sign by hand: see `quorate admin sign --help`")
+    };
+    if let Some(mut stdin) = child.stdin.take() {
+        tokio::io::AsyncWriteExt::write_all(&mut stdin, document).await.map_err(failed)?;
+    }
+    let output = child.wait_with_output().await.map_err(failed)?;
+    if !output.status.success() {
+        return Err(Failure::new(
+            "ssh-keygen did not sign",
+            "is --key an Ed25519 key of yours, and the FIDO key plugged in?",
+        ));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// An admin's signature over bytes that are no policy.
+pub(crate) async fn ssh_sign(key: &Path, bytes: &[u8]) -> Outcome<SshSignature> {
+    signature(&ssh_keygen_sign(key, bytes).await?, key)
 }
 
 fn signature(pem: &str, path: &Path) -> Outcome<SshSignature> {

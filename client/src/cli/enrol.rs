@@ -3,20 +3,28 @@
 //!
 //! ```text
 //! node  -> admin  {"enrolment": {"ek_certs": [b64], "ek_public": b64, "ak_public": b64, "manufacturer": …, "firmware": …}}
-//! admin -> node   {"credential": {"id_object": b64, "encrypted_secret": b64}}
-//! node  -> admin  {"secret": b64}
+//! admin -> node   {"credential": {"id_object": b64, "encrypted_secret": b64},
+//!                  "share": {"cluster": …, "node": …, "approver": b64, "pcrs": […]}}
+//! node  -> admin  {"secret": b64, "share": {"share_key": b64, "share_counter": …, "quote": b64, "signature": b64, …}}
 //! ```
+//!
+//! The `share` is there when the draft names an approver. Then the node makes the key to which shares of provider keys will be
+//! sealed; a quote by the AK that was just proved, over node and key, says that it comes from that machine.
 //!
 //! Nothing the node says is believed: the EK's certificate must lead to a root the admin named, and only the TPM that holds
 //! both that EK and this AK can give the secret back. Then the AK is written into the draft of the policy.
-use super::admin::{DraftArg, edit};
+use super::admin::{DraftArg, edit, load};
+use super::approve::approver_of;
 use super::output::{Failure, Outcome, line, note, printable, read};
 use crate::directory::now;
 use crate::error::chain;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use quorate_attest::endorsement::{EkPolicy, Enrolment, Validity, verify_ek};
+use quorate_attest::endorsement::{EkPolicy, EnrolledAk, Enrolment, Validity, verify_ek};
+use quorate_attest::qualifying::for_share_key;
+use quorate_attest::tpm::{Quote, TpmSignature};
 use quorate_core::policy::MemberDocument;
+use quorate_core::shares::SharePublicKey;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
@@ -89,6 +97,16 @@ struct Claim {
 #[derive(Serialize)]
 struct ToNode {
     credential: Credential,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share: Option<ShareRequest>,
+}
+
+#[derive(Serialize)]
+struct ShareRequest {
+    cluster: String,
+    node: u64,
+    approver: String,
+    pcrs: Vec<u8>,
 }
 
 #[derive(Serialize)]
@@ -100,6 +118,46 @@ struct Credential {
 #[derive(Deserialize)]
 struct Secret {
     secret: String,
+    #[serde(default)]
+    share: Option<ShareAnswer>,
+}
+
+/// Its PCR values are not read: what is approved are the policy's reference values.
+#[derive(Deserialize)]
+struct ShareAnswer {
+    share_key: String,
+    share_counter: u64,
+    quote: String,
+    signature: String,
+}
+
+/// A share key whose origin is proved.
+struct ShareKey {
+    key: SharePublicKey,
+    counter: u64,
+}
+
+/// Checks that the AK itself quoted this key for this node.
+fn share_key(answer: &ShareAnswer, ak: &EnrolledAk, node: u64) -> Outcome<ShareKey> {
+    let refused = |what: &str| {
+        Failure::new(
+            format!("the share key was not proved: {what}"),
+            "run `quorated … enrol` on the very machine whose TPM it is; are node and admin of one version?",
+        )
+    };
+    let key = SharePublicKey::from_bytes(&decode("share key", &answer.share_key)?)
+        .map_err(|e| refused(&e.to_string()))?;
+    let quote = decode("quote", &answer.quote)?;
+    let signature = TpmSignature::parse(&decode("signature", &answer.signature)?)
+        .map_err(|e| refused(&format!("its signature: {e}")))?;
+    ak.public()
+        .verify(&quote, &signature)
+        .map_err(|_| refused("the quote is not signed by the enrolled AK"))?;
+    let quote = Quote::parse(&quote).map_err(|e| refused(&e.to_string()))?;
+    if quote.extra_data != for_share_key(node, key.as_bytes()) {
+        return Err(refused("the quote is over another key or node"));
+    }
+    Ok(ShareKey { key, counter: answer.share_counter })
 }
 
 fn pem(paths: &[PathBuf]) -> Outcome<Vec<Vec<u8>>> {
@@ -127,6 +185,14 @@ fn decode(what: &str, text: &str) -> Outcome<Vec<u8>> {
 }
 
 pub(crate) async fn enrol(args: EnrolArgs) -> Outcome {
+    let draft = load(&args.draft.policy)?;
+    let share = approver_of(&draft)?.map(|approver| ShareRequest {
+        cluster: draft.cluster.clone(),
+        node: args.id,
+        approver: BASE64.encode(approver.sec1()),
+        pcrs: draft.attestation.pcrs.iter().copied().collect(),
+    });
+    let wanted = share.is_some();
     let roots = pem(&args.ek_roots)?;
     let intermediates = pem(&args.ek_intermediates)?;
     let Some((program, arguments)) = args.command.split_first() else {
@@ -192,7 +258,7 @@ pub(crate) async fn enrol(args: EnrolArgs) -> Outcome {
         id_object: BASE64.encode(&blob.id_object),
         encrypted_secret: BASE64.encode(&blob.encrypted_secret),
     };
-    let mut text = serde_json::to_string(&ToNode { credential })
+    let mut text = serde_json::to_string(&ToNode { credential, share })
         .map_err(|e| Failure::new(format!("the credential: {e}"), "report this as a bug"))?;
     text.push('\n');
     let gone = |e: std::io::Error| {
@@ -200,10 +266,21 @@ pub(crate) async fn enrol(args: EnrolArgs) -> Outcome {
     };
     to.write_all(text.as_bytes()).await.map_err(gone)?;
     to.flush().await.map_err(gone)?;
-    let Secret { secret } = say_and_read(&mut from, "the credential's secret").await?;
+    let Secret { secret, share } = say_and_read(&mut from, "the credential's secret").await?;
     let ak = enrolment.finish(&decode("secret", &secret)?).map_err(refused)?;
     drop(to);
     let _ = tokio::time::timeout(STEP_TIMEOUT, child.wait()).await;
+    let share = match (wanted, share) {
+        (true, Some(answer)) => Some(share_key(&answer, &ak, args.id)?),
+        (true, None) => {
+            return Err(Failure::new(
+                "the node made no share key, though the draft has an approver",
+                "are node and admin of one version?",
+            ));
+        }
+        // Not asked for, so not believed.
+        (false, _) => None,
+    };
 
     let member = MemberDocument {
         id: args.id,
@@ -214,16 +291,35 @@ pub(crate) async fn enrol(args: EnrolArgs) -> Outcome {
         ak: BASE64.encode(ak.public_bytes()),
         software_tpm: ak.software_tpm(),
         reference_values: args.reference_values,
-        share_key: None,
-        share_counter: None,
+        share_key: share.as_ref().map(|s| s.key.to_base64()),
+        share_counter: share.as_ref().map(|s| s.counter),
         approvals: vec![],
     };
     edit(&args.draft, |d| {
         d.member.retain(|m| m.id != member.id);
         d.member.push(member);
         d.member.sort_by_key(|m| m.id);
+        let file = &args.draft.policy;
+        for route in d.route.iter().filter(|r| r.credential.is_some()) {
+            note(&format!(
+                "members changed: split the key of route {} again before this is submitted: `quorate admin credential rotate {} --policy {}`",
+                route.name,
+                route.name,
+                file.display()
+            ));
+        }
         Ok(())
     })?;
+    match share {
+        Some(_) => note(&format!(
+            "next: `quorate admin approve --policy {} --key APPROVERKEY {}`, or it cannot open its shares",
+            args.draft.policy.display(),
+            args.name
+        )),
+        None => note(
+            "it can hold no share of a provider key: the draft has no approver (`quorate admin approver`)",
+        ),
+    }
     if ak.software_tpm() {
         note("this is a software TPM: it proves nothing about a machine, and the policy must allow it");
     }
@@ -270,9 +366,47 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_share_key_is_the_enrolled_machines_own() {
+        use quorate_core::testing::{Fleet, share_key as key_of};
+        use std::collections::BTreeSet;
+        let fleet = Fleet::new(4, 1, |_| ());
+        let tpm = |n: u64| &fleet.nodes[&quorate_core::ids::NodeId(n)].tpm;
+        let (ak, pcrs) = (tpm(1).enrolled(true), BTreeSet::from([4, 7]));
+        let answer = |machine: u64, node: u64, quoted: u64, key: u64| {
+            let qualifying = for_share_key(node, key_of(quoted).public().as_bytes());
+            let evidence = tpm(machine).quote(&qualifying, &pcrs);
+            ShareAnswer {
+                share_key: key_of(key).public().to_base64(),
+                share_counter: 4,
+                quote: BASE64.encode(evidence.attest),
+                signature: BASE64.encode(evidence.signature),
+            }
+        };
+        let good = share_key(&answer(1, 1, 1, 1), &ak, 1).unwrap();
+        assert_eq!((good.counter, good.key), (4, key_of(1).public()));
+        let refused = |answer: ShareAnswer| share_key(&answer, &ak, 1).err().unwrap().message;
+        assert!(refused(answer(2, 1, 1, 1)).contains("not signed by the enrolled AK"));
+        for other in [answer(1, 2, 1, 1), answer(1, 1, 2, 1), answer(1, 1, 1, 2)] {
+            assert!(refused(other).contains("over another key or node"));
+        }
+        let short = ShareAnswer { share_key: BASE64.encode([1; 32]), ..answer(1, 1, 1, 1) };
+        assert!(refused(short).contains("32 bytes"));
+        let boot = tpm(1).quote(&[9; 32], &pcrs);
+        let boot = ShareAnswer {
+            quote: BASE64.encode(boot.attest),
+            signature: BASE64.encode(boot.signature),
+            ..answer(1, 1, 1, 1)
+        };
+        assert!(refused(boot).contains("over another key or node"), "a quote for something else");
+    }
+
     #[tokio::test]
     async fn a_node_that_proves_nothing_is_not_enrolled() {
         let dir = tempfile::tempdir().unwrap();
+        let draft = quorate_core::testing::Fleet::new(4, 1, |_| ()).document;
+        crate::cli::admin::save(&dir.path().join("policy.toml"), &draft).unwrap();
+        let before = std::fs::read(dir.path().join("policy.toml")).unwrap();
         let claim = |certs: &str| {
             format!(
                 "echo '{{\"enrolment\":{{\"ek_certs\":[{certs}],\"ek_public\":\"\",\"ak_public\":\"\"}}}}'"
@@ -288,6 +422,6 @@ mod tests {
             let failure = enrol(args(dir.path(), &script)).await.unwrap_err();
             assert!(failure.message.contains(expected), "{script}: {failure:?}");
         }
-        assert!(!dir.path().join("policy.toml").exists());
+        assert_eq!(std::fs::read(dir.path().join("policy.toml")).unwrap(), before);
     }
 }

@@ -1,7 +1,9 @@
 //! The command line: what `quorate` says and does. Errors are two lines, `quorate: error: …` and `quorate: hint: …`, written
 //! in one place; nothing secret is ever among the arguments or the output.
 mod admin;
+mod approve;
 mod ask;
+mod credential;
 mod enrol;
 mod output;
 mod status;
@@ -125,10 +127,51 @@ mod tests {
             "quorate admin client add --policy p --name c --key AAAA --custodian x --route r",
             "quorate admin route add --policy p --name r --host h --model m",
             "quorate admin reference-values set --policy p --name dev --pcr 4=00",
+            "quorate admin credential set r --policy p",
+            "quorate admin credential set r --policy p --from-file k --scheme x-api-key --public-prefix sk- --accept-echo",
+            "quorate admin credential rotate r --policy p --from-command true --no-probe --share-epoch 4",
+            "quorate admin credential remove r --policy p",
+            "quorate admin credential freeze r --policy p",
+            "quorate admin credential lift r --policy p",
+            "quorate admin credential check r --trust t --key k",
+            "quorate admin approver --policy p --key k",
+            "quorate admin approve --policy p --key k",
+            "quorate admin approve --policy p --key k --withdraw n1 2",
             "quorate admin enrol --policy p --id 1 --name n1 --custodian a --address h:1 --http h:2 --reference-values dev --ek-roots r -- quorated --config n1.toml enrol",
         ];
         for line in lines {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+    }
+
+    /// What stands among the arguments can be read by every process of the machine.
+    #[test]
+    fn a_key_cannot_be_an_argument() {
+        let lines = [
+            "quorate admin credential set r sk-key --policy p",
+            "quorate admin credential set r --policy p --key sk-key",
+            "quorate admin credential set r --policy p --from-file a --from-command b",
+            "quorate admin credential set r --policy p --scheme basic",
+            "quorate admin credential set r --policy p --share-epoch 0",
+            "quorate admin credential set r",
+        ];
+        for line in lines {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+        let mut command = Cli::command();
+        command.build();
+        let admin = command.find_subcommand("admin").unwrap();
+        let credential = admin.find_subcommand("credential").unwrap();
+        for command in credential.get_subcommands() {
+            for argument in command.get_arguments() {
+                let trust = argument.get_id() == "trust";
+                assert!(
+                    trust || argument.get_env().is_none(),
+                    "{} {}",
+                    command.get_name(),
+                    argument.get_id()
+                );
+            }
         }
     }
 }

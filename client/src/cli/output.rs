@@ -155,6 +155,16 @@ mod tests {
                 "error: the provider answered 401: {\"error\":\"no\"}\n\
                  hint: the provider refused the route's credential: tell your admins",
             ),
+            (
+                Error::NoPairLeft { route: "openai".into() }.into(),
+                "error: route \"openai\": every relay and keyer are barred to this client or suspended, because requests failed over them\n\
+                 hint: the provider may refuse the key itself: admins try each pair with `quorate admin credential check`, then `credential rotate`, or `credential lift` once the cause is gone",
+            ),
+            (
+                Error::CredentialHeader { name: "x-api-key".into() }.into(),
+                "error: the application set the header \"x-api-key\", but the route's key is the mesh's to supply\n\
+                 hint: leave the key out of the application and its environment: where the SDK insists on one, any word will do with `quorate serve`",
+            ),
         ];
         for (failure, expected) in table {
             assert_eq!(failure.lines().join("\n"), expected);

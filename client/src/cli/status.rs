@@ -96,6 +96,8 @@ pub(crate) async fn status(args: StatusArgs) -> Outcome {
             "certified_lag": answer.as_ref().ok().map(|s| s.certified_lag),
             "version": answer.as_ref().ok().map(|s| s.version.clone()),
             "state_digest": answer.as_ref().ok().map(|s| s.state_digest.clone()),
+            "shares": answer.as_ref().ok().map(|s| s.shares.iter().map(|s| json!({ "route": s.route,
+                "share_epoch": s.share_epoch, "held": s.held, "reason": s.reason })).collect::<Vec<_>>()),
         }));
     }
     let age = now().0.abs_diff(verified.time.0);
@@ -122,7 +124,21 @@ pub(crate) async fn status(args: StatusArgs) -> Outcome {
         policy.quorum(),
         table(&rows),
     );
-    text_out(&text)
+    text_out(&text)?;
+    let mut lacking = false;
+    for (node, answer) in &answers {
+        let name = policy.members.get(node).map_or_else(|| node.to_string(), |m| m.name.clone());
+        for text in answer.as_ref().map(|s| without_shares(&name, s)).unwrap_or_default() {
+            lacking = true;
+            note(&text);
+        }
+    }
+    if lacking {
+        note(
+            "a node without shares serves no route with a credential: approve its software (`quorate admin approve`), or split the key again (`quorate admin credential rotate`)",
+        );
+    }
+    Ok(())
 }
 
 fn header(names: &[&str]) -> Vec<String> {
@@ -140,7 +156,8 @@ fn routes(client: &Client, trust: &TrustFile, as_json: bool) -> Outcome {
     let directory = client.directory();
     let policy = &directory.verified().policy;
     let granted = policy.clients.get(&trust.client).map(|g| g.routes.clone()).unwrap_or_default();
-    let mut rows = vec![header(&["ROUTE", "GRANTED", "HOST", "DIALECT", "MODELS", "PATHS"])];
+    let mut rows = vec![header(&["ROUTE", "GRANTED", "HOST", "DIALECT", "CREDENTIAL", "MODELS", "PATHS"])];
+    let mut frozen = Vec::new();
     let mut list = Vec::new();
     for (id, route) in &policy.routes {
         let d = &route.document;
@@ -150,14 +167,53 @@ fn routes(client: &Client, trust: &TrustFile, as_json: bool) -> Outcome {
             if yes { "yes".into() } else { "no".into() },
             format!("{}:{}", d.host, d.port),
             d.dialect.clone(),
+            route.credential.as_ref().map_or_else(
+                || "none".to_owned(),
+                |c| {
+                    let state = if c.frozen { ", FROZEN" } else { "" };
+                    format!("{}, epoch {}{state}", c.scheme.as_str(), c.share_epoch)
+                },
+            ),
             d.models.join(" "),
             d.paths.iter().map(|p| format!("{}{p}", d.base_path)).collect::<Vec<_>>().join(" "),
         ]);
-        list.push(json!({ "route": id.as_str(), "granted": yes, "host": d.host, "port": d.port, "dialect": d.dialect,
+        if route.credential.as_ref().is_some_and(|c| c.frozen) {
+            frozen.push(id.as_str());
+        }
+        let credential = route.credential.as_ref().map(|c| {
+            json!({ "scheme": c.scheme.as_str(), "share_epoch": c.share_epoch, "frozen": c.frozen,
+                "accept_echo": c.accept_echo, "lifted": c.lifted })
+        });
+        list.push(json!({ "route": id.as_str(), "granted": yes, "credential": credential, "host": d.host, "port": d.port, "dialect": d.dialect,
             "models": d.models, "paths": d.paths, "base_path": d.base_path }));
     }
-    if as_json { line(&json!({ "routes": list }).to_string()) } else { text_out(&table(&rows)) }
+    if as_json {
+        return line(&json!({ "routes": list }).to_string());
+    }
+    text_out(&table(&rows))?;
+    for route in frozen {
+        note(&format!(
+            "route {route}: admins froze its key, nothing is authorised on it; `quorate admin credential lift {route}`, or `rotate` for another key"
+        ));
+    }
+    Ok(())
 }
+
+/// Nodes that cannot serve a route, for want of their shares: what they say of themselves.
+fn without_shares(name: &str, status: &v1::StatusReply) -> Vec<String> {
+    let lacking = status.shares.iter().filter(|s| !s.held).take(SHARES_SHOWN_MAX);
+    lacking
+        .map(|s| {
+            let why: String = printable(&s.reason).chars().take(160).collect();
+            let why = if why.is_empty() { "no reason given".to_owned() } else { why };
+            let route: String = printable(&s.route).chars().take(64).collect();
+            format!("{name} has no shares of route {route} (epoch {}): {why}", s.share_epoch)
+        })
+        .collect()
+}
+
+/// Routes shown per node.
+const SHARES_SHOWN_MAX: usize = 8;
 
 /// Nothing can be verified: say what nodes say, and that it proves nothing.
 async fn unproven(trust: &TrustFile, as_json: bool) -> Outcome {
