@@ -139,3 +139,80 @@ async fn share_key(config: &Config, tpm: &TpmHandle, request: &ShareRequest) -> 
         pcrs: quoted.pcrs.iter().map(|(index, value)| (*index, hex::encode(value))).collect(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shares::swtpm::{Swtpm, missing};
+    use quorate_attest::approval::{Approval, ApprovedPcrs, ApproverKey};
+    use quorate_core::ids::NodeId;
+    use quorate_core::policy::Policy;
+    use quorate_core::shares::SharePublicKey;
+    use quorate_core::testing::Mesh;
+    use std::sync::Arc;
+
+    fn config(dir: &std::path::Path, tcti: &str) -> Config {
+        let path = dir.join("node.toml");
+        let text = format!(
+            "node = 1\ndata_dir = \"data\"\nlisten = \"127.0.0.1:1\"\nhttp_listen = \"127.0.0.1:2\"\n[tpm]\ntcti = \"{tcti}\"\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path).unwrap()
+    }
+
+    /// What enrolment prints is enough for an admin to write a policy under which the node opens its key.
+    #[tokio::test]
+    async fn a_share_key_is_proven_and_opens_under_the_policy_made_from_it() {
+        if missing() {
+            return;
+        }
+        let (swtpm, tpm) = Swtpm::start().await;
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path(), &swtpm.tcti());
+        let key = ApproverKey::from_pkcs8(&ApproverKey::generate_pkcs8().unwrap()).unwrap();
+        let approver = BASE64.encode(key.approver().unwrap().sec1());
+        let request = |node| ShareRequest {
+            cluster: "test".into(),
+            node,
+            approver: approver.clone(),
+            pcrs: vec![4, 7],
+        };
+        let wrong = share_key(&config, &tpm, &request(2)).await.err().unwrap();
+        assert_eq!(wrong.to_string(), "the admin enrols node 2, this node's configuration says 1");
+        assert!(!config.data_dir.exists(), "nothing is made for another node");
+
+        let share = share_key(&config, &tpm, &request(1)).await.unwrap();
+        let public = SharePublicKey::from_bytes(&BASE64.decode(&share.share_key).unwrap()).unwrap();
+        let bound = for_share_key(1, public.as_bytes());
+        let quote = BASE64.decode(&share.quote).unwrap();
+        assert!(quote.windows(32).any(|window| window == bound), "the quote is over this key");
+
+        let value = |hex: &str| <[u8; 32]>::try_from(hex::decode(hex).unwrap()).unwrap();
+        let pcrs: Vec<_> = share.pcrs.iter().map(|(index, hex)| (*index, value(hex))).collect();
+        let pcrs = ApprovedPcrs::new(&pcrs).unwrap();
+        let policy_ref = PolicyRef::for_node("test", 1);
+        let approval =
+            Approval::sign(&key, &policy_ref, pcrs, CounterIndex::DEFAULT, share.share_counter).unwrap();
+        let mesh = Mesh::dark(4, 1, |d| {
+            d.share_approver = Some(approver.clone());
+            d.member[0].share_key = Some(share.share_key.clone());
+            d.member[0].share_counter = Some(share.share_counter);
+            d.member[0].approvals = vec![BASE64.encode(approval.to_bytes())];
+        });
+        let policy: Arc<Policy> = mesh.state().policy().clone();
+        let member = &policy.members[&NodeId(1)];
+        let opened = sealed::unseal(&tpm, &config.data_dir, &policy, member).await.unwrap();
+        assert_eq!(opened.public(), public);
+    }
+
+    #[test]
+    fn the_admins_line_may_leave_the_share_out_and_nothing_else() {
+        let parse = |line: String| serde_json::from_str::<Challenge>(&line);
+        let credential = r#""credential":{"id_object":"","encrypted_secret":""}"#;
+        let share = r#""share":{"cluster":"c","node":1,"approver":"","pcrs":[0]}"#;
+        assert!(parse(format!("{{{credential}}}")).unwrap().share.is_none());
+        assert!(parse(format!("{{{credential},{share}}}")).unwrap().share.is_some());
+        assert!(parse(format!("{{{share}}}")).is_err());
+        assert!(parse(format!("{{{credential},\"shares\":1}}")).is_err());
+    }
+}

@@ -18,19 +18,19 @@
 //! It survives a hostile relay (which cannot make it answer for other records), client (its head is re-serialised) and
 //! leader. **Leaves to the caller** the proof of who is calling.
 use crate::clock;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Outgoing};
 use crate::metrics::Metrics;
 use crate::pool::PoolFacts;
 use crate::services::status::Problem;
 use crate::shares::Vault;
 use bytes::Bytes;
 use quorate_attest::evidence::BootKeys;
-use quorate_core::command::{Alarm, Authorise};
-use quorate_core::ids::{ClientId, ConnectionId, NodeId, PoolId, RequestId, Timestamp};
+use quorate_core::command::{Alarm, Authorise, NodeCommand};
+use quorate_core::ids::{ClientId, ConnectionId, NodeId, PolicyVersion, PoolId, RequestId, Timestamp};
 use quorate_core::refusal::Refusal;
 use quorate_proto::v1::{self, check_head_reply::Answer};
 use quorate_splitkey::framing::{HEAD_FRAGMENT_MAX, HeadRecords};
-use quorate_splitkey::head::HeadRefusal;
+use quorate_splitkey::head::{CheckedHead, HeadRefusal};
 use quorate_splitkey::hole::HoleAnswer;
 use quorate_splitkey::keyer::{KeyerConnection, KeyerRefusal};
 use quorate_splitkey::record::{HEADER_LEN, SECRET_LEN, TrafficSecret};
@@ -184,6 +184,30 @@ impl Keyer {
         if named != asked {
             return Err(Refused::Mismatch);
         }
+        let asked = Asked { pool, policy, share_epoch, secret, checked };
+        let answer = self.answer(asked, a).await;
+        if let (Err(refused), true) = (&answer, a.share_epoch > 0) {
+            match refused {
+                // Its alarm says so too.
+                Refused::Head(_) => {}
+                // The connection is this request's alone, and is spent: there never will be an answer.
+                _ => self.deny(request_id),
+            }
+        }
+        answer
+    }
+
+    /// Says in the log that no hole of this request was filled, so that what became of it is held against nobody.
+    fn deny(&self, request: RequestId) {
+        let denial = NodeCommand::Unanswered(vec![request]);
+        if !self.inner.ledger.send(Outgoing::Node(denial)) {
+            tracing::debug!(%request, "a denial was dropped: the queue to the leader is full");
+        }
+    }
+
+    /// The answer to a head whose request is certified.
+    async fn answer(&self, asked: Asked, a: &Authorise) -> Result<Answer, Refused> {
+        let Asked { pool, policy, share_epoch, secret, checked } = asked;
         if a.policy != policy {
             return Err(Refused::PolicyChanged);
         }
@@ -196,7 +220,7 @@ impl Keyer {
         }
         self.check_release(&pool, a)?;
         match checked {
-            Ok(_) if template.credential().is_some() => {
+            Ok(_) if share_epoch > 0 => {
                 let mask = self.inner.vault.mask(&pool.route, share_epoch);
                 let mask = mask.map_err(|_| Problem::SharesMissing)?;
                 let answer = secret.answer(&mask).map_err(|refusal| {
@@ -207,9 +231,7 @@ impl Keyer {
             }
             Ok(head) => Ok(Answer::ContentLength(head.content_length())),
             Err(refusal) => {
-                self.inner
-                    .ledger
-                    .alarm(Alarm::HeadRefused { request: request_id, code: code_of(&refusal).0 });
+                self.inner.ledger.alarm(Alarm::HeadRefused { request: a.request, code: code_of(&refusal).0 });
                 Err(refusal.into())
             }
         }
@@ -235,6 +257,17 @@ impl Keyer {
     fn registry(&self) -> MutexGuard<'_, Registry> {
         self.inner.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A spent connection and what came out of its head.
+struct Asked {
+    pool: PoolFacts,
+    /// Version under which the head was checked.
+    policy: PolicyVersion,
+    /// Share epoch of the route then.
+    share_epoch: u32,
+    secret: KeyerConnection,
+    checked: Result<CheckedHead, KeyerRefusal>,
 }
 
 /// The answer as a message, erased once it is sent.

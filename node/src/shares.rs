@@ -19,11 +19,10 @@ mod locked;
 pub mod sealed;
 
 use crate::directory::PolicyChain;
-use crate::ledger::{Ledger, View};
+use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use locked::{LockedBytes, NoRoom, Place};
 use quorate_attest_tpm::TpmHandle;
-use quorate_core::crypto::Hash;
 use quorate_core::ids::{NodeId, PolicyVersion, RouteId};
 use quorate_core::policy::{Member, Policy, Route};
 use quorate_core::shares::{self, NodeShares, OpenError, SharePrivateKey};
@@ -34,6 +33,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 /// A policy is in force a moment before its shares are opened; a request waits this long for them.
@@ -254,38 +254,46 @@ impl Keeper {
     /// Runs until the node stops.
     pub async fn run(self) {
         let mut changed = self.ledger.view_changed();
-        let (mut seen, mut done) = (None::<Hash>, None::<Concern>);
-        let mut said = String::new();
+        let mut done = None::<Concern>;
+        let mut said = Said::default();
         loop {
             changed.mark_unchanged();
-            let view = self.ledger.view();
-            if seen != Some(view.policy.digest) {
-                let concern = Concern::of(&view.policy, self.ledger.me());
-                if done.as_ref() != Some(&concern) {
-                    done = self.refresh(&view, &mut said).await.then_some(concern);
-                }
-                if done.is_some() {
-                    seen = Some(view.policy.digest);
-                }
+            let policy = Arc::clone(&self.ledger.view().policy);
+            let mut retry = None;
+            let concern = Concern::of(&policy, self.ledger.me());
+            if done.as_ref() != Some(&concern) {
+                said.0.clear();
+                let opened = self.refresh(&policy, &mut said).await;
+                done = opened.then_some(concern);
+                retry = (!opened).then(|| Instant::now() + RETRY);
             }
-            drop(view);
-            let next = changed.changed();
-            if done.is_none() {
-                let _either = tokio::time::timeout(RETRY, next).await;
-            } else if next.await.is_err() {
-                return;
+            // The view changes with every batch, the policy hardly ever; a TPM that fails is not asked at each.
+            while self.ledger.view().policy.digest == policy.digest {
+                let next = changed.changed();
+                let woken = match retry {
+                    None => Ok(next.await),
+                    Some(at) => tokio::time::timeout_at(at, next).await,
+                };
+                match woken {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => return,
+                    Err(_) => {
+                        let opened = self.refresh(&policy, &mut said).await;
+                        done = opened.then(|| Concern::of(&policy, self.ledger.me()));
+                        retry = (!opened).then(|| Instant::now() + RETRY);
+                    }
+                }
             }
         }
     }
 
     /// Opens the shares of this policy; `false` when it is to be tried again.
-    async fn refresh(&self, view: &View, said: &mut String) -> bool {
-        let policy = &view.policy;
+    async fn refresh(&self, policy: &Arc<Policy>, said: &mut Said) -> bool {
         let Some(member) = policy.members.get(&self.ledger.me()) else {
             self.vault.close(policy, &Missing::NotSealed);
             return true;
         };
-        let withdrawn = self.withdraw(policy, member).await;
+        let withdrawn = self.withdraw(policy, member, said).await;
         let keyed = policy.routes.values().any(|r| r.credential.is_some());
         let opened = if keyed {
             match sealed::unseal(&self.tpm, &self.data_dir, policy, member).await {
@@ -293,8 +301,8 @@ impl Keeper {
                 Err(error) => {
                     let reason = crate::report::chain(&error);
                     self.lock(policy, &error, &reason);
-                    say(said, format!("shares: {reason}"), |text| {
-                        tracing::error!(reason = text, "this node cannot use its shares of provider keys");
+                    said.once(&reason, |reason| {
+                        tracing::error!(reason, "this node cannot open its shares of provider keys");
                     });
                     !error.is_passing()
                 }
@@ -306,14 +314,29 @@ impl Keeper {
         let status = self.vault.status(policy);
         let missing = status.iter().filter(|(.., held)| held.is_err()).count();
         self.metrics.shares(status.len() - missing, missing);
-        if opened && missing == 0 && keyed {
-            if !self.vault.is_locked() {
-                tracing::warn!(
-                    "shares of provider keys lie in memory that may be swapped out: raise the limit of locked memory (LimitMEMLOCK)"
-                );
+        for (route, epoch, held) in &status {
+            // A reason for all of them was given above.
+            if let Err(missing @ (Missing::Sealed(_) | Missing::NotSealed | Missing::Memory)) = held {
+                said.once(&format!("{route}: {missing}"), |reason| {
+                    tracing::error!(
+                        reason,
+                        epoch,
+                        "this node has no shares of a provider key: split it again (`quorate admin credential rotate`)"
+                    );
+                });
             }
-            tracing::info!(routes = status.len(), "shares of provider keys are open");
-            said.clear();
+        }
+        if keyed && missing == 0 {
+            if !self.vault.is_locked() {
+                said.once("not locked", |_| {
+                    tracing::warn!(
+                        "shares of provider keys lie in memory that may be swapped out: raise the limit of locked memory (LimitMEMLOCK)"
+                    );
+                });
+            }
+            said.once("open", |_| {
+                tracing::info!(routes = status.len(), "shares of provider keys are open");
+            });
         }
         opened && withdrawn
     }
@@ -321,16 +344,7 @@ impl Keeper {
     async fn open(&self, policy: &Arc<Policy>, key: SharePrivateKey) -> bool {
         let (vault, of) = (self.vault.clone(), Arc::clone(policy));
         // Some hundred microseconds for each route; the key goes with the task.
-        let opened = tokio::task::spawn_blocking(move || vault.open(&of, &key)).await;
-        for (route, epoch, held) in self.vault.status(policy) {
-            if let Err(missing) = held {
-                tracing::error!(
-                    %route, epoch, reason = %missing,
-                    "this node cannot use its shares of a provider key: split it again (`quorate admin credential rotate`)"
-                );
-            }
-        }
-        opened.is_ok()
+        tokio::task::spawn_blocking(move || vault.open(&of, &key)).await.is_ok()
     }
 
     /// What may no longer be used goes; a TPM that did not answer takes away nothing that is unchanged.
@@ -344,7 +358,7 @@ impl Keeper {
     }
 
     /// Raises the TPM's counter above approvals that earlier policies held and this one does not; `false` to try again.
-    async fn withdraw(&self, policy: &Arc<Policy>, member: &Member) -> bool {
+    async fn withdraw(&self, policy: &Policy, member: &Member, said: &mut Said) -> bool {
         if member.share_key.is_none() {
             return true;
         }
@@ -368,10 +382,12 @@ impl Keeper {
                 true
             }
             Err(error) => {
-                tracing::error!(
-                    error = crate::report::chain(&error),
-                    "withdrawn approvals still open the share key: the TPM's counter cannot be raised"
-                );
+                said.once(&crate::report::chain(&error), |error| {
+                    tracing::error!(
+                        error,
+                        "withdrawn approvals still open the share key: the TPM's counter cannot be raised"
+                    );
+                });
                 false
             }
         }
@@ -385,10 +401,15 @@ fn approvals_before(chain: &PolicyChain, me: NodeId, version: PolicyVersion) -> 
     policies.filter_map(|mut p| p.members.remove(&me)).flat_map(|m| m.approvals).collect()
 }
 
-fn say(said: &mut String, text: String, say: impl FnOnce(&str)) {
-    if *said != text {
-        say(&text);
-        *said = text;
+/// What was said of the present policy: the same thing is said once, however often it is tried.
+#[derive(Default)]
+struct Said(BTreeSet<String>);
+
+impl Said {
+    fn once(&mut self, text: &str, say: impl FnOnce(&str)) {
+        if self.0.insert(text.to_owned()) {
+            say(text);
+        }
     }
 }
 

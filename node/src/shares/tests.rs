@@ -133,14 +133,14 @@ impl Machine {
         Approval::sign(key, policy_ref, pcrs, CounterIndex::DEFAULT, limit).unwrap().to_bytes()
     }
 
-    fn document(&self, d: &mut PolicyDocument, approvals: &[Vec<u8>]) {
+    fn document(&self, d: &mut PolicyDocument, approvals: &[&[u8]]) {
         d.share_approver = Some(BASE64.encode(self.key.approver().unwrap().sec1()));
         d.member[0].share_key = Some(self.public.to_base64());
         d.member[0].share_counter = Some(self.counter);
         d.member[0].approvals = approvals.iter().map(|a| BASE64.encode(a)).collect();
     }
 
-    async fn unseal(&self, approvals: &[Vec<u8>]) -> Result<(), UnsealError> {
+    async fn unseal(&self, approvals: &[&[u8]]) -> Result<(), UnsealError> {
         let mesh = Mesh::dark(4, 1, |d| self.document(d, approvals));
         let policy = mesh.state().policy();
         let key = unseal(&self.tpm, self.folder.path(), policy, &policy.members[&NodeId(1)]).await?;
@@ -148,7 +148,7 @@ impl Machine {
         Ok(())
     }
 
-    async fn refusal(&self, approvals: &[Vec<u8>]) -> UnsealError {
+    async fn refusal(&self, approvals: &[&[u8]]) -> UnsealError {
         self.unseal(approvals).await.expect_err("it opened")
     }
 }
@@ -160,7 +160,7 @@ async fn the_share_key_opens_under_the_policys_approvals_only() {
     }
     let mut machine = Machine::new().await;
     let good = machine.approve(machine.counter).await;
-    machine.unseal(&[good.clone()]).await.unwrap();
+    machine.unseal(&[&good]).await.unwrap();
     assert!(matches!(machine.refusal(&[]).await, UnsealError::NotApproved));
     let policy_ref = PolicyRef::for_node("test", 1);
     let elsewhere = PolicyRef::for_node("test", 2);
@@ -168,42 +168,42 @@ async fn the_share_key_opens_under_the_policys_approvals_only() {
         machine.approve_by(&approver(), &policy_ref, machine.counter).await,
         machine.approve_by(&machine.key, &elsewhere, machine.counter).await,
     ] {
-        let refused = machine.refusal(&[bad.clone()]).await;
+        let refused = machine.refusal(&[&bad]).await;
         let not_signed = ApprovalRefused::Approval(ApprovalError::NotSigned);
         assert!(matches!(&refused, UnsealError::Refused(1, r) if r.to_string() == not_signed.to_string()));
         // One good one among them is enough.
-        machine.unseal(&[bad, good.clone()]).await.unwrap();
+        machine.unseal(&[&bad, &good]).await.unwrap();
     }
 
     // Another enrolment makes another key; whichever the policy names is used.
     let approver = machine.key.approver().unwrap();
     let newer = provision(&machine.tpm, machine.folder.path(), approver, policy_ref).await.unwrap();
-    machine.unseal(&[good.clone()]).await.unwrap();
+    machine.unseal(&[&good]).await.unwrap();
     let older = std::mem::replace(&mut machine.public, newer);
-    machine.unseal(&[good.clone()]).await.unwrap();
+    machine.unseal(&[&good]).await.unwrap();
     machine.public = share_key(7).public();
-    assert!(matches!(machine.refusal(&[good.clone()]).await, UnsealError::NoSuchKey(_)));
+    assert!(matches!(machine.refusal(&[&good]).await, UnsealError::NoSuchKey(_)));
     machine.public = older;
 
     // Other software, withdrawn approvals, no TPM.
     machine.tpm.raise_counter(CounterIndex::DEFAULT, machine.counter + 1).await.unwrap();
-    let withdrawn = machine.refusal(&[good.clone()]).await;
+    let withdrawn = machine.refusal(&[&good]).await;
     assert!(matches!(
         withdrawn,
         UnsealError::Refused(1, ApprovalRefused::Tpm(TpmError::ApprovalWithdrawn { .. }))
     ));
     let good = machine.approve(machine.counter + 1).await;
-    machine.unseal(&[good.clone()]).await.unwrap();
+    machine.unseal(&[&good]).await.unwrap();
     let extend = |tpm: &mut quorate_attest_tpm::Tpm| danger_firmware::extend_pcr(tpm, 7, [9; 32]);
     machine.tpm.run(Duration::from_secs(5), extend).await.unwrap();
-    let changed = machine.refusal(&[good.clone()]).await;
+    let changed = machine.refusal(&[&good]).await;
     assert!(!changed.is_passing());
     assert!(matches!(
         changed,
         UnsealError::Refused(1, ApprovalRefused::Tpm(TpmError::ApprovalDoesNotFitPcrs { .. }))
     ));
     machine.swtpm.cut_power();
-    let away = machine.refusal(&[good]).await;
+    let away = machine.refusal(&[&good]).await;
     assert!(matches!(away, UnsealError::Tpm(_)) && away.is_passing());
 }
 
@@ -239,7 +239,7 @@ async fn a_keeper_follows_the_policy() {
 
     let first = machine.approve(machine.counter).await;
     lab.change_policy(|d| {
-        machine.document(d, &[first.clone()]);
+        machine.document(d, &[&first]);
         d.route[0].credential = Some(credential(d, 1, |_, _| ()));
     });
     chain.push(lab.newest_policy()).unwrap();
@@ -247,7 +247,7 @@ async fn a_keeper_follows_the_policy() {
 
     // Another approval, signed for a higher value, takes its place: the first is dead for ever.
     let second = machine.approve(machine.counter + 1).await;
-    let policy = lab.change_policy(|d| machine.document(d, &[second.clone()]));
+    let policy = lab.change_policy(|d| machine.document(d, &[&second]));
     chain.push(lab.newest_policy()).unwrap();
     for _ in 0..500 {
         if machine.tpm.counter(CounterIndex::DEFAULT).await.unwrap() > machine.counter {
@@ -255,12 +255,12 @@ async fn a_keeper_follows_the_policy() {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let withdrawn = machine.refusal(&[first]).await;
+    let withdrawn = machine.refusal(&[&first]).await;
     assert!(matches!(
         withdrawn,
         UnsealError::Refused(1, ApprovalRefused::Tpm(TpmError::ApprovalWithdrawn { .. }))
     ));
-    machine.unseal(&[second.clone()]).await.unwrap();
+    machine.unseal(&[&second]).await.unwrap();
     assert_eq!(vault.status(&policy), [(route.clone(), 1, Ok(()))]);
 
     // The TPM is away while a new splitting comes: the node goes on trying.
@@ -274,6 +274,6 @@ async fn a_keeper_follows_the_policy() {
     // No approval any more: what is in memory goes as well.
     lab.change_policy(|d| machine.document(d, &[]));
     until("the end", || matches!(vault.mask(&route, 2), Err(Missing::Locked(_)))).await;
-    assert!(matches!(machine.refusal(&[second]).await, UnsealError::Refused(1, ApprovalRefused::Tpm(_))));
+    assert!(matches!(machine.refusal(&[&second]).await, UnsealError::Refused(1, ApprovalRefused::Tpm(_))));
     keeper.abort();
 }

@@ -40,6 +40,18 @@ async fn ask(lab: &Lab, sealed: &Sealed, request: RequestId) -> Result<v1::HoleA
     }
 }
 
+/// How often the keyer said that it did not answer, once it did.
+async fn denied(lab: &Lab, request: RequestId) -> usize {
+    let like = |body: &LeafBody| matches!(body, LeafBody::Decided { command: Command::Node(n), .. } if n.body == NodeCommand::Unanswered(vec![request]));
+    for _ in 0..500 {
+        match lab.leaves().iter().filter(|body| like(body)).count() {
+            0 => tokio::time::sleep(Duration::from_millis(10)).await,
+            count => return count,
+        }
+    }
+    0
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_reaches_the_provider_with_the_key() {
     let lab = Lab::keyed().await;
@@ -134,6 +146,8 @@ async fn a_keyer_without_its_share_answers_nothing() {
     let (id, command) = lab.authorise(sealed.id, &sealed.head, |_| ());
     lab.order(command);
     assert_eq!(ask(&lab, &sealed, id).await, Err(("shares_missing".to_owned(), true)));
+    assert_eq!(denied(&lab, id).await, 1, "the log hears that no hole was filled");
+    assert_eq!(ask(&lab, &sealed, id).await, Err(("unknown_connection".to_owned(), true)), "as it said");
     let registered = v1::RegisterRequest {
         pool: lab.pool.pool.0.to_vec().into(),
         connection: vec![9; 16].into(),
