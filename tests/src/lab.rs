@@ -4,6 +4,7 @@
 //! the mesh's pid files name, checks by the command line that it is the mesh's, and removes the folder unless a test failed.
 use anyhow::{Context as _, ensure};
 use quorate_client::{Client, TrustFile};
+pub use quorate_cluster::mesh::Key;
 use quorate_cluster::mesh::{Mesh, Plan, Provider, bin_dir, wait_for};
 use quorate_proto::v1::StatusReply;
 use std::fs;
@@ -22,7 +23,8 @@ pub const TIMING: (u64, u64, u64) = (1_000, 5_000, 5_000);
 pub const WHOLE: Duration = Duration::from_secs(40);
 /// Lines of each log that a failure shows.
 const TAIL_LINES: usize = 20;
-const BINARIES: [&str; 4] = ["quorated", "quorate", "quorate-launch", "quorate-demo-provider"];
+const BINARIES: [&str; 5] =
+    ["quorated", "quorate", "quorate-launch", "quorate-demo-provider", "quorate-load"];
 
 const GUARD: &str = r#"
 cat > /dev/null
@@ -68,6 +70,8 @@ pub struct Make {
     pub name: &'static str,
     /// Further flags of the demo provider.
     pub provider: &'static [&'static str],
+    /// Whether it wants a key.
+    pub key: Key,
 }
 
 impl Lab {
@@ -98,6 +102,7 @@ impl Lab {
             hostile_nodes_max: 1,
             timing: Some(TIMING),
             provider: Provider::Demo(make.provider.iter().map(|f| (*f).to_owned()).collect()),
+            key: make.key.clone(),
             grant: (1_000_000, 10_000_000, 1_000_000_000_000),
             node_config: String::new(),
         };

@@ -12,6 +12,7 @@
 pub mod hostile;
 pub mod lab;
 pub mod raw;
+pub mod stacks;
 pub mod tlog;
 
 pub use lab::{Lab, Shared};

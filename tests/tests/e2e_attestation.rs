@@ -14,7 +14,7 @@ use quorate_core::ids::NodeId;
 use quorate_core::leaf::{LeafBody, Outcome};
 use quorate_core::state::State;
 use quorate_tests::hostile::Taken;
-use quorate_tests::lab::{Make, WHOLE};
+use quorate_tests::lab::{Key, Make, WHOLE};
 use quorate_tests::tlog::{checkpoint, cosigners};
 use quorate_tests::{Lab, Shared, Tlog, run, wait_for};
 use std::fs;
@@ -22,7 +22,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use tonic::Code;
 
-static LAB: Shared = Shared::new(Make { name: "attestation", provider: &[] });
+static LAB: Shared = Shared::new(Make { name: "attestation", provider: &[], key: Key::None });
 
 /// For something to show in the log.
 const SHOWS: Duration = Duration::from_secs(20);

@@ -12,7 +12,7 @@ use quorate_core::policy::SignedPolicy;
 use quorate_core::proof::Receipt;
 use quorate_core::state::State;
 use quorate_core::testing::MemoryBlobs;
-use quorate_tests::lab::{Make, rest_of};
+use quorate_tests::lab::{Key, Make, rest_of};
 use quorate_tests::raw::{RawClient, Verdict};
 use quorate_tests::tlog::{checkpoint, cosigners};
 use quorate_tests::{Lab, Shared, Tlog, http_get, run, skipped, wait_for};
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 /// Streams take 40 ms a word; long enough to be in flight.
 static LAB: Shared =
-    Shared::new(Make { name: "faults", provider: &["--chunk-delay-ms", "40", "--tokens", "400"] });
+    Shared::new(Make { name: "faults", provider: &["--chunk-delay-ms", "40", "--tokens", "400"], key: Key::None });
 
 /// What the issue promises after the loss of one node, and for a refusal.
 const SOON: Duration = Duration::from_secs(3);

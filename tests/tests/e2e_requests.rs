@@ -15,7 +15,7 @@ use quorate_core::crypto::encode;
 use quorate_core::ids::{NodeId, PolicyVersion, RequestId, RouteId};
 use quorate_core::leaf::{AnomalyRule, LeafBody, Outcome};
 use quorate_proto::v1::{self, tunnel_up};
-use quorate_tests::lab::{Make, hello, rest_of};
+use quorate_tests::lab::{Key, Make, hello, rest_of};
 use quorate_tests::raw::{RawClient, Ready, Tunnel, Verdict, code_of, mesh, now, submit_bytes};
 use quorate_tests::{Lab, Shared, Tlog, run, wait_for};
 use std::io::{Read as _, Write as _};
@@ -23,7 +23,7 @@ use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 use tonic::Code;
 
-static LAB: Shared = Shared::new(Make { name: "requests", provider: &["--slow-ms", "300"] });
+static LAB: Shared = Shared::new(Make { name: "requests", provider: &["--slow-ms", "300"], key: Key::None });
 
 const SHOWS: Duration = Duration::from_secs(10);
 

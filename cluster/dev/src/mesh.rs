@@ -4,12 +4,15 @@
 //! Everything lives in one folder: `mesh.json` says what runs where, `env` is for shells to source. Processes outlive the one
 //! that started them and are ended by their id.
 use anyhow::{Context as _, bail, ensure};
+use base64::Engine as _;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, OpenOptions};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Ports are taken from here: below the kernel's range for outgoing connections.
@@ -35,6 +38,8 @@ pub struct Plan {
     pub timing: Option<(u64, u64, u64)>,
     /// What stands behind the mesh.
     pub provider: Provider,
+    /// The provider's key, if it wants one.
+    pub key: Key,
     /// Requests a minute and a day, and bytes a day, for the client.
     pub grant: (u64, u64, u64),
     /// Further lines for each node's configuration.
@@ -58,6 +63,25 @@ pub enum Provider {
         dialect: String,
     },
 }
+
+/// The provider's key, if it wants one. It ends up split over the nodes; until then it stands in a file of the provider's.
+#[derive(Debug, Clone, Default)]
+pub enum Key {
+    /// It takes anybody.
+    #[default]
+    None,
+    /// One made here, which the demo's provider insists on.
+    Made,
+    /// The same, for a second route to it: [`KEYED_ROUTE`] has a key, `provider` has none.
+    Beside,
+    /// In a file: of somebody's provider.
+    File(PathBuf),
+}
+
+/// The route with a key of [`Key::Beside`].
+pub const KEYED_ROUTE: &str = "keyed";
+/// Where the demo's provider has it.
+const KEYED_PATH: &str = "/keyed";
 
 /// A node's place.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -93,6 +117,9 @@ pub struct Mesh {
     pub model: String,
     /// Whether the demo's own provider serves it, and its flags.
     pub demo_provider: Option<Vec<String>>,
+    /// File with the provider's key.
+    #[serde(default)]
+    pub key_file: Option<PathBuf>,
 }
 
 /// Runs a command to its end; its output is the error's text when it fails.
@@ -201,11 +228,25 @@ impl Mesh {
         let first = free_ports(PORTS_PER_NODE * plan.nodes as u16 + 1)?;
         let site = |id: u64| Site::at(&dir, id, first + PORTS_PER_NODE * (id - 1) as u16);
         let sites: Vec<Site> = (1..=plan.nodes).map(site).collect();
+        let key_file = match &plan.key {
+            Key::None => None,
+            Key::Made | Key::Beside => Some(make_key(&dir)?),
+            Key::File(path) => {
+                Some(fs::canonicalize(path).with_context(|| format!("no {}", path.display()))?)
+            }
+        };
         let demo_provider = match &plan.provider {
             Provider::Demo(flags) => {
                 let port = first + PORTS_PER_NODE * plan.nodes as u16;
-                let listen = ["--listen".to_owned(), format!("127.0.0.1:{port}")];
-                Some(listen.into_iter().chain(flags.iter().cloned()).collect())
+                let mut all = vec!["--listen".to_owned(), format!("127.0.0.1:{port}")];
+                all.extend(flags.iter().cloned());
+                if let Some(path) = &key_file {
+                    all.extend(["--key-file".to_owned(), path.display().to_string()]);
+                }
+                if matches!(plan.key, Key::Beside) {
+                    all.extend(["--key-path".to_owned(), KEYED_PATH.to_owned()]);
+                }
+                Some(all)
             }
             Provider::External { .. } => None,
         };
@@ -220,6 +261,7 @@ impl Mesh {
             genesis: String::new(),
             model,
             demo_provider,
+            key_file,
         };
         mesh.set_up(plan, say)?;
         fs::write(dir.join("mesh.json"), serde_json::to_vec_pretty(&mesh)?)?;
@@ -256,6 +298,19 @@ impl Mesh {
     pub fn admin_key(&self) -> PathBuf {
         self.dir.join("admin")
     }
+    /// The secret in the provider's key, as the policy draft tells it from the public prefix.
+    pub fn secret(&self) -> anyhow::Result<zeroize::Zeroizing<Vec<u8>>> {
+        let path = self.key_file.as_ref().context("this mesh's provider has no key")?;
+        let key = zeroize::Zeroizing::new(fs::read(path)?);
+        let draft: toml::Table = toml::from_str(&fs::read_to_string(self.policy())?)?;
+        let routes = draft.get("route").and_then(toml::Value::as_array).into_iter().flatten();
+        let credential = routes.filter_map(|r| r.get("credential")).next().context("no route has a key")?;
+        let length = credential.get("secret_bytes").and_then(toml::Value::as_integer);
+        let length = usize::try_from(length.context("a credential without secret_bytes")?)?;
+        let key = key.trim_ascii();
+        let secret = key.len().checked_sub(length).and_then(|from| key.get(from..));
+        Ok(zeroize::Zeroizing::new(secret.context("the key is shorter than its secret")?.to_vec()))
+    }
     /// A node's place.
     pub fn site(&self, id: u64) -> anyhow::Result<&Site> {
         self.sites.iter().find(|s| s.id == id).with_context(|| format!("no node {id}"))
@@ -288,6 +343,9 @@ impl Mesh {
             &["reference-values", "set", "--name", "demo", "--file"],
             &[&dir.join("reference-values.toml")],
         )?;
+        if self.key_file.is_some() {
+            self.admin(&["approver", "--key"], &[&self.approver_key()])?;
+        }
         say("making software TPMs, each with an endorsement key certified by a CA of its own folder");
         for site in &self.sites {
             self.set_up_node(site, &plan.node_config)?;
@@ -295,6 +353,12 @@ impl Mesh {
             say(&format!("{}: enrolled; its TPM activated the credential made for its EK and AK", site.name));
         }
         self.add_route(plan)?;
+        if let Some(file) = &self.key_file {
+            self.approve(&[])?;
+            let route = if matches!(plan.key, Key::Beside) { KEYED_ROUTE } else { "provider" };
+            self.set_credential(route, file)?;
+            say("the provider's key was split for these nodes, each share sealed to its node, and forgotten");
+        }
         let key = run(self.command("quorate").arg("keygen").arg(dir.join("client.key")))?;
         let key = key.split_whitespace().last().context("keygen printed no key")?.to_owned();
         let (minute, day, bytes) = plan.grant;
@@ -432,20 +496,27 @@ impl Mesh {
         let (authority, base) =
             rest.split_once('/').map_or((rest, String::new()), |(a, b)| (a, format!("/{b}")));
         let (host, port) = authority.rsplit_once(':').unwrap_or((authority, "443"));
-        let mut arguments =
-            vec!["route", "add", "--name", "provider", "--host", host, "--port", port, "--dialect", &dialect];
-        if !base.is_empty() {
-            arguments.extend(["--base-path", &base]);
+        let route = |name: &str, base: &str, models: &[String]| {
+            let mut arguments =
+                vec!["route", "add", "--name", name, "--host", host, "--port", port, "--dialect", &dialect];
+            if !base.is_empty() {
+                arguments.extend(["--base-path", base]);
+            }
+            for model in models {
+                arguments.extend(["--model", model]);
+            }
+            let mut paths: Vec<&Path> = Vec::new();
+            if let Some(ca) = &ca {
+                arguments.push("--ca");
+                paths.push(ca);
+            }
+            self.admin(&arguments, &paths)
+        };
+        route("provider", &base, &models)?;
+        match plan.key {
+            Key::Beside => route(KEYED_ROUTE, KEYED_PATH, &[format!("{KEYED_ROUTE}-chat")]),
+            Key::None | Key::Made | Key::File(_) => Ok(()),
         }
-        for model in &models {
-            arguments.extend(["--model", model]);
-        }
-        let mut paths: Vec<&Path> = Vec::new();
-        if let Some(ca) = &ca {
-            arguments.push("--ca");
-            paths.push(ca);
-        }
-        self.admin(&arguments, &paths)
     }
 
     /// `quorate admin … --policy POLICY`, with paths at the end of the arguments.
@@ -453,6 +524,22 @@ impl Mesh {
         let mut command = self.command("quorate");
         command.arg("admin").args(arguments).args(paths).arg("--policy").arg(self.policy());
         run(&mut command).map(drop)
+    }
+
+    /// The key that approves which software may open shares.
+    pub fn approver_key(&self) -> PathBuf {
+        self.dir.join("approver.key")
+    }
+
+    /// `quorate admin approve` for the policy draft, with further arguments.
+    pub fn approve(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        let all: Vec<&str> = ["approve"].iter().chain(arguments).copied().collect();
+        self.admin(&all, &[Path::new("--key"), &self.approver_key()])
+    }
+
+    /// Splits the key in a file for a route of the policy draft.
+    pub fn set_credential(&self, route: &str, key: &Path) -> anyhow::Result<()> {
+        self.admin(&["credential", "set", route, "--from-file"], &[key])
     }
 
     /// Signs a policy document with the admin's key, to `FILE.sig`.
@@ -505,6 +592,8 @@ impl Mesh {
         let mut command = self.command("quorate-launch");
         command.args(["node", "--port", &site.tpm_port.to_string()]).arg("--tpm-dir").arg(&site.tpm_dir);
         command.arg("--event-log").arg(self.dir.join("events")).arg("--log-out").arg(site.dir.join("events"));
+        // Should it leave a core dump after all, then where it is looked for.
+        command.current_dir(&site.dir);
         command.args(launch).arg("--").arg(program).arg("--config").arg(site.config());
         detach(&mut command, &site.log(), &site.pid_file())
     }
@@ -630,6 +719,56 @@ impl Mesh {
     }
 }
 
+/// An application that asks without pause, in a process of its own.
+pub struct Load {
+    child: Child,
+    said: BufReader<ChildStdout>,
+}
+
+/// How an application fared.
+#[derive(Debug, Deserialize)]
+pub struct Fared {
+    /// Requests that were answered in full.
+    pub answered: u64,
+    /// The first errors.
+    pub errors: Vec<String>,
+}
+
+impl Load {
+    /// Starts it with so many requests at once, and waits for the first answer.
+    pub fn start(mesh: &Mesh, models: &[&str], at_once: usize) -> anyhow::Result<Self> {
+        let mut load = mesh.command("quorate-load");
+        load.arg("--trust").arg(mesh.trust()).args(["--at-once", &at_once.to_string()]);
+        load.args(models.iter().flat_map(|m| ["--model", m]));
+        let mut child =
+            load.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("no quorate-load")?;
+        let mut said = BufReader::new(child.stdout.take().context("it has no standard output")?);
+        let mut line = String::new();
+        said.read_line(&mut line)?;
+        ensure!(line.trim() == "running", "quorate-load: {line}");
+        Ok(Self { child, said })
+    }
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+    /// Lets it end.
+    pub fn end(mut self) -> anyhow::Result<Fared> {
+        drop(self.child.stdin.take());
+        let mut line = String::new();
+        self.said.read_line(&mut line)?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "quorate-load: {status}");
+        serde_json::from_str(&line).with_context(|| format!("quorate-load: {line}"))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _ended = self.child.kill().and_then(|()| self.child.wait());
+    }
+}
+
 /// A GET over plain HTTP/1.1, for health and the like: status and text.
 pub fn http_get(address: &str, path: &str) -> anyhow::Result<(u16, String)> {
     let (status, body) = http_get_bytes(address, path)?;
@@ -655,6 +794,21 @@ pub fn http_get_bytes(address: &str, path: &str) -> anyhow::Result<(u16, Vec<u8>
         .find_map(|l| l.strip_prefix("content-length:")?.trim().parse().ok());
     ensure!(announced.is_none_or(|length: usize| length == body.len()), "the answer was cut off");
     Ok((status, body))
+}
+
+/// Makes a key as providers do, in the folder of the demo's.
+fn make_key(dir: &Path) -> anyhow::Result<PathBuf> {
+    let folder = dir.join("provider");
+    fs::create_dir_all(&folder)?;
+    let mut random = [0; 64];
+    aws_lc_rs::rand::fill(&mut random).ok().context("no randomness")?;
+    let text = base64::engine::general_purpose::STANDARD.encode(random);
+    let secret: String = text.chars().filter(char::is_ascii_alphanumeric).take(48).collect();
+    let path = folder.join("key");
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(0o600).open(&path)?;
+    file.write_all(format!("sk-demo-{secret}\n").as_bytes())?;
+    Ok(path)
 }
 
 /// Starts a process that outlives this one, its output appended to a file.

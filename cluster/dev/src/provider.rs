@@ -58,6 +58,9 @@ pub struct Options {
     /// File with the API key that requests must bear; without it any key, or none, will do.
     #[arg(long, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
+    /// Only paths below this one (such as /keyed) need the key; it is taken off them.
+    #[arg(long, value_name = "PATH", requires = "key_file")]
+    pub key_path: Option<String>,
     /// Wait this long before the first byte of an answer.
     #[arg(long, default_value_t = 0, value_name = "MS")]
     pub delay_ms: u64,

@@ -11,6 +11,7 @@
 //!
 //! A process that runs moves its bytes meanwhile: one scan is a sample, many are evidence. Registers and the kernel's socket
 //! buffers are not read. Needs root. The caller's own process holds the secret and so cannot be one that is scanned.
+use crate::mesh::Mesh;
 use anyhow::{Context as _, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
@@ -54,6 +55,22 @@ pub struct Canary {
     forms: Vec<Form>,
     filter: Vec<u64>,
     words: HashMap<u64, Vec<(usize, usize)>>,
+}
+
+/// Searches a mesh that runs for the key of its provider: every node, these clients, and every file in the mesh's folder but
+/// the provider's own and the binaries.
+pub fn scan(mesh: &Mesh, secret: &[u8], clients: &[(&str, u32)]) -> anyhow::Result<Scan> {
+    let (canary, mut scan) = (Canary::new(secret)?, Scan::default());
+    for site in &mesh.sites {
+        let pid =
+            site.pid().filter(|_| site.runs()).with_context(|| format!("{} does not run", site.name))?;
+        canary.process(&site.name, pid, &mut scan)?;
+    }
+    for (name, pid) in clients {
+        canary.process(name, *pid, &mut scan)?;
+    }
+    canary.folder(&mesh.dir, &["provider", "bin"].map(|n| mesh.dir.join(n)), &mut scan)?;
+    Ok(scan)
 }
 
 /// What was read, and what was found.
@@ -117,7 +134,7 @@ impl Canary {
         ];
         for ahead in 0..3 {
             for engine in [&STANDARD_NO_PAD, &URL_SAFE_NO_PAD] {
-                let text = engine.encode([&[0; 3][..ahead], secret].concat()).into_bytes();
+                let text = engine.encode([vec![0; ahead].as_slice(), secret].concat()).into_bytes();
                 // Characters that hold bits of the secret alone: 0, 8 or 16 bits stand before it; the last may hold more.
                 let (from, to) = ((8 * ahead).div_ceil(6), 8 * (ahead + secret.len()) / 6);
                 let bytes = text.get(from..to).context("base64 is shorter than its input")?.to_vec();
@@ -152,12 +169,21 @@ impl Canary {
 
     /// A word of some form stands at `at`: how far does it go on, in both directions?
     #[cold]
-    fn look(&self, piece: &[u8], at: usize, word: u64, place: &dyn Fn(usize) -> String, found: &mut Vec<Find>) {
+    fn look(
+        &self,
+        piece: &[u8],
+        at: usize,
+        word: u64,
+        place: &dyn Fn(usize) -> String,
+        found: &mut Vec<Find>,
+    ) {
         for (number, offset) in self.words.get(&word).into_iter().flatten() {
             let Some(form) = self.forms.get(*number) else { continue };
             let (before, after) = (piece.get(..at).unwrap_or_default(), piece.get(at..).unwrap_or_default());
-            let (head, tail) =
-                (form.bytes.get(..*offset).unwrap_or_default(), form.bytes.get(*offset..).unwrap_or_default());
+            let (head, tail) = (
+                form.bytes.get(..*offset).unwrap_or_default(),
+                form.bytes.get(*offset..).unwrap_or_default(),
+            );
             let back = before.iter().rev().zip(head.iter().rev()).take_while(|(a, b)| a == b).count();
             let length = back + after.iter().zip(tail).take_while(|(a, b)| a == b).count();
             let find = Find { place: place(at - back), form: form.name, length };
@@ -224,7 +250,14 @@ impl Canary {
         Ok(())
     }
 
-    fn pages(&self, name: &str, memory: &Memory, at: u64, length: u64, scan: &mut Scan) -> anyhow::Result<()> {
+    fn pages(
+        &self,
+        name: &str,
+        memory: &Memory,
+        at: u64,
+        length: u64,
+        scan: &mut Scan,
+    ) -> anyhow::Result<()> {
         let mut page = [0; PAGE as usize];
         for at in (at..at + length).step_by(PAGE as usize) {
             if memory.read(at, &mut page)? {
@@ -441,7 +474,8 @@ mod tests {
     /// Wherever it begins, however much of it there is, whatever stands beside it.
     #[test]
     fn any_sixteen_bytes_are_found_in_each_form_and_fifteen_in_none() {
-        let written: [(&str, fn(&[u8]) -> Vec<u8>); 5] = [
+        type Written = (&'static str, fn(&[u8]) -> Vec<u8>);
+        let written: [Written; 5] = [
             ("as it is", <[u8]>::to_vec),
             ("hex", |b| hex::encode(b).into_bytes()),
             ("hex", |b| hex::encode_upper(b).into_bytes()),
@@ -455,7 +489,10 @@ mod tests {
                     for at in [0, 1, 5, 8] {
                         let piece = [&vec![0; at][..], &write(&text)].concat();
                         let found = finds(&piece);
-                        assert!(found.iter().any(|f| f.form == form), "{form} from {from} behind {ahead} at {at}");
+                        assert!(
+                            found.iter().any(|f| f.form == form),
+                            "{form} from {from} behind {ahead} at {at}"
+                        );
                     }
                 }
                 let short = [&SECRET[from..from + RUN_BYTES - 2], b"!!!!!!"].concat();
@@ -478,7 +515,11 @@ mod tests {
             let mut scan = Scan::default();
             canary.folder(dir.path(), &[], &mut scan).unwrap();
             let place = format!("{} at {at}", file.display());
-            assert!(scan.found.iter().any(|f| f.place == place && f.length == SECRET.len()), "{:?}", scan.found);
+            assert!(
+                scan.found.iter().any(|f| f.place == place && f.length == SECRET.len()),
+                "{:?}",
+                scan.found
+            );
             assert_eq!((scan.files, scan.bytes), (1, bytes.len() as u64));
             let said = scan.clean().unwrap_err().to_string();
             assert!(!said.contains("q7Zr"), "the finding repeats the secret");

@@ -2,10 +2,12 @@
 use super::probe::{Histograms, Processor, add_used, fdatasync, processor};
 use super::report::{Added, CellReport, Report, Side, Steps, Target};
 use super::sample::{Sample, median};
-use crate::mesh::Mesh;
+use crate::mesh::{KEYED_ROUTE, Mesh};
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
-use quorate_client::{Client, DangerDirect, PoolOptions, Provenance, Request, Response, TrustFile};
+use quorate_client::{
+    Client, DangerDirect, PoolOptions, Provenance, Request, Response, Target as To, TrustFile,
+};
 use quorate_core::ids::NodeId;
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -47,14 +49,20 @@ struct Cell {
     slow: bool,
     /// Wait between a worker's requests.
     think: Duration,
+    /// Through the mesh on both sides: without a key, and with one.
+    keyed: bool,
 }
 
 const fn cell(name: &'static str, at_once: usize, streaming: bool, slow: bool, think: Duration) -> Cell {
-    Cell { name, at_once, streaming, slow, think }
+    Cell { name, at_once, streaming, slow, think, keyed: false }
 }
 
-const CELLS: [Cell; 6] = [
+/// What a key costs.
+const KEYED: &str = "1 plain keyed";
+
+const CELLS: [Cell; 7] = [
     cell("1 plain", 1, false, false, THINK),
+    Cell { keyed: true, ..cell(KEYED, 1, false, false, THINK) },
     cell("1 stream", 1, true, false, THINK),
     cell("16 plain", 16, false, true, Duration::ZERO),
     cell("16 stream", 16, true, true, Duration::ZERO),
@@ -144,6 +152,8 @@ struct Bench<'a> {
     direct: Arc<DangerDirect>,
     failures: Vec<String>,
     receipts: usize,
+    /// First byte of the direct side of the last cell that had one, ms.
+    direct_first: f64,
     say: &'a mut dyn FnMut(&str),
 }
 
@@ -152,17 +162,20 @@ pub async fn measure(mesh: &Mesh, plan: &Plan, say: &mut dyn FnMut(&str)) -> any
     let trust = TrustFile::load(&mesh.trust())?;
     let client = Client::connect(trust).await?;
     let directory = client.directory();
-    let route = directory.verified().policy.routes.values().next().context("the policy has no route")?;
+    let route = directory.verified().policy.routes.values().find(|r| r.credential.is_none());
+    let route = route.context("the policy has no route that can be asked without the mesh")?;
     let direct = Arc::new(DangerDirect::new(&route.document, PoolOptions::default())?);
-    let mut bench = Bench { mesh, plan, client, direct, failures: Vec::new(), receipts: 0, say };
+    let mut bench =
+        Bench { mesh, plan, client, direct, failures: Vec::new(), receipts: 0, direct_first: f64::NAN, say };
     let idle = bench.idle().await?;
     let mut cells = Vec::new();
     let mut syncs = Sample::default();
     for cell in CELLS.iter().filter(|c| c.name.contains(&plan.only)) {
         (bench.say)(&format!(
-            "{} at once, {}",
+            "{} at once, {}{}",
             cell.at_once,
-            if cell.streaming { "streaming" } else { "plain" }
+            if cell.streaming { "streaming" } else { "plain" },
+            if cell.keyed { ", with a key" } else { "" }
         ));
         cells.push(bench.cell(cell, &mut syncs).await?);
     }
@@ -196,20 +209,24 @@ impl Bench<'_> {
     }
 
     async fn cell(&mut self, cell: &Cell, syncs: &mut Sample) -> anyhow::Result<CellReport> {
-        let request = question(cell);
-        let ways = [Way::Direct(Arc::clone(&self.direct)), Way::Mesh(self.client.clone())];
+        let mesh = Way::Mesh(self.client.clone());
+        let direct = Way::Direct(Arc::clone(&self.direct));
+        let ways = [if cell.keyed { mesh.clone() } else { direct.clone() }, mesh];
+        let requests = [question(cell, false), question(cell, cell.keyed)];
         // What everybody must answer.
-        let expected = timeless(&ask(&ways[0], &request).await.context("the provider does not answer")?.body);
+        let expected = ask(&direct, &requests[0]).await.context("the provider does not answer")?.body;
+        let expected = timeless(&expected);
         let mut sides = [Gathered::default(), Gathered::default()];
         let mut histograms = Histograms::default();
         for number in 0..self.plan.rounds {
             for turn in 0..2 {
                 // The one that goes first alternates too.
                 let which = (number + turn) % 2;
-                let (Some(way), Some(side)) = (ways.get(which), sides.get_mut(which)) else { continue };
+                let (Some(way), Some(request)) = (ways.get(which), requests.get(which)) else { continue };
+                let Some(side) = sides.get_mut(which) else { continue };
                 let before = Histograms::read(self.mesh)?;
-                let provenances = self.round(cell, way, &request, &expected, side).await?;
-                if let Way::Mesh(_) = way {
+                let provenances = self.round(cell, way, request, &expected, side).await?;
+                if which == 1 {
                     histograms.add(&before, &Histograms::read(self.mesh)?);
                     self.verify(&provenances, &request.body).await;
                 }
@@ -220,9 +237,12 @@ impl Bench<'_> {
             }
         }
         let [direct, mesh] = sides;
+        if !cell.keyed {
+            self.direct_first = direct.first.quantiles().p50;
+        }
         let steps = &mesh.steps;
         let steps = Steps {
-            hop: steps.hop.quantiles().p50 - direct.first.quantiles().p50,
+            hop: steps.hop.quantiles().p50 - self.direct_first,
             raft: steps.raft.quantiles().p50,
             fsync_mean: histograms.fsync_ms(),
             commands_per_batch: histograms.batch(),
@@ -236,6 +256,7 @@ impl Bench<'_> {
             name: cell.name.to_owned(),
             at_once: cell.at_once,
             streaming: cell.streaming,
+            keyed: cell.keyed,
             upstream_ms: if cell.slow { self.plan.upstream_ms } else { 0 },
             added: Added { first: mesh.first.minus(direct.first), whole: mesh.whole.minus(direct.whole) },
             steps,
@@ -355,13 +376,14 @@ async fn work(way: &Way, request: &Request, expected: &[u8], think: Duration, en
     outcomes
 }
 
-fn question(cell: &Cell) -> Request {
+fn question(cell: &Cell, keyed: bool) -> Request {
     let model = if cell.slow { MODELS.1 } else { MODELS.0 };
     let stream = cell.streaming;
     let body = format!(
         r#"{{"model":"{model}","messages":[{{"role":"user","content":"Why does a mesh of routers need a quorum?"}}],"stream":{stream}}}"#
     );
-    Request::post_json(quorate_client::Target::Model(model.to_owned()), "/v1/chat/completions", body)
+    let target = if keyed { To::Route(KEYED_ROUTE.to_owned()) } else { To::Model(model.to_owned()) };
+    Request::post_json(target, "/v1/chat/completions", body)
 }
 
 impl StepSamples {
@@ -406,6 +428,7 @@ fn targets(report: &Report) -> Vec<Target> {
     };
     let sync = report.fdatasync_ms.p50;
     target("added p50 at 1, ms (2 + fdatasync)", "1 plain", 2.0 + sync, false, &|c| c.added.whole.p50);
+    target("added p50 with a key over without, ms", KEYED, 0.3, false, &|c| c.added.whole.p50);
     target("added p50 at 16, ms", "16 plain", 4.0, false, &|c| c.added.whole.p50);
     target("added p99 at 16, ms", "16 plain", 10.0, false, &|c| c.added.whole.p99);
     target("requests/s at 64", "64 plain", 800.0, true, &|c| c.mesh.per_second);

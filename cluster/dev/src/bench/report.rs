@@ -38,6 +38,8 @@ pub struct CellReport {
     pub at_once: usize,
     /// Streamed answers.
     pub streaming: bool,
+    /// Whether the mesh's side is a route with a key, and `direct` the same through the mesh without one.
+    pub keyed: bool,
     /// Delay of the provider, ms.
     pub upstream_ms: u64,
     /// Mesh less direct, quantile by quantile, ms.
@@ -139,6 +141,12 @@ impl fmt::Display for Report {
             }
             let (d, m, a) = (triple(c.direct.whole), triple(c.mesh.whole), triple(c.added.whole));
             writeln!(f, "{:23}{d:>24}{m:>24}{a:>24}", format!("{}, whole", c.name))?;
+        }
+        if self.cells.iter().any(|c| c.keyed) {
+            writeln!(
+                f,
+                "keyed: what stands under direct went through the mesh too, on a route without a key"
+            )?;
         }
         writeln!(f, "\nrequests/s{:>13}{:>10}{:>10}", "", "direct", "mesh")?;
         for c in &self.cells {

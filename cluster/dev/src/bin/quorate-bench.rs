@@ -4,7 +4,7 @@
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use quorate_cluster::bench::{Plan, Report, measure};
-use quorate_cluster::mesh::{self, Mesh, Provider, bin_dir};
+use quorate_cluster::mesh::{self, Key, Mesh, Provider, bin_dir};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -65,6 +65,7 @@ fn bench(args: &Args) -> anyhow::Result<()> {
         hostile_nodes_max: if args.nodes == 7 { 2 } else { 1 },
         timing: None,
         provider: Provider::Demo(vec!["--slow-ms".into(), UPSTREAM_MS.to_string()]),
+        key: Key::Beside,
         grant: (60_000_000, 1_000_000_000, 100_000_000_000_000),
         node_config: String::new(),
     };

@@ -4,7 +4,8 @@
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
-use quorate_cluster::mesh::{Mesh, Plan, Provider, bin_dir, http_get, run};
+use quorate_cluster::mesh::{Key, Load, Mesh, Plan, Provider, bin_dir, http_get, run};
+use quorate_cluster::scan;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -37,7 +38,7 @@ struct Args {
     /// PEM of the root that signed its certificate [default: the system's roots].
     #[arg(long, value_name = "FILE", requires = "provider")]
     provider_ca: Option<PathBuf>,
-    /// File with its API key. Routes with a credential are not supported by this version.
+    /// File with its API key, which is split over the nodes [default: the provider asks for none].
     #[arg(long, value_name = "FILE", requires = "provider")]
     provider_key_file: Option<PathBuf>,
     /// Model to ask for.
@@ -69,9 +70,6 @@ fn demo(args: &Args) -> anyhow::Result<()> {
         println!("stopped, and {} removed", dir.display());
         return Ok(());
     }
-    if args.provider_key_file.is_some() {
-        bail!("routes with a provider key are not supported by this version; start the provider without one");
-    }
     let temporary = std::env::temp_dir().join(format!("quorate-demo-{}", std::process::id()));
     let dir = args.dir.clone().unwrap_or_else(|| if args.keep { KEPT.into() } else { temporary.clone() });
     if dir.join("mesh.json").exists() {
@@ -86,6 +84,11 @@ fn demo(args: &Args) -> anyhow::Result<()> {
             dialect: args.dialect.clone(),
         },
     };
+    let key = match (&args.provider, &args.provider_key_file) {
+        (None, _) => Key::Made,
+        (Some(_), Some(file)) => Key::File(file.clone()),
+        (Some(_), None) => Key::None,
+    };
     let plan = Plan {
         dir: dir.clone(),
         bin: bin_dir()?,
@@ -93,6 +96,7 @@ fn demo(args: &Args) -> anyhow::Result<()> {
         hostile_nodes_max: if args.nodes == 7 { 2 } else { 1 },
         timing: None,
         provider,
+        key,
         grant: (60_000, 10_000_000, 100_000_000_000_000),
         node_config: String::new(),
     };
@@ -129,6 +133,10 @@ fn tell(mesh: &Mesh, args: &Args) -> anyhow::Result<()> {
     );
     indent(&run(&mut mesh.quorate(&["status"]))?);
 
+    if mesh.key_file.is_some() {
+        who_holds_what(mesh)?;
+    }
+
     heading("A chat completion, through a relay that cannot read it");
     let receipt = mesh.dir.join("receipt.txt");
     let prompt = "Tell me in one sentence why a quorum is needed.";
@@ -139,6 +147,10 @@ fn tell(mesh: &Mesh, args: &Args) -> anyhow::Result<()> {
     let status = chat.status().context("cannot start quorate chat")?;
     ensure!(status.success(), "quorate chat failed");
     println!("\n  answered, settled and receipted in {:.2} s", asked.elapsed().as_secs_f64());
+
+    if mesh.key_file.is_some() {
+        search(mesh)?;
+    }
 
     heading("What the receipt proves, offline, to anyone who knows the genesis digest");
     println!("  $ quorate verify --genesis {} receipt.txt\n", mesh.genesis);
@@ -192,6 +204,50 @@ fn tell(mesh: &Mesh, args: &Args) -> anyhow::Result<()> {
         mesh.wait_all_healthy(Duration::from_secs(30))?;
         println!("  {} restarted: new boot keys, new quote, attested again", victim.name);
     }
+    Ok(())
+}
+
+/// Where the provider's key went.
+fn who_holds_what(mesh: &Mesh) -> anyhow::Result<()> {
+    heading("The provider's key: used by every request, held by nobody");
+    println!(
+        "  K, the {} bytes behind the key's public prefix, was split on the admin's machine. For each node k it drew a random mask\n  A_k, and B_k = K XOR A_k; then it forgot K. Any two nodes can serve a request, none can tell anything about K:",
+        mesh.secret()?.len()
+    );
+    for site in &mesh.sites {
+        let others: Vec<String> =
+            mesh.sites.iter().filter(|s| s.id != site.id).map(|s| format!("B_{}", s.id)).collect();
+        println!("  {}   A_{}, {}   sealed to its TPM", site.name, site.id, others.join(", "));
+    }
+    println!(
+        "  The keyer adds A_k to the keystream of one TLS record, the relay B_k to what it gets: ciphertext, nothing else."
+    );
+    Ok(())
+}
+
+/// Looks for the key wherever it could be, while requests run.
+fn search(mesh: &Mesh) -> anyhow::Result<()> {
+    heading("Is that so? A search for the key, while an application asks without pause");
+    if !rustix::process::geteuid().is_root() {
+        println!("  left out: reading the nodes' memory needs root");
+        return Ok(());
+    }
+    let load = Load::start(mesh, &[&mesh.model], 2)?;
+    let begun = Instant::now();
+    let scanned = scan::scan(mesh, &mesh.secret()?, &[("the application", load.pid())]);
+    let took = begun.elapsed().as_secs_f64();
+    let fared = load.end()?;
+    let scanned = scanned?;
+    ensure!(fared.errors.is_empty(), "requests failed meanwhile: {}", fared.errors.join("; "));
+    scanned.clean()?;
+    println!(
+        "  {} processes ({} mappings) and {} files, {:.1} GB, read in {took:.1} s while the provider accepted {} requests:\n  no 16 bytes of the key in a row, as they are, in hex or in base64",
+        scanned.processes,
+        scanned.mappings,
+        scanned.files,
+        scanned.bytes as f64 / 1e9,
+        fared.answered
+    );
     Ok(())
 }
 

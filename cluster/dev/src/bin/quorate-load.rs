@@ -3,17 +3,21 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser;
+use futures::StreamExt as _;
 use quorate_client::{Chat, Client, TrustFile};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tokio::io::AsyncReadExt as _;
+use std::sync::Once;
 use tokio::sync::watch;
-use futures::StreamExt as _;
 
 /// Errors whose text is kept.
 const ERRORS_MAX: usize = 8;
 
-/// Asks a mesh without pause until standard input ends; prints the count of answers and the first errors, as JSON.
+/// The first answer.
+static FIRST: Once = Once::new();
+
+/// Asks a mesh without pause until standard input ends. Prints `running` at the first answer; at the end the count of answers
+/// and the first errors, as JSON.
 #[derive(Parser)]
 struct Args {
     /// Trust file.
@@ -59,8 +63,7 @@ async fn load(args: Args) -> anyhow::Result<()> {
             tokio::spawn(async move { work(&client, &chat, number % 2 == 1, &stopped).await })
         })
         .collect();
-    let mut end = Vec::new();
-    tokio::io::stdin().read_to_end(&mut end).await?;
+    tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())).await??;
     stop.send_replace(true);
     let mut total = Outcome::default();
     for worker in workers {
@@ -79,7 +82,10 @@ async fn work(client: &Client, chat: &Chat, streams: bool, stopped: &watch::Rece
     while !*stopped.borrow() && outcome.errors.len() < ERRORS_MAX {
         let asked = if streams { stream(client, chat).await } else { client.chat(chat).await.map(drop) };
         match asked {
-            Ok(()) => outcome.answered += 1,
+            Ok(()) => {
+                outcome.answered += 1;
+                FIRST.call_once(|| println!("running"));
+            }
             Err(error) => outcome.errors.push(quorate_client::chain(&error)),
         }
     }

@@ -21,6 +21,7 @@ const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub(super) struct Api {
     catalogue: Catalogue,
     key: Option<Zeroizing<Vec<u8>>>,
+    key_path: String,
     delay: Duration,
     slow: Duration,
     pace: Option<Duration>,
@@ -61,6 +62,7 @@ impl Api {
         Ok(Self {
             catalogue: Catalogue { chat_models, tokens },
             key,
+            key_path: options.key_path.clone().unwrap_or_default(),
             delay: Duration::from_millis(options.delay_ms),
             slow: Duration::from_millis(options.slow_ms),
             pace: (options.chunk_delay_ms > 0).then(|| Duration::from_millis(options.chunk_delay_ms)),
@@ -115,8 +117,13 @@ impl Api {
         parts: &'a http::request::Parts,
         incoming: Incoming,
     ) -> Result<(Endpoint<'a>, Bytes), ApiError> {
-        self.check_key(parts.headers.get(header::AUTHORIZATION))?;
-        let path = parts.uri.path();
+        let path = match parts.uri.path().strip_prefix(&self.key_path) {
+            Some(path) => {
+                self.check_key(parts.headers.get(header::AUTHORIZATION))?;
+                path
+            }
+            None => parts.uri.path(),
+        };
         let (endpoint, allowed) = match path {
             "/v1/chat/completions" => (Endpoint::Chat, Method::POST),
             "/v1/embeddings" => (Endpoint::Embeddings, Method::POST),
