@@ -676,7 +676,7 @@ mod tests {
     fn what_nobody_waits_for_is_certified_unhurriedly_and_at_once_when_somebody_does() {
         let mut bench = Bench::new();
         bench.cosigner.wanted = TreeSize::ZERO;
-        let mut sign_all = |bench: &mut Bench| {
+        let sign_all = |bench: &mut Bench| {
             let applied = bench.mesh.apply(vec![]);
             bench.cosigner.on_applied(bench.applied(&applied));
             for node in 1..=3 {
