@@ -11,6 +11,9 @@
 //! # drop(receipt); Ok(()) }
 //! ```
 //!
+//! **Keys**: the application never has one. On a route with a credential the request goes out around a hole that relay and keyer
+//! fill together; a request that brings a key of its own is refused ([`Error::CredentialHeader`]).
+//!
 //! **Decides**: which nodes to believe (those proven attested by the log, against the genesis digest of the
 //! [`TrustFile`]), which of them carry a request, and whether the provider is the route's: this crate makes the TLS
 //! connection to the provider itself and verifies its certificate. **Refuses**: a directory that is stale, rolled back or

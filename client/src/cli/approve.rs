@@ -41,7 +41,7 @@ pub(crate) struct ApproverArgs {
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  quorate admin approve --policy next.toml --key approver.key            every member, for its reference values\n  quorate admin approve --policy next.toml --key approver.key n2         after new values for n2's kind of machine\n  quorate admin approve --policy next.toml --key approver.key --withdraw the old software shall open nothing any more\n\nWhen an upgrade comes: `reference-values set --add` with the new values and `approve`; upgrade the nodes; then\n`reference-values set` without the old ones and `approve --withdraw`."
+    after_help = "Examples:\n  quorate admin approve --policy next.toml --key approver.key             every member\n  quorate admin approve --policy next.toml --key approver.key n2          one of them\n  quorate admin approve --policy next.toml --key approver.key --withdraw  the old software no more\n\nAn upgrade: `reference-values set --add` with the new values, `approve`, submit; upgrade the nodes; `reference-values set` without the old values, `approve --withdraw`, submit."
 )]
 pub(crate) struct ApproveArgs {
     #[command(flatten)]

@@ -28,11 +28,12 @@ pub(super) fn hole(
     answer.fill(slot, &Complement::new(share(u8::from(spoils))).unwrap()).unwrap()
 }
 
-/// How the provider refuses: a wrong key with 401, a body `bad` in its API's form, a body `gate` as a gateway before it would.
+/// How the provider refuses: a wrong key with 401 (or 400 when the body says `strict`), a body `bad` in its API's form, a body
+/// `gate` as a gateway before it would.
 pub(super) fn refusal(head: &[u8], body: &[u8]) -> Option<(u16, &'static str)> {
     let wanted = [&b"\r\nauthorization: Bearer sk-test-"[..], &[0; SECRET_BYTES], b"\r\n"].concat();
     if !head.windows(wanted.len()).any(|w| w == wanted) {
-        return Some((401, r#"{"error":{"message":"wrong key"}}"#));
+        return Some((if body == b"strict" { 400 } else { 401 }, r#"{"error":{"message":"wrong key"}}"#));
     }
     match body {
         b"bad" => Some((400, r#"{"error":{"message":"no such parameter"}}"#)),
@@ -291,22 +292,38 @@ async fn only_a_400_in_the_apis_form_is_repeated() {
     assert_eq!(keyed.counted(), 1);
 }
 
-/// A pair that spoils keys so that the provider says 400: others get another answer, and the fault stands.
+/// A relay that spoils keys so that the provider says 400: others get another answer, and the fault stands.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_400_that_others_do_not_get_stays_a_fault() {
     let keyed = keyed_mesh().await;
-    let response = keyed.send("bad").await;
-    let first = response.provenance.clone();
-    // Before the repetition is out, those who would confirm spoil the key: they get 401.
-    keyed.spoil(disjoint(&keyed, (first.relay, first.keyer)));
-    drop(response);
+    // One whose lane is open: its turn comes.
+    let hostile = keyed.send("x").await.provenance.relay;
+    keyed.spoil(keyed.pairs().into_iter().filter(|(relay, _)| *relay == hostile));
+    let first = loop {
+        let response = keyed.send("strict").await;
+        if response.status == 400 {
+            break response.provenance.clone();
+        }
+        // Its lanes are as good as others until one is used.
+        drop(response.body.bytes(1 << 20).await.unwrap());
+    };
     keyed.client.flush().await;
-    let again = keyed.reports().into_iter().find(|r| r.same_as == Some(first.request));
-    if again.as_ref().is_some_and(|r| r.status == 401) {
-        let route = quorate_core::ids::RouteId::new(ROUTE).unwrap();
-        let pair = quorate_core::state::Pair { relay: first.relay, keyer: first.keyer };
-        assert!(keyed.client.inner().is_shunned(&route, pair));
+    assert_eq!(first.relay, hostile);
+    assert_eq!(keyed.report(first.request).status, 400);
+    if let Some(again) = keyed.reports().into_iter().find(|r| r.same_as == Some(first.request)) {
+        // Carried out once, and given up at the head of its answer: the application has another.
+        assert_eq!((again.status, again.ended), (200, Ended::Cancelled));
+    } else {
+        assert!(disjoint(&keyed, (first.relay, first.keyer)).is_empty());
     }
+    let route = quorate_core::ids::RouteId::new(ROUTE).unwrap();
+    let pair = quorate_core::state::Pair { relay: first.relay, keyer: first.keyer };
+    assert!(keyed.client.inner().is_shunned(&route, pair));
+    // And the log has not forgotten either.
+    let mesh = keyed.mesh.log.mesh.lock().unwrap();
+    let client = ClientId::new(quorate_core::testing::CLIENT).unwrap();
+    let meter = mesh.as_ref().unwrap().state().meter(&route).unwrap();
+    assert_eq!(meter.usable_by(pair, &client), Err(Refusal::PairBarred));
 }
 
 /// `credential check`: an admin names the pairs, in whatever order of keyers; nothing is metered, and there is an end to it.

@@ -37,30 +37,26 @@ pub(crate) enum CredentialCommand {
 }
 
 const SET_HELP: &str = "\
-The key is read from the terminal without echo, or from --from-file, or from --from-command; never from an argument
-or the environment. It is never sent anywhere: the probe uses a random key of the same shape. What the draft gets is a
-share for each member, sealed to its TPM; then sign and submit the draft as any other change.
+The key is read from the terminal without echo, or from --from-file, or from --from-command; never from an argument or the environment. It is sent nowhere: the probe uses a random key of the same shape. What the draft gets is a share for each member, sealed to its TPM. Then sign and submit the draft like any other change.
 
 Examples:
   quorate admin policy --next --trust trust.toml > next.toml
   quorate admin credential set openai --policy next.toml
-  quorate admin credential set claude --policy next.toml --from-command 'vault kv get -field=key secret/anthropic'
-  quorate admin sign next.toml --key ~/.ssh/id_ed25519 && quorate admin submit next.toml next.toml.sig --trust trust.toml
+  quorate admin credential set openai --policy next.toml --from-command 'pass show openai'
+  quorate admin sign next.toml --key ~/.ssh/id_ed25519
+  quorate admin submit next.toml next.toml.sig --trust trust.toml
   quorate admin credential check openai --trust trust.toml --key ~/.ssh/id_ed25519
 
-A route must exist (`quorate admin route add`), the draft needs an approver (`quorate admin approver`), each member a share
-key (`quorate admin enrol`) and an approval of its software (`quorate admin approve`).";
+Before: the route (`admin route add`), an approver (`admin approver`), a share key for each member (`admin enrol`) and an approval of its software (`admin approve`).";
 
 const ROTATE_HELP: &str = "\
-Do this whenever the provider's key changes, and whenever a member is added, replaced or removed: shares are for exactly
-the members there are, so a change of members needs the key once more.
+Do this whenever the provider's key changes, and whenever a member is added, replaced or removed: shares are for exactly the members there are, so a change of members needs the key once more.
 
 Example, with the key in a secret manager:
-  quorate admin credential rotate openai --policy next.toml --from-command 'pass show providers/openai'";
+  quorate admin credential rotate openai --policy next.toml --from-command 'pass show openai'";
 
 const CHECK_HELP: &str = "\
-Each relay and keyer hold shares of their own, so each pair is tried, with one small request that is not metered: an admin
-signs a grant for it with --key. A pair can be tried 8 times in a share epoch.
+Each relay and keyer hold shares of their own, so each pair is tried, with one small request that is not metered: an admin signs a grant for it with --key. A pair can be tried 8 times in a share epoch.
 
 Example:
   quorate admin credential check openai --trust trust.toml --key ~/.ssh/id_ed25519";

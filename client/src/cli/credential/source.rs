@@ -6,6 +6,7 @@
 use crate::cli::output::{Failure, Outcome};
 use quorate_splitkey::head::PUBLIC_PREFIX_MAX;
 use quorate_splitkey::share::SECRET_MAX;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -29,8 +30,14 @@ pub(crate) struct KeySource {
 }
 
 impl KeySource {
-    /// Reads the key.
+    /// Reads the key. From then on this process leaves no core dump.
     pub(crate) fn read(&self, route: &str) -> Outcome<Zeroizing<Vec<u8>>> {
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|e| {
+            Failure::new(
+                format!("this process cannot be kept from dumping core: {e}"),
+                "check the system's limits",
+            )
+        })?;
         let key = match (&self.from_file, &self.from_command) {
             (Some(path), _) => {
                 let failed =
@@ -144,17 +151,23 @@ impl Read for OneLine<'_> {
 }
 
 fn from_terminal(route: &str) -> Outcome<Option<Zeroizing<Vec<u8>>>> {
-    let none = |e: std::io::Error| {
-        Failure::new(
-            format!("there is no terminal to ask for the key ({e})"),
-            "use --from-file FILE, or --from-command CMD with a secret manager",
-        )
-    };
-    let mut tty = File::options().read(true).write(true).open("/dev/tty").map_err(none)?;
-    write!(tty, "key of route {route} (nothing is shown): ").map_err(none)?;
+    let tty = File::options().read(true).write(true).open("/dev/tty").map_err(no_terminal)?;
+    ask(&tty, route)
+}
+
+fn no_terminal(error: std::io::Error) -> Failure {
+    Failure::new(
+        format!("there is no terminal to ask for the key ({error})"),
+        "use --from-file FILE, or --from-command CMD with a secret manager",
+    )
+}
+
+fn ask(mut tty: &File, route: &str) -> Outcome<Option<Zeroizing<Vec<u8>>>> {
     let line = {
-        let silent = Silent::new(&tty).map_err(none)?;
-        bounded(OneLine(silent.tty, false)).map_err(none)?
+        // Silent before it asks: what is typed at once is not shown either.
+        let silent = Silent::new(tty).map_err(no_terminal)?;
+        write!(tty, "key of route {route} (nothing is shown): ").map_err(no_terminal)?;
+        bounded(OneLine(silent.tty, false)).map_err(no_terminal)?
     };
     match &line {
         Some(bytes) if bytes.contains(&INTERRUPT) => {
@@ -196,6 +209,47 @@ mod tests {
         std::fs::write(&path, "sk-from-file\n").unwrap();
         assert_eq!(of(Some(path), None).unwrap().as_slice(), b"sk-from-file");
         assert_eq!(of(None, Some("printf 'sk-from-%s' command")).unwrap().as_slice(), b"sk-from-command");
+    }
+
+    /// What a terminal shows while somebody types, what is read, and whether it echoes again afterwards.
+    fn typed(keys: &'static [u8]) -> (String, Outcome<Option<Zeroizing<Vec<u8>>>>, bool) {
+        use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+        let tty = File::options().read(true).write(true).open(name).unwrap();
+        let mut screen = File::from(master);
+        let person = std::thread::spawn(move || {
+            let mut shown = Vec::new();
+            let mut piece = [0; 256];
+            while !shown.ends_with(b"shown): ") {
+                let read = screen.read(&mut piece).unwrap();
+                shown.extend_from_slice(&piece[..read]);
+            }
+            screen.write_all(keys).unwrap();
+            // Until the line's own end is shown.
+            while !shown.ends_with(b"\n") {
+                let read = screen.read(&mut piece).unwrap();
+                shown.extend_from_slice(&piece[..read]);
+            }
+            (String::from_utf8(shown).unwrap(), screen)
+        });
+        let key = ask(&tty, "r");
+        let (shown, _screen) = person.join().unwrap();
+        let modes = tcgetattr(&tty).unwrap().local_modes;
+        (shown, key, modes.contains(LocalModes::ECHO | LocalModes::ISIG))
+    }
+
+    #[test]
+    fn a_terminal_shows_nothing_of_the_key_and_echoes_again_afterwards() {
+        let (shown, key, echoes) = typed(b"sk-typed-at-the-terminal\n");
+        assert_eq!(key.unwrap().unwrap().as_slice(), b"sk-typed-at-the-terminal");
+        assert_eq!(shown, "key of route r (nothing is shown): \r\n");
+        assert!(echoes);
+        let (shown, key, echoes) = typed(b"sk-half\x03");
+        assert_eq!(key.unwrap_err().message, "interrupted");
+        assert!(!shown.contains("sk-half") && echoes);
     }
 
     #[test]
