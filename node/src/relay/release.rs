@@ -23,7 +23,11 @@ use quorate_splitkey::share::Complement;
 use quorate_splitkey::watch::{HandshakeRefusal, HandshakeWatch};
 use std::io;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
+
+/// What a provider may have to say to a client that has asked nothing yet: tickets, a farewell.
+const LOOK_BYTES_MAX: usize = 64 * 1024;
 
 /// A keyer's yes to one head. Only [`KeyerApproval::ask`] makes one.
 pub(super) enum KeyerApproval {
@@ -263,6 +267,22 @@ impl<W: AsyncWrite + Unpin> Released<W> {
     pub(super) fn sent(&self) -> u64 {
         self.sent
     }
+}
+
+/// Looks at a socket without asking the runtime, which may not have heard yet: takes what came, up to [`LOOK_BYTES_MAX`], and
+/// says whether the other side is still open.
+pub(super) fn look(socket: &TcpStream, came: &mut Vec<u8>) -> bool {
+    let mut buffer = [0; 4096];
+    while came.len() < LOOK_BYTES_MAX {
+        match rustix::io::read(socket, &mut buffer) {
+            Ok(count @ 1..) => came.extend_from_slice(buffer.get(..count).unwrap_or_default()),
+            Err(rustix::io::Errno::AGAIN) => return true,
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(_) => return false,
+        }
+    }
+    // Whoever has so much to say before it was asked has not gone.
+    true
 }
 
 /// Counts the provider's records by their lengths, to tell a whole answer from a cut one. Reads nothing else of them.

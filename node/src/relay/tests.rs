@@ -337,6 +337,23 @@ async fn a_nodes_tunnels_are_bounded() {
     assert!(lab.tunnel(Lab::client_key()).is_ok());
 }
 
+/// What the runtime has not heard of, since it had no turn, is seen all the same.
+#[tokio::test]
+async fn a_farewell_is_seen_before_the_runtime_tells() {
+    use std::io::Write as _;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (mut far, _) = listener.accept().unwrap();
+    let look = |came: &mut Vec<u8>| super::release::look(&socket, came);
+    let mut came = Vec::new();
+    assert!(look(&mut came) && came.is_empty());
+    far.write_all(b"farewell").unwrap();
+    drop(far);
+    assert!(socket.try_read(&mut [0; 8]).is_err(), "the runtime knows of nothing");
+    assert!(!look(&mut came));
+    assert_eq!(came, b"farewell");
+}
+
 #[test]
 fn records_are_followed_by_length_only() {
     let stream =

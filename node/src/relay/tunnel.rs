@@ -437,23 +437,16 @@ where
     /// Asks the socket itself, now, whether the provider closed its side: the runtime may not have heard of it yet. What came
     /// before that is still the client's.
     fn provider_is_open(&self, waiting: &mut Waiting) -> Result<(), Problem> {
-        let mut buffer = vec![0; IDLE_READ_BYTES];
-        loop {
-            let socket: &TcpStream = waiting.read.as_ref();
-            match rustix::io::read(socket, &mut buffer) {
-                Ok(count @ 1..) => {
-                    let bytes = Bytes::copy_from_slice(buffer.get(..count).unwrap_or_default());
-                    waiting.edge.feed(&bytes);
-                    // A client that reads nothing meanwhile is not worth a buffer of ours.
-                    if self.down.try_send(data(bytes)).is_err() {
-                        return Err(Problem::OutOfTurn("the tunnel's answers are not read"));
-                    }
-                }
-                Err(rustix::io::Errno::AGAIN) => return Ok(()),
-                Err(rustix::io::Errno::INTR) => {}
-                Ok(_) | Err(_) => return Err(Problem::ProviderClosed),
+        let mut came = Vec::new();
+        let open = super::release::look(waiting.read.as_ref(), &mut came);
+        for bytes in came.chunks(IDLE_READ_BYTES) {
+            waiting.edge.feed(bytes);
+            // A client that reads nothing meanwhile is not worth a buffer of ours.
+            if self.down.try_send(data(Bytes::copy_from_slice(bytes))).is_err() {
+                return Err(Problem::OutOfTurn("the tunnel's answers are not read"));
             }
         }
+        if open { Ok(()) } else { Err(Problem::ProviderClosed) }
     }
 
     /// Head, body, answer.

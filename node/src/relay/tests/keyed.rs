@@ -148,6 +148,12 @@ async fn a_keyer_without_its_share_answers_nothing() {
     assert_eq!(ask(&lab, &sealed, id).await, Err(("shares_missing".to_owned(), true)));
     assert_eq!(denied(&lab, id).await, 1, "the log hears that no hole was filled");
     assert_eq!(ask(&lab, &sealed, id).await, Err(("unknown_connection".to_owned(), true)), "as it said");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keyer_without_its_share_takes_no_secret() {
+    let lab = Lab::keyed().await;
+    lab.vaults.keyer.erase();
     let registered = v1::RegisterRequest {
         pool: lab.pool.pool.0.to_vec().into(),
         connection: vec![9; 16].into(),
@@ -155,6 +161,31 @@ async fn a_keyer_without_its_share_answers_nothing() {
     };
     let refused = lab.keyer.register(&Lab::client_key(), registered).await;
     assert!(matches!(refused, Err(Problem::SharesMissing)));
+}
+
+/// The policy changes in the very moment in which a keyer waits for its shares.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_came_meanwhile_is_the_one_that_counts() {
+    let lab = Lab::keyed().await;
+    lab.change_policy(|d| d.route[0].credential = Some(credential(d, 2, |_, _| ())));
+    lab.vaults.open_relay(&lab.ledger().view().policy);
+    let mut sealed = {
+        // Registered while the keyer had its shares.
+        lab.vaults.open_keyer(&lab.ledger().view().policy);
+        lab.connect(1).await.seal(&lab.template, PATH, 2)
+    };
+    let policy = lab.change_policy(|d| d.route[0].credential = Some(credential(d, 3, |_, _| ())));
+    let (id, command) = lab.authorise(sealed.id, &sealed.head, |a| assert_eq!(a.share_epoch, 3));
+    let head = sealed.head.clone();
+    sealed.request(&command, &head).await;
+    while lab.keyer.waiting() > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    lab.change_policy(|d| d.client[0].requests_per_minute += 1);
+    lab.vaults.open_keyer(&policy);
+    assert_eq!(sealed.tunnel.refusal().await, "policy_changed");
+    assert_eq!((seen(&lab), denied(&lab, id).await), (String::new(), 1));
 }
 
 /// A new splitting comes into force: nothing of the old one is used, and a node that is late waits for its own.
