@@ -48,7 +48,7 @@ http {{
       if ($http_authorization != 'Bearer {key}') {{
         return 401 '{{"error":{{"message":"Incorrect API key provided","type":"invalid_request_error","code":"invalid_api_key"}}}}';
       }}
-      proxy_pass https://{behind}; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off;
+      proxy_pass https://{behind}; proxy_ssl_protocols TLSv1.3; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off;
     }}
   }}
 }}

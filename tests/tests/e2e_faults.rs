@@ -22,8 +22,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Streams take 40 ms a word; long enough to be in flight.
-static LAB: Shared =
-    Shared::new(Make { name: "faults", provider: &["--chunk-delay-ms", "40", "--tokens", "400"], key: Key::None });
+static LAB: Shared = Shared::new(Make {
+    name: "faults",
+    provider: &["--chunk-delay-ms", "40", "--tokens", "400"],
+    key: Key::None,
+});
 
 /// What the issue promises after the loss of one node, and for a refusal.
 const SOON: Duration = Duration::from_secs(3);

@@ -730,6 +730,8 @@ pub struct Load {
 pub struct Fared {
     /// Requests that were answered in full.
     pub answered: u64,
+    /// Refusals after which the SDK says to try again.
+    pub again: u64,
     /// The first errors.
     pub errors: Vec<String>,
 }

@@ -4,14 +4,20 @@
 
 use clap::Parser;
 use futures::StreamExt as _;
-use quorate_client::{Chat, Client, TrustFile};
+use quorate_client::{Chat, Client, Retry, TrustFile};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Once;
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// Errors whose text is kept.
 const ERRORS_MAX: usize = 8;
+
+/// Once more after this, as applications do.
+const AGAIN: Duration = Duration::from_millis(50);
+/// In a row, before it is an error.
+const AGAIN_MAX: u32 = 20;
 
 /// The first answer.
 static FIRST: Once = Once::new();
@@ -37,6 +43,8 @@ struct Args {
 #[derive(Default, serde::Serialize)]
 struct Outcome {
     answered: u64,
+    /// Refusals after which the SDK says to try again, as during a change of policy.
+    again: u64,
     errors: Vec<String>,
 }
 
@@ -69,6 +77,7 @@ async fn load(args: Args) -> anyhow::Result<()> {
     for worker in workers {
         let of = worker.await?;
         total.answered += of.answered;
+        total.again += of.again;
         total.errors.extend(of.errors);
     }
     total.errors.truncate(ERRORS_MAX);
@@ -79,6 +88,7 @@ async fn load(args: Args) -> anyhow::Result<()> {
 
 async fn work(client: &Client, chat: &Chat, streams: bool, stopped: &watch::Receiver<bool>) -> Outcome {
     let mut outcome = Outcome::default();
+    let mut again = 0;
     while !*stopped.borrow() && outcome.errors.len() < ERRORS_MAX {
         let asked = if streams { stream(client, chat).await } else { client.chat(chat).await.map(drop) };
         match asked {
@@ -86,8 +96,15 @@ async fn work(client: &Client, chat: &Chat, streams: bool, stopped: &watch::Rece
                 outcome.answered += 1;
                 FIRST.call_once(|| println!("running"));
             }
+            Err(error) if matches!(error.retry(), Retry::Now | Retry::Later) && again < AGAIN_MAX => {
+                outcome.again += 1;
+                again += 1;
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
             Err(error) => outcome.errors.push(quorate_client::chain(&error)),
         }
+        again = 0;
     }
     outcome
 }
