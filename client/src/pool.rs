@@ -565,6 +565,10 @@ impl RouteLanes {
     }
 }
 
+fn has_disjoint(pairs: &[(NodeId, NodeId)], pair: Pair) -> bool {
+    pairs.iter().any(|(relay, keyer)| pair.disjoint(Pair { relay: *relay, keyer: *keyer }))
+}
+
 impl Inner {
     fn cool(&self, node: NodeId) {
         lock(&self.cooling).insert(node, Instant::now() + COOLDOWN);
@@ -592,7 +596,8 @@ impl Inner {
         lock(&self.shunned).contains(route, self.stamp(route), pair, Instant::now())
     }
 
-    /// Pairs in the order to try: neither avoided nor shunned; nodes that failed lately and relays in use last; else at random.
+    /// Pairs in the order to try: neither avoided nor shunned; nodes that failed lately, pairs that no other is disjoint to and
+    /// relays in use last; else at random.
     fn candidates(
         &self,
         route: &RouteId,
@@ -605,7 +610,9 @@ impl Inner {
         let cold = |n: &NodeId| cooling.get(n).is_some_and(|until| *until > Instant::now());
         let mut ranked = Vec::new();
         let mut shunned = false;
-        for (relay, keyer) in directory.pairs(route, &grant.custodian) {
+        let pairs = directory.pairs(route, &grant.custodian);
+        let keyed = self.stamp(route).share_epoch > 0;
+        for (relay, keyer) in pairs.iter().copied() {
             if avoid.contains(&(relay, keyer)) {
                 continue;
             }
@@ -614,7 +621,10 @@ impl Inner {
                 continue;
             }
             let dice = u64::from_le_bytes(random_id()?.first_chunk().copied().unwrap_or_default());
-            ranked.push((cold(&relay) || cold(&keyer), in_use.contains(&relay), dice, (relay, keyer)));
+            // A 400 that comes over such a pair could not be repeated over others.
+            let alone = keyed && !has_disjoint(&pairs, Pair { relay, keyer });
+            let cold = cold(&relay) || cold(&keyer);
+            ranked.push((cold, alone, in_use.contains(&relay), dice, (relay, keyer)));
         }
         if ranked.is_empty() && shunned {
             return Err(Error::NoPairLeft { route: route.as_str().to_owned() });

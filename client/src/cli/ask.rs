@@ -61,12 +61,19 @@ pub(crate) async fn chat(args: ChatArgs) -> Outcome {
     let client = connect(&args.trust).await?;
     let mut chat = Chat::new(args.model, prompt);
     chat.max_tokens = args.max_tokens;
-    let request = if args.no_stream {
-        let answer = client.chat(&chat).await?;
+    let asked = answer(&client, &chat, args.no_stream, args.receipt.as_deref()).await;
+    // The report of how it ended goes out behind the answer, whatever the answer was.
+    client.flush().await;
+    asked
+}
+
+async fn answer(client: &Client, chat: &Chat, whole: bool, receipt: Option<&Path>) -> Outcome {
+    let request = if whole {
+        let answer = client.chat(chat).await?;
         line(&printable(&answer.text))?;
         answer.provenance.request
     } else {
-        let mut stream = client.chat_stream(&chat).await?;
+        let mut stream = client.chat_stream(chat).await?;
         let mut failed = None;
         while let Some(delta) = stream.next().await {
             match delta {
@@ -83,28 +90,29 @@ pub(crate) async fn chat(args: ChatArgs) -> Outcome {
         }
         stream.provenance.request
     };
-    write_receipt(&client, request, args.receipt.as_deref()).await
+    write_receipt(client, request, receipt).await
 }
 
 pub(crate) async fn embed(args: EmbedArgs) -> Outcome {
     let client = connect(&args.trust).await?;
+    let asked = vectors(&client, &args).await;
+    client.flush().await;
+    asked
+}
+
+async fn vectors(client: &Client, args: &EmbedArgs) -> Outcome {
     let (vectors, provenance) = client.embeddings(&args.model, &args.texts).await?;
     for vector in vectors {
         let text = serde_json::to_string(&vector);
         line(&text.map_err(|e| Failure::new(format!("an embedding that is no JSON: {e}"), "report this"))?)?;
     }
-    write_receipt(&client, provenance.request, args.receipt.as_deref()).await
+    write_receipt(client, provenance.request, args.receipt.as_deref()).await
 }
 
 async fn write_receipt(client: &Client, request: RequestId, path: Option<&Path>) -> Outcome {
-    let Some(path) = path else {
-        // The report of how it ended goes out behind the answer.
-        client.flush().await;
-        return Ok(());
-    };
+    let Some(path) = path else { return Ok(()) };
     let receipt = client.receipt(request).await?;
     write(path, &receipt.to_text())?;
     note(&format!("request {request}: receipt verified and written to {}", path.display()));
-    client.flush().await;
     Ok(())
 }
