@@ -363,27 +363,20 @@ impl Mesh {
         let key = key.split_whitespace().last().context("keygen printed no key")?.to_owned();
         let (minute, day, bytes) = plan.grant;
         let (minute, day, bytes) = (minute.to_string(), day.to_string(), bytes.to_string());
-        self.admin(
-            &[
-                "client",
-                "add",
-                "--name",
-                "app",
-                "--key",
-                &key,
-                "--custodian",
-                "developers",
-                "--route",
-                "provider",
-                "--requests-per-minute",
-                &minute,
-                "--requests-per-day",
-                &day,
-                "--bytes-per-day",
-                &bytes,
-            ],
-            &[],
-        )?;
+        let mut client = vec!["client", "add", "--name", "app", "--key", &key, "--custodian", "developers"];
+        client.extend(["--route", "provider"]);
+        if matches!(plan.key, Key::Beside) {
+            client.extend(["--route", KEYED_ROUTE]);
+        }
+        client.extend([
+            "--requests-per-minute",
+            &minute,
+            "--requests-per-day",
+            &day,
+            "--bytes-per-day",
+            &bytes,
+        ]);
+        self.admin(&client, &[])?;
         if plan.hostile_nodes_max != 1 {
             self.edit_policy(|text| {
                 text.replace(
@@ -809,7 +802,7 @@ fn make_key(dir: &Path) -> anyhow::Result<PathBuf> {
     let path = folder.join("key");
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o600).open(&path)?;
-    file.write_all(format!("sk-demo-{secret}\n").as_bytes())?;
+    file.write_all(format!("sk-proj-{secret}\n").as_bytes())?;
     Ok(path)
 }
 

@@ -186,6 +186,22 @@ async fn with_a_key_file_only_that_key_will_do() {
 }
 
 #[tokio::test]
+async fn a_key_path_alone_needs_the_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key");
+    std::fs::write(&key, "sk-demo-1234\n").unwrap();
+    let key = key.to_str().unwrap().to_owned();
+    let provider = Running::start_in(dir, &["--key-file", &key, "--key-path", "/keyed"]).await;
+    let body = r#"{"model":"demo-embed","input":"hello"}"#;
+    let good = "authorization: Bearer sk-demo-1234\r\n";
+    let table =
+        [("/v1/embeddings", "", 200), ("/keyed/v1/embeddings", "", 401), ("/keyed/v1/embeddings", good, 200)];
+    for (path, header, expected) in table {
+        assert_eq!(provider.exchange(&post(path, header, body)).await.0, expected, "{path} {header}");
+    }
+}
+
+#[tokio::test]
 async fn a_cut_stream_ends_without_an_end() {
     let provider = Running::start(&[]).await;
     for stream in [true, false] {
