@@ -16,6 +16,7 @@ use quorate_core::crypto::encode;
 use quorate_core::ids::{NodeId, RequestId, RouteId};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_core::proof::{LeafCertificate, Proof, Receipt, Verified};
+use quorate_core::state::Pair;
 use quorate_proto::v1;
 use quorate_transport::{Address, Connected, Expect};
 use std::collections::HashMap;
@@ -49,7 +50,7 @@ const REPORTS_WAIT: Duration = Duration::from_millis(50);
 /// Reports that may wait; more are lost, and their requests flagged as never settled.
 const REPORTS_WAITING_MAX: usize = 16_384;
 /// How long a process that ends waits for them.
-const FLUSH: Duration = Duration::from_secs(2);
+const FLUSH: Duration = Duration::from_secs(5);
 /// Repetitions of refused requests on their way at once; each holds its body.
 const REPEATS_MAX: usize = 16;
 /// How long to wait for a settlement, and how often to ask.
@@ -81,6 +82,11 @@ pub(crate) struct Inner {
     reports: Mutex<Vec<(Report, oneshot::Sender<()>)>>,
     pub(crate) shunned: Mutex<Shunned>,
     pub(crate) repeats: Arc<Semaphore>,
+    /// Requests that were answered with 400 and wait for their repetition, and over which pair that was. At most
+    /// [`REPEATS_MAX`].
+    pub(crate) disputes: Mutex<Vec<(RouteId, Pair, RequestId)>>,
+    pub(crate) repeating: tokio::sync::Mutex<()>,
+    pub(crate) repeated: Notify,
     /// Goodbyes and reports of ended requests.
     pub(crate) tasks: TaskTracker,
 }
@@ -115,6 +121,9 @@ impl Client {
             reports: Mutex::default(),
             shunned: Mutex::default(),
             repeats: Arc::new(Semaphore::new(REPEATS_MAX)),
+            disputes: Mutex::default(),
+            repeating: tokio::sync::Mutex::new(()),
+            repeated: Notify::new(),
             tasks: TaskTracker::new(),
         });
         let stop = CancellationToken::new();
@@ -191,7 +200,7 @@ impl Client {
         Err(last)
     }
 
-    /// Waits, up to two seconds, until the reports of ended requests have gone out. A process that is about to end calls it.
+    /// Waits, up to five seconds, until the reports of ended requests have gone out. A process that is about to end calls it.
     pub async fn flush(&self) {
         self.inner.tasks.close();
         let _ = timeout(FLUSH, self.inner.tasks.wait()).await;

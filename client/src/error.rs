@@ -414,6 +414,7 @@ impl Error {
             | Self::Dark(_)
             | Self::Stale { .. }
             | Self::NoRelay { .. }
+            | Self::NoPairLeft { .. }
             | Self::ProviderUnreachable { .. }
             | Self::Directory { .. }
             | Self::NotSettled { .. } => Retry::Later,
@@ -432,7 +433,6 @@ impl Error {
             | Self::UnknownModel { .. }
             | Self::UnknownRoute { .. }
             | Self::BadRoute { .. }
-            | Self::NoPairLeft { .. }
             | Self::CredentialHeader { .. }
             | Self::Head(_)
             | Self::Body(_)
@@ -477,7 +477,7 @@ impl Error {
                 "wait for more nodes to be attested (`quorate status`), or add nodes under another custodian"
             }
             Self::NoPairLeft { .. } => {
-                "the provider may refuse the key itself: admins try each pair with `quorate admin credential check`, then `credential rotate`, or `credential lift` once the cause is gone"
+                "try again in a minute; if it stays so, the provider may refuse the key itself: admins try each pair with `quorate admin credential check`, then `credential rotate`, or `credential lift` once the cause is gone"
             }
             Self::CredentialHeader { .. } => {
                 "leave the key out of the application and its environment: where the SDK insists on one, any word will do with `quorate serve`"
@@ -590,7 +590,7 @@ mod tests {
             (Error::UnknownModel { model: "m".into() }, Fault::Client, Retry::Never),
             (Error::UnknownRoute { route: route.clone() }, Fault::Client, Retry::Never),
             (Error::BadRoute { route: route.clone(), reason: reason.clone() }, Fault::Operator, Retry::Never),
-            (Error::NoPairLeft { route: route.clone() }, Fault::Operator, Retry::Never),
+            (Error::NoPairLeft { route: route.clone() }, Fault::Operator, Retry::Later),
             (Error::CredentialHeader { name: "x".into() }, Fault::Client, Retry::Never),
             (Error::NoRelay { route }, Fault::Mesh, Retry::Later),
             (Error::Refused(refused(v1::Retry::Later, v1::Fault::Client)), Fault::Client, Retry::Later),

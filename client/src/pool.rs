@@ -60,6 +60,10 @@ const FAILURES_MAX: u32 = 2;
 const LANES_TRIED_MAX: usize = 4;
 /// How long a node that failed is passed over while others are there.
 const COOLDOWN: Duration = Duration::from_secs(3);
+/// Refusals of pairs for one request: seven members have 42.
+pub(crate) const PAIR_REFUSALS_MAX: usize = 42;
+/// How long a pair that the log refused is not asked for again: what is held there may turn out void by then.
+const REFUSED_PAIR: Duration = Duration::from_millis(quorate_core::state::HOLD_MS);
 /// A lane that nobody used in this time is not renewed.
 const IDLE_LANE: Duration = Duration::from_secs(600);
 
@@ -405,9 +409,13 @@ impl RouteLanes {
                 },
             };
             self.keep_spare(inner);
+            let asked = Instant::now();
             match lane.take().await {
                 Ok(conn) => return Ok((lane, conn)),
                 Err(error) => {
+                    if is_pair_refusal(&error) {
+                        inner.refused(&self.route, lane.share_epoch, lane.pair(), asked);
+                    }
                     self.left(inner, &lane, &error);
                     avoid.push((lane.relay(), lane.keyer()));
                     let provider = error.fault() == crate::error::Fault::Provider;
@@ -428,9 +436,8 @@ impl RouteLanes {
         lock(&self.lanes).retain(|l| !l.is_over());
         match error {
             Error::NodeLost { node, .. } | Error::NodeMisbehaved { node, .. } => inner.cool(*node),
-            refused if is_pair_refusal(refused) => {
-                inner.shun(&self.route, lane.share_epoch, lane.pair(), None);
-            }
+            // Whoever asked knows when that was, and remembers it: see `Inner::refused`.
+            refused if is_pair_refusal(refused) => {}
             Error::Refused(_) => inner.refresh_soon(),
             _ => {}
         }
@@ -476,11 +483,13 @@ impl RouteLanes {
         inner.fresh_directory().await?;
         let mut last = None;
         let mut tries = 0;
+        let mut refused_pairs = 0;
         while tries < LANES_TRIED_MAX {
             let in_use: Vec<NodeId> =
                 lock(&self.lanes).iter().filter(|l| l.serves()).map(|l| l.relay()).collect();
             let candidates = inner.candidates(&self.route, avoid, &in_use)?;
             let Some(&(relay, keyer)) = candidates.first() else { break };
+            let asked = Instant::now();
             match inner.open_pool(&self.route, relay, keyer, None).await {
                 Ok(lane) => {
                     lock(&self.lanes).push(lane.clone());
@@ -493,10 +502,13 @@ impl RouteLanes {
                             inner.cool(*node)
                         }
                         refused if is_pair_refusal(refused) => {
-                            // Not among the candidates from now on, so this comes to an end.
+                            // Not among the candidates from now on, unless it was cleared meanwhile.
                             let share_epoch = inner.stamp(&self.route).share_epoch;
-                            inner.shun(&self.route, share_epoch, Pair { relay, keyer }, None);
-                            continue;
+                            inner.refused(&self.route, share_epoch, Pair { relay, keyer }, asked);
+                            refused_pairs += 1;
+                            if refused_pairs < PAIR_REFUSALS_MAX {
+                                continue;
+                            }
                         }
                         Error::Refused(r) if r.retry == crate::error::Retry::Now => {
                             // Relay or keyer lapsed or restarted: what we know is old.
@@ -588,8 +600,16 @@ impl Inner {
         }
     }
 
+    /// Leaves a pair out for a while that the log refused to a request begun at `asked`.
+    pub(crate) fn refused(&self, route: &RouteId, share_epoch: u32, pair: Pair, asked: Instant) {
+        let stamp = self.stamp(route);
+        if stamp.share_epoch == share_epoch {
+            lock(&self.shunned).add_refused(route, stamp, pair, asked, Instant::now() + REFUSED_PAIR);
+        }
+    }
+
     pub(crate) fn unshun(&self, route: &RouteId, pair: Pair) {
-        lock(&self.shunned).forget(route, pair);
+        lock(&self.shunned).forget(route, pair, Instant::now());
     }
 
     pub(crate) fn is_shunned(&self, route: &RouteId, pair: Pair) -> bool {

@@ -5,12 +5,15 @@
 //! spoil a key and learn from a 400, so it counts against relay and keyer unless others get the same answer. That is done for
 //! every request, repeatable or not: what the API refused in its own words it has not executed. The application has the first
 //! answer by then; a repetition that is answered in another way is cut off at the head of its answer.
+//!
+//! **What that cannot clear**: two bad requests at once over two pairs that are each other's only disjoint one. Either is held,
+//! so neither can be repeated over the other, and the client loses both pairs until the next share epoch or lift.
 use crate::answer::Disputed;
 use crate::client::{Client, Inner};
 use crate::directory::now;
 use crate::error::{Error, Retry};
 use crate::http1::ResponseParser;
-use crate::pool::{Lane, PoolOptions, is_pair_refusal};
+use crate::pool::{Lane, PAIR_REFUSALS_MAX, PoolOptions, is_pair_refusal, lock};
 use crate::request::Request;
 use crate::response::{Exchange, First, Provenance, Reporter, Response, ResponseBody};
 use crate::usage::UsageTail;
@@ -33,12 +36,16 @@ const REQUEST_LIFETIME_MS: u64 = 45_000;
 const AUTHORISE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Attempts for one request. Refusals of a pair are not among them: each leaves a pair out for good.
 const ATTEMPTS_MAX: usize = 3;
-/// Refusals of pairs for one request: seven members have 42.
-const PAIR_REFUSALS_MAX: usize = 42;
 /// Default ceiling on an answer: running requests reserve it in the daily budget.
 const RESPONSE_BYTES: u64 = 8 * 1024 * 1024;
 /// Body plaintext in one frame: three full records are below the tunnel's 64 KiB.
 const FRAME_PLAINTEXT: usize = 3 * PLAINTEXT_MAX;
+/// How long a request waits for a repetition that holds the last pair, and how often.
+const REPEAT_WAIT: Duration = Duration::from_secs(1);
+const REPEAT_WAITS_MAX: usize = 8;
+/// How often a repetition looks for a pair, and how long it pauses between.
+const REPEAT_TRIES_MAX: usize = 20;
+const REPEAT_PAUSE: Duration = Duration::from_millis(500);
 /// A repetition of a refused request, in all; the log holds the first fault for 60 s.
 const REPEAT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -49,16 +56,32 @@ impl Inner {
         let mut avoid = Vec::new();
         let mut attempt = 1;
         let mut pair_refusals = 0;
+        let mut waits = 0;
         loop {
             self.fresh_directory().await?;
             // Each time anew: the policy may have changed.
             let route = self.resolve(&request.target)?;
             let lanes = self.lanes(&route);
+            let reserved = self.reserved(&route);
+            let left_out = [avoid.as_slice(), reserved.as_slice()].concat();
             // Each lane that is tried waits for an answer of its own: without a quorum none of them can have one.
-            let (lane, conn) = tokio::select! {
-                taken = lanes.take(self, &avoid) => taken?,
+            let taken = tokio::select! {
+                taken = lanes.take(self, &left_out) => taken,
                 darkness = self.dark_meanwhile() => return Err(Error::Dark(darkness)),
             };
+            let (lane, conn) = match taken {
+                Ok(taken) => taken,
+                // Pairs are out only until a repetition is answered: in a moment there will be one.
+                Err(Error::NoPairLeft { .. } | Error::NoRelay { .. })
+                    if !reserved.is_empty() && waits < REPEAT_WAITS_MAX =>
+                {
+                    waits += 1;
+                    let _ = timeout(REPEAT_WAIT, self.repeated.notified()).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let asked = Instant::now();
             let (error, forwarded) = match self.attempt(&route, &lane, conn, request, None).await {
                 Ok((response, None)) => return Ok(response),
                 Ok((response, Some(disputed))) => {
@@ -71,12 +94,15 @@ impl Inner {
             let late = deadline.is_some_and(|d| Instant::now() >= d);
             if is_pair_refusal(&error) && pair_refusals < PAIR_REFUSALS_MAX && !late {
                 pair_refusals += 1;
+                self.refused(&route, lane.share_epoch(), lane.pair(), asked);
                 lanes.left(self, &lane, &error);
                 continue;
             }
             let verdict = decide(&error, forwarded, request.idempotent, attempt, late);
             if matches!(error, Error::NodeLost { .. } | Error::NodeMisbehaved { .. }) {
                 lanes.left(self, &lane, &error);
+                avoid.push((lane.relay(), lane.keyer()));
+            } else if forwarded == Forwarded::Yes {
                 avoid.push((lane.relay(), lane.keyer()));
             }
             match verdict {
@@ -200,10 +226,10 @@ impl Inner {
         let until = match fault {
             None => return,
             Some(FaultKind::Answer) => None,
-            // Held; what becomes of it then, the log will say.
-            Some(FaultKind::OwnForm400 | FaultKind::Answerless) => {
-                Some(Instant::now() + Duration::from_millis(HOLD_MS))
-            }
+            // Until its repetition is answered; or else as long as the log holds it.
+            Some(FaultKind::OwnForm400) => Some(Instant::now() + Duration::from_millis(HOLD_MS)),
+            // When the provider is down these are void at once: only the log knows.
+            Some(FaultKind::Answerless) => return,
         };
         self.shun(route, lane.share_epoch(), lane.pair(), until);
     }
@@ -212,19 +238,58 @@ impl Inner {
     /// a time: beyond, the pair stays barred.
     fn repeat(self: &Arc<Self>, route: RouteId, first: Pair, request: Request, disputed: Disputed) {
         let Ok(permit) = Arc::clone(&self.repeats).try_acquire_owned() else { return };
+        lock(&self.disputes).push((route.clone(), first, disputed.first));
         let inner = Arc::downgrade(self);
         self.tasks.spawn(async move {
             let _permit = permit;
+            let id = disputed.first;
             // The log forgets a fault that it knows: the first report goes first.
             let repeated = async {
                 let _ = disputed.told.await;
                 let Some(inner) = inner.upgrade() else { return };
-                if inner.repeat_once(&route, first, &request, disputed.first).await == Some(true) {
-                    inner.unshun(&route, first);
+                // One after the other: each needs a pair for itself, and may have to wait for one.
+                for _ in 0..REPEAT_TRIES_MAX {
+                    let one = inner.repeating.lock().await;
+                    match inner.repeat_once(&route, first, &request, id).await {
+                        Some(true) => return inner.unshun(&route, first),
+                        Some(false) => return,
+                        None => drop(one),
+                    }
+                    tokio::time::sleep(REPEAT_PAUSE).await;
                 }
             };
             let _ = timeout(REPEAT_TIMEOUT, repeated).await;
+            if let Some(inner) = inner.upgrade() {
+                lock(&inner.disputes).retain(|(_, _, request)| *request != id);
+                inner.repeated.notify_waiters();
+            }
         });
+    }
+
+    /// Pairs that other requests leave to repetitions that are due: for each one that is disjoint to it. Otherwise an
+    /// application that sends one bad request after the other would use up every pair before any is cleared.
+    fn reserved(&self, route: &RouteId) -> Vec<(NodeId, NodeId)> {
+        let due: Vec<Pair> =
+            lock(&self.disputes).iter().filter(|(r, ..)| r == route).map(|(_, pair, _)| *pair).collect();
+        if due.is_empty() {
+            return vec![];
+        }
+        let directory = self.directory();
+        let Ok(grant) = directory.grant(&self.trust, &self.key.public()) else { return vec![] };
+        let pairs = directory.pairs(route, &grant.custodian);
+        let mut reserved = Vec::new();
+        for pair in due {
+            let free = |(relay, keyer): &&(NodeId, NodeId)| {
+                let other = Pair { relay: *relay, keyer: *keyer };
+                pair.disjoint(other) && !self.is_shunned(route, other)
+            };
+            if let Some(kept) = pairs.iter().find(free)
+                && !reserved.contains(kept)
+            {
+                reserved.push(*kept);
+            }
+        }
+        reserved
     }
 
     /// Whether disjoint nodes brought the same answer; `None` when nobody could be asked.
@@ -240,12 +305,27 @@ impl Inner {
         let touching =
             |(relay, keyer): &(NodeId, NodeId)| !first.disjoint(Pair { relay: *relay, keyer: *keyer });
         let avoid: Vec<_> = directory.pairs(route, custodian).into_iter().filter(touching).collect();
+        if avoid.len() == directory.pairs(route, custodian).len() {
+            // Nobody else could tell.
+            return Some(false);
+        }
         let (lane, conn) = self.lanes(route).take(self, &avoid).await.ok()?;
         // A lane may be older than the directory.
         if !first.disjoint(lane.pair()) {
             return None;
         }
-        let (response, again) = self.attempt(route, &lane, conn, request, Some(same_as)).await.ok()?;
+        let asked = Instant::now();
+        let (response, again) = match self.attempt(route, &lane, conn, request, Some(same_as)).await {
+            Ok(answered) => answered,
+            Err(failed) => {
+                if is_pair_refusal(&failed.error) {
+                    self.refused(route, lane.share_epoch(), lane.pair(), asked);
+                    self.lanes(route).left(self, &lane, &failed.error);
+                }
+                // Repeated once: what may have been forwarded is not sent again.
+                return if failed.forwarded == Forwarded::No { None } else { Some(false) };
+            }
+        };
         let same = response.status.as_u16() == 400 && again.is_some();
         drop(response);
         if let Some(again) = again

@@ -27,14 +27,18 @@ type Until = Option<Instant>;
 
 /// See the module. Bounded by the policy: its routes, and the 42 pairs of seven members.
 #[derive(Default)]
-pub(crate) struct Shunned(HashMap<RouteId, (Stamp, BTreeMap<Pair, Until>)>);
+pub(crate) struct Shunned {
+    pairs: HashMap<RouteId, (Stamp, BTreeMap<Pair, Until>)>,
+    /// When a pair was last cleared: what was asked before says nothing of it any more.
+    cleared: HashMap<RouteId, BTreeMap<Pair, Instant>>,
+}
 
 impl Shunned {
     pub(crate) fn add(&mut self, route: &RouteId, stamp: Stamp, pair: Pair, until: Until) {
         if stamp.share_epoch == 0 {
             return;
         }
-        let entry = self.0.entry(route.clone()).or_insert((stamp, BTreeMap::new()));
+        let entry = self.pairs.entry(route.clone()).or_insert((stamp, BTreeMap::new()));
         if entry.0 != stamp {
             *entry = (stamp, BTreeMap::new());
         }
@@ -46,14 +50,30 @@ impl Shunned {
         };
     }
 
-    pub(crate) fn forget(&mut self, route: &RouteId, pair: Pair) {
-        if let Some((_, pairs)) = self.0.get_mut(route) {
-            pairs.remove(&pair);
+    /// After the log refused a pair to a request that was begun at `asked`.
+    pub(crate) fn add_refused(
+        &mut self,
+        route: &RouteId,
+        stamp: Stamp,
+        pair: Pair,
+        asked: Instant,
+        until: Instant,
+    ) {
+        let cleared = self.cleared.get(route).and_then(|c| c.get(&pair));
+        if cleared.is_none_or(|cleared| *cleared < asked) {
+            self.add(route, stamp, pair, Some(until));
         }
     }
 
+    pub(crate) fn forget(&mut self, route: &RouteId, pair: Pair, now: Instant) {
+        if let Some((_, pairs)) = self.pairs.get_mut(route) {
+            pairs.remove(&pair);
+        }
+        self.cleared.entry(route.clone()).or_default().insert(pair, now);
+    }
+
     pub(crate) fn contains(&self, route: &RouteId, stamp: Stamp, pair: Pair, now: Instant) -> bool {
-        self.0
+        self.pairs
             .get(route)
             .filter(|(kept, _)| *kept == stamp)
             .and_then(|(_, pairs)| pairs.get(&pair))
@@ -88,8 +108,15 @@ mod tests {
         // What lasts is not shortened.
         shunned.add(&route, stamp, pair(1, 3), Some(start));
         assert!(has(&shunned, stamp, pair(1, 3), later));
-        shunned.forget(&route, pair(1, 3));
+        shunned.forget(&route, pair(1, 3), later);
         assert!(!has(&shunned, stamp, pair(1, 3), start));
+        // A refusal of something asked before the pair was cleared comes late.
+        let end = later + Duration::from_secs(60);
+        shunned.add_refused(&route, stamp, pair(1, 3), start, end);
+        assert!(!has(&shunned, stamp, pair(1, 3), later));
+        shunned.add_refused(&route, stamp, pair(1, 3), later + Duration::from_millis(1), end);
+        assert!(has(&shunned, stamp, pair(1, 3), later) && !has(&shunned, stamp, pair(1, 3), end));
+        shunned.forget(&route, pair(1, 3), end);
         shunned.add(&route, Stamp { share_epoch: 4, ..stamp }, pair(2, 1), None);
         assert!(!has(&shunned, stamp, pair(1, 2), start), "another epoch starts anew");
         shunned.add(&other, Stamp::default(), pair(1, 2), None);

@@ -268,6 +268,21 @@ async fn a_400_of_the_applications_own_is_confirmed_over_other_nodes() {
     }
 }
 
+/// Faster than they can be cleared: others wait for a pair rather than use up the last one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_bad_requests_leaves_the_client_able_to_work() {
+    let keyed = keyed_mesh().await;
+    for _ in 0..3 {
+        let burst = (0..8).map(|_| keyed.client.request(ask("bad".into())));
+        for response in futures::future::join_all(burst).await {
+            assert_eq!(response.unwrap().status, 400);
+        }
+        assert_eq!(keyed.status("x").await, 200);
+    }
+    keyed.client.flush().await;
+    assert_eq!(keyed.status("x").await, 200);
+}
+
 fn disjoint(keyed: &Keyed, (relay, keyer): (NodeId, NodeId)) -> Vec<(NodeId, NodeId)> {
     let apart = |(r, k): &(NodeId, NodeId)| ![*r, *k].iter().any(|n| [relay, keyer].contains(n));
     keyed.pairs().into_iter().filter(apart).collect()
