@@ -1,5 +1,6 @@
 //! One stream of this node's cosignatures to each peer, reopened with the link. A new stream begins with the newest one, so
-//! that a peer that was away learns how far this node is.
+//! that a peer that was away learns how far this node is. Those that the peer acts on go at once, of the others the newest in
+//! each [`UNHURRIED`]: it covers all before it.
 use crate::cosigner::{CosignerHandle, Signed};
 use crate::peers::Peers;
 use quorate_core::ids::NodeId;
@@ -11,6 +12,9 @@ use tokio_stream::wrappers::ReceiverStream;
 /// Cosignatures on their way to one peer: a slow one loses the oldest, which later ones cover.
 const IN_FLIGHT: usize = 256;
 
+/// How long a peer that does not act on a checkpoint waits for a cosignature of it.
+const UNHURRIED: Duration = Duration::from_millis(50);
+
 /// Runs until the node stops.
 pub async fn feed(peers: Peers, node: NodeId, cosigner: CosignerHandle) {
     let mut newest: Option<Signed> = None;
@@ -20,7 +24,7 @@ pub async fn feed(peers: Peers, node: NodeId, cosigner: CosignerHandle) {
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(50)) => {}
                 signed = own.recv() => match signed {
-                    Ok(signed) => newest = Some(signed),
+                    Ok((signed, _)) => newest = Some(signed),
                     Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => return,
                 }
@@ -33,12 +37,16 @@ pub async fn feed(peers: Peers, node: NodeId, cosigner: CosignerHandle) {
         }
         let call = client.cosign(ReceiverStream::new(receiver));
         tokio::pin!(call);
+        let mut unsent = false;
+        let mut tick = tokio::time::interval(UNHURRIED);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
                 signed = own.recv() => match signed {
-                    Ok(signed) => {
-                        let lost = sender.try_send(message(&signed)).is_err();
+                    Ok((signed, audience)) => {
+                        let lost = audience.includes(node) && sender.try_send(message(&signed)).is_err();
+                        unsent = !audience.includes(node);
                         newest = Some(signed);
                         if lost {
                             break;
@@ -47,6 +55,12 @@ pub async fn feed(peers: Peers, node: NodeId, cosigner: CosignerHandle) {
                     Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
+                _ = tick.tick(), if unsent => {
+                    unsent = false;
+                    if newest.as_ref().is_some_and(|signed| sender.try_send(message(signed)).is_err()) {
+                        break;
+                    }
+                }
                 ended = &mut call => {
                     if let Err(status) = ended {
                         tracing::debug!(node = node.0, code = %status.code(), "the stream of cosignatures ended");

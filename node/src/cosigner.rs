@@ -8,7 +8,7 @@
 //! What a lying leader can do here: make nodes sign different tails. What it cannot: have two of them certified.
 use crate::boot::Boot;
 use crate::clock;
-use crate::ledger::{AppliedCheckpoint, Certified, Ledger};
+use crate::ledger::{AppliedCheckpoint, Audience, Certified, Ledger};
 use crate::raft::CertifiedFloor;
 use borsh::{BorshDeserialize, BorshSerialize};
 use quorate_core::certificate::{Certifiers, VerifiedCosignature};
@@ -96,7 +96,7 @@ struct Shared {
 pub struct CosignerHandle {
     shared: Arc<Mutex<Shared>>,
     incoming: mpsc::Sender<Signed>,
-    outgoing: broadcast::Sender<Signed>,
+    outgoing: broadcast::Sender<(Signed, Audience)>,
 }
 
 impl CosignerHandle {
@@ -107,8 +107,8 @@ impl CosignerHandle {
     pub async fn received(&self, signed: Signed) {
         let _stopping = self.incoming.send(signed).await;
     }
-    /// This node's cosignatures as they are made.
-    pub fn subscribe(&self) -> broadcast::Receiver<Signed> {
+    /// This node's cosignatures as they are made, and who should hear of each at once.
+    pub fn subscribe(&self) -> broadcast::Receiver<(Signed, Audience)> {
         self.outgoing.subscribe()
     }
     /// The newest anchor with its certificate.
@@ -402,7 +402,7 @@ impl Cosigner {
         }
         let signed =
             Signed { node: me, checkpoint: applied.checkpoint, cosignature, log_index: applied.log_index };
-        let _nobody_connected = self.handle.outgoing.send(signed);
+        let _nobody_connected = self.handle.outgoing.send((signed, applied.audience.clone()));
         if let Some(pending) = self.pending.get_mut(&applied.checkpoint.size) {
             pending.verified.insert(me, verified);
         }
@@ -624,6 +624,7 @@ mod tests {
 
         fn applied(&self, applied: &Applied) -> AppliedCheckpoint {
             AppliedCheckpoint {
+                audience: Audience::All,
                 log_index: 1,
                 checkpoint: applied.checkpoint,
                 certifiers: applied.certifiers.clone(),

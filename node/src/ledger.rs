@@ -7,7 +7,9 @@ use crate::tilestore::{StoreError, StoreTail, TileReader, TileStore};
 use arc_swap::ArcSwap;
 use quorate_attest::evidence::BootKeys;
 use quorate_core::certificate::{CertifiedAuthorisation, CertifiedCheckpoint, CertifiedLeaf, Certifiers};
-use quorate_core::command::{Alarm, CheckpointRef, ClientCommand, Command, NodeCommand, Settlement};
+use quorate_core::command::{
+    Alarm, CheckpointRef, ClientCommand, Command, NodeCommand, NodeSigned, Settlement,
+};
 use quorate_core::crypto::{Hash, PublicKey};
 use quorate_core::ids::{NodeId, RequestId, Timestamp};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
@@ -16,7 +18,7 @@ use quorate_core::proof::{LeafCertificate, ProvenLeaf};
 use quorate_core::refusal::Refusal;
 use quorate_core::state::{AppliedLeaf, Blobs, NodeRecord, State, VerifiedAhead};
 use quorate_core::tlog::{LeafIndex, Origin, TreeSize};
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -83,9 +85,52 @@ impl View {
     }
 }
 
+/// Who acts on a checkpoint and so hears each cosignature of it at once. The others hear of the newest in their time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Audience {
+    /// Everybody.
+    All,
+    /// These; nobody, where all that was decided is over anyway.
+    Nodes(BTreeSet<NodeId>),
+}
+
+impl Audience {
+    /// Relays and keyers of what a batch allows. Anything out of the ordinary is for everybody.
+    fn of(leaves: &[AppliedLeaf], anchor: bool) -> Self {
+        let mut nodes = BTreeSet::new();
+        for leaf in leaves {
+            let Leaf::V1 { body, .. } = leaf.leaf();
+            match body {
+                LeafBody::BatchEnd(_) => {}
+                LeafBody::Decided { command: Command::Client(c), .. } => match &c.body {
+                    ClientCommand::OpenPool(p) => nodes.extend([p.relay, p.keyer]),
+                    ClientCommand::Authorise(a) => nodes.extend([a.relay, a.keyer]),
+                    ClientCommand::Report(_) => {}
+                },
+                LeafBody::Decided {
+                    command: Command::Node(NodeSigned { body: NodeCommand::Settle(_), .. }),
+                    ..
+                } => {}
+                _ => return Self::All,
+            }
+        }
+        if anchor { Self::All } else { Self::Nodes(nodes) }
+    }
+
+    /// Whether a node is one of them.
+    pub fn includes(&self, node: NodeId) -> bool {
+        match self {
+            Self::All => true,
+            Self::Nodes(nodes) => nodes.contains(&node),
+        }
+    }
+}
+
 /// A batch as applied, for the cosigner.
 #[derive(Debug, Clone)]
 pub struct AppliedCheckpoint {
+    /// Who waits for its cosignatures.
+    pub audience: Audience,
     /// Raft index of the entry.
     pub log_index: u64,
     /// The tree after it.
@@ -560,6 +605,7 @@ impl<B: Blobs> Applier<B> {
         let time = view.time;
         inner.view.store(Arc::new(view));
         let _stopping = self.applied.send(AppliedCheckpoint {
+            audience: Audience::of(&applied.leaves, applied.anchor),
             log_index,
             checkpoint: applied.checkpoint,
             certifiers: applied.certifiers,
@@ -593,5 +639,36 @@ impl<B: Blobs> Applier<B> {
         inner.view.store(Arc::new(view));
         inner.view_changed.send_replace(log_index);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quorate_core::testing::{CLIENT, Fleet, Mesh};
+
+    #[test]
+    fn who_acts_on_a_batch_hears_of_it_at_once_and_everybody_of_anything_unusual() {
+        let mut mesh = Mesh::four();
+        let heard = |mesh: &mut Mesh, commands| {
+            let applied = mesh.apply(commands);
+            (Audience::of(&applied.leaves, false), Audience::of(&applied.leaves, true))
+        };
+        let pool = mesh.open_pool();
+        let both = Audience::Nodes(BTreeSet::from([pool.relay, pool.keyer]));
+        let state = mesh.state().clone();
+        let request = mesh.fleet.request(&state, &pool);
+        let id = request.request;
+        let authorise = mesh.fleet.client(CLIENT, ClientCommand::Authorise(request));
+        assert_eq!(heard(&mut mesh, vec![authorise.clone()]), (both.clone(), Audience::All));
+        // A refusal is waited for too.
+        assert_eq!(heard(&mut mesh, vec![authorise]).0, both);
+        let report = mesh.fleet.client(CLIENT, ClientCommand::Report(vec![Fleet::report(id)]));
+        let settle = mesh.fleet.node_command(pool.relay, NodeCommand::Settle(vec![Fleet::settlement(id)]));
+        assert_eq!(heard(&mut mesh, vec![report, settle]).0, Audience::Nodes(BTreeSet::new()));
+        let evidence = mesh.evidence(1);
+        assert_eq!(heard(&mut mesh, vec![evidence]).0, Audience::All);
+        let outsider = mesh.fleet.nodes.keys().copied().find(|n| *n != pool.relay && *n != pool.keyer);
+        assert!(!both.includes(outsider.unwrap()) && both.includes(pool.keyer));
     }
 }

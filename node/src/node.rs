@@ -56,6 +56,8 @@ const OUTGOING_MAX: usize = 16_384;
 /// Raft keeps this many entries below a snapshot, so that a follower that was briefly away needs no snapshot.
 const ENTRIES_KEPT: u64 = 10_000;
 
+/// How often Raft is looked at.
+const RAFT_LOOKED_AT: Duration = Duration::from_millis(100);
 /// A failed disk shows at the log's monitor within this of stopping Raft.
 const STORAGE_SAYS_SO: Duration = Duration::from_millis(500);
 
@@ -413,14 +415,16 @@ impl Node {
 /// Completes when Raft ended here for another reason than its log's storage, which says so itself. A node without Raft would
 /// look alive and take part in nothing.
 async fn raft_stopped(raft: &Raft, monitor: LogMonitor) -> String {
-    let mut metrics = raft.metrics();
+    let metrics = raft.metrics();
+    // Looked at in turns: Raft's metrics change several times with every entry.
     let reason = loop {
-        if let Err(fatal) = &metrics.borrow_and_update().running_state {
+        if let Err(fatal) = &metrics.borrow().running_state {
             break fatal.to_string();
         }
-        if metrics.changed().await.is_err() {
+        if metrics.has_changed().is_err() {
             break "its task ended".to_owned();
         }
+        tokio::time::sleep(RAFT_LOOKED_AT).await;
     };
     tokio::time::sleep(STORAGE_SAYS_SO).await;
     if monitor.failed().is_some() {
