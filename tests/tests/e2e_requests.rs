@@ -467,7 +467,7 @@ fn requests_beyond_their_bounds() {
         let mut request = quorate_client::Request::post_json(target(), "/v1/chat/completions", BODY.to_vec());
         request.headers.push(("authorization".into(), "Bearer mine".into()));
         let error = lab.block(client.request(request)).err().context("served")?;
-        ensure!(matches!(error, Error::Head(_)), "{error:?}");
+        ensure!(matches!(error, Error::CredentialHeader { .. }), "{error:?}");
         // A ceiling on the answer, and on the time.
         let mut request = quorate_client::Request::post_json(target(), "/v1/chat/completions", BODY.to_vec());
         request.response_bytes_max = Some(100);
