@@ -52,6 +52,11 @@ missing_packages() {
   has nft || echo nftables
   has openssl || echo openssl
   has ssh-keygen || echo openssh-client
+  # TLS stacks that the tests send keyed requests to.
+  if [ -n "${QUORATE_TESTS:-}" ]; then
+    has nginx || echo nginx-light
+    has javac || echo default-jdk-headless
+  fi
   if ! has pkg-config; then
     echo pkg-config
     has_headers || echo libtss2-dev
