@@ -23,7 +23,7 @@ use crate::raft::guard::TermGuard;
 use crate::raft::network::Network;
 use crate::raft::state_machine::{StateMachine, position};
 use crate::raft::types::Raft;
-use crate::raft::{CertifiedFloor, LogMonitor, LogStore, LogStoreOptions, SnapshotStore};
+use crate::raft::{CertifiedFloor, LogMonitor, LogReader, LogStore, LogStoreOptions, SnapshotStore};
 use crate::recovery::{Contributor, Recovery, ask_for_own_lock};
 use crate::relay::{KeyerPort, Relay};
 use crate::services::gate::Gate;
@@ -34,6 +34,7 @@ use crate::snapshots::{NodeSnapshots, Receiving};
 use crate::tilestore::{StoreTail, TileStore};
 use crate::{cosign_stream, http, membership, proposer, snapshots};
 use anyhow::Context as _;
+use openraft::error::Fatal;
 use openraft::{EmptyNode, SnapshotPolicy};
 use quorate_attest::evidence::BootKeys;
 use quorate_core::command::{Command, NodeCommand};
@@ -58,8 +59,6 @@ const ENTRIES_KEPT: u64 = 10_000;
 
 /// How often Raft is looked at.
 const RAFT_LOOKED_AT: Duration = Duration::from_millis(100);
-/// A failed disk shows at the log's monitor within this of stopping Raft.
-const STORAGE_SAYS_SO: Duration = Duration::from_millis(500);
 
 /// A built node: bound, not yet serving.
 pub struct Node {
@@ -318,6 +317,7 @@ impl Node {
             mut tasks,
             gave_up,
         } = self;
+        let log_reader = peer_service.log.clone();
         let (me, policy) = (ledger.me(), Arc::clone(&ledger.view().policy));
         tracing::info!(
             node = me.0,
@@ -372,7 +372,7 @@ impl Node {
         let mut outcome = Ok(Ended::Stopped);
         tokio::select! {
             () = &mut stop => tracing::info!("stopping: draining"),
-            reason = raft_stopped(&raft, monitor.clone()) => {
+            reason = raft_stopped(&raft, &log_reader) => {
                 tracing::error!(reason, "Raft stopped on this node: it must be started again");
                 outcome = Err(anyhow::anyhow!("Raft stopped: {reason}"));
             }
@@ -412,25 +412,23 @@ impl Node {
     }
 }
 
-/// Completes when Raft ended here for another reason than its log's storage, which says so itself. A node without Raft would
-/// look alive and take part in nothing.
-async fn raft_stopped(raft: &Raft, monitor: LogMonitor) -> String {
+/// Completes when Raft ended here for another reason than storage: a node without Raft would look alive and take part in
+/// nothing. Storage that failed, be it the log's or the state machine's, closes the log, which says so.
+async fn raft_stopped(raft: &Raft, log: &LogReader) -> String {
     let metrics = raft.metrics();
     // Looked at in turns: Raft's metrics change several times with every entry.
-    let reason = loop {
-        if let Err(fatal) = &metrics.borrow().running_state {
-            break fatal.to_string();
+    loop {
+        let running = metrics.borrow().running_state.clone();
+        match running {
+            Ok(()) if metrics.has_changed().is_err() => return "its task ended".to_owned(),
+            Ok(()) => tokio::time::sleep(RAFT_LOOKED_AT).await,
+            Err(Fatal::StorageError(error)) => {
+                log.close_for(&error.to_string());
+                std::future::pending::<()>().await;
+            }
+            Err(fatal) => return fatal.to_string(),
         }
-        if metrics.has_changed().is_err() {
-            break "its task ended".to_owned();
-        }
-        tokio::time::sleep(RAFT_LOOKED_AT).await;
-    };
-    tokio::time::sleep(STORAGE_SAYS_SO).await;
-    if monitor.failed().is_some() {
-        std::future::pending::<()>().await;
     }
-    reason
 }
 
 /// What Raft and the links know.

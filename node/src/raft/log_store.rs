@@ -234,7 +234,8 @@ impl LogStore {
         let counters = Arc::new(Counters::default());
         let durable = watch::Sender::new(state.last.map_or(0, |last| last.index));
         let path = folder.path();
-        let shared = Arc::new(Shared { _folder: folder, state: Mutex::new(state), failed, durable, counters });
+        let shared =
+            Arc::new(Shared { _folder: folder, state: Mutex::new(state), failed, durable, counters });
         let (queue, jobs) = mpsc::channel(QUEUE_MAX);
         let for_writer = Arc::clone(&shared);
         let writer = std::thread::Builder::new()
@@ -429,6 +430,12 @@ fn answer() -> (Done, oneshot::Receiver<Result<(), String>>) {
 }
 
 impl LogReader {
+    /// Closes the log for writing because other storage of this node failed: what it can no longer apply it must not
+    /// acknowledge.
+    pub fn close_for(&self, reason: &str) {
+        self.shared.close(reason);
+    }
+
     /// Completes once everything up to this index is durable here. Fails once the store is closed for writing.
     pub async fn durable_upto(&self, index: u64) -> Result<(), LogStoreError> {
         let (mut durable, mut failed) = (self.shared.durable.subscribe(), self.shared.failed.subscribe());
@@ -476,7 +483,8 @@ impl LogReader {
 
 fn initialise(folder: Arc<dyn Folder>, segment_bytes: u64) -> Result<(), LogStoreError> {
     let mut salt = [0; 16];
-    let no_randomness = |_| LogStoreError::file("draw a salt for", folder.path())(io::Error::other("no randomness"));
+    let no_randomness =
+        |_| LogStoreError::file("draw a salt for", folder.path())(io::Error::other("no randomness"));
     SystemRandom::new().fill(&mut salt).map_err(no_randomness)?;
     let salt = Salt(salt);
     let first = writer::first_frame(salt, FIRST_SEGMENT)?;
@@ -508,18 +516,22 @@ impl Shared {
             reason = format!("{reason}: {error}");
             cause = error.source();
         }
+        self.close(&reason);
+        reason
+    }
+
+    fn close(&self, reason: &str) {
         self.failed.send_if_modified(|failed| match failed {
             None => {
                 tracing::error!(
                     reason,
                     "the Raft log can no longer be written; this node stops acknowledging"
                 );
-                *failed = Some(reason.clone());
+                *failed = Some(reason.to_owned());
                 true
             }
             Some(_) => false,
         });
-        reason
     }
 
     fn why_failed(&self) -> LogStoreError {
