@@ -88,7 +88,8 @@ impl Tlog {
     /// The client's report on a request.
     pub fn report(&self, request: RequestId) -> Option<&Report> {
         self.bodies(0).find_map(|body| match body {
-            LeafBody::Decided { command: Command::Client(c), outcome: Outcome::Reported(_) } => match &c.body {
+            LeafBody::Decided { command: Command::Client(c), outcome: Outcome::Reported(_) } => match &c.body
+            {
                 ClientCommand::Report(reports) => reports.iter().find(|r| r.request == request),
                 _ => None,
             },

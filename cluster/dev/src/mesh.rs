@@ -587,6 +587,9 @@ impl Mesh {
         command.arg("--event-log").arg(self.dir.join("events")).arg("--log-out").arg(site.dir.join("events"));
         // Should it leave a core dump after all, then where it is looked for.
         command.current_dir(&site.dir);
+        // All nodes share this machine: as many threads each as there would be cores for it.
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        command.env("TOKIO_WORKER_THREADS", (cores / self.sites.len()).max(1).to_string());
         command.args(launch).arg("--").arg(program).arg("--config").arg(site.config());
         detach(&mut command, &site.log(), &site.pid_file())
     }
