@@ -31,6 +31,8 @@ const PENDING_MAX: usize = 8192;
 const HEARD_MAX: usize = 4096;
 /// How long a certificate that nobody waits for may take: one check then covers all batches of that time.
 const UNHURRIED: std::time::Duration = std::time::Duration::from_millis(50);
+/// How many of the newest checkpoints are looked at for a certificate that covers the others.
+const NEWEST: usize = 64;
 /// Anchors whose certificates are kept for evidence.
 const ANCHORS_KEPT: usize = 256;
 
@@ -193,7 +195,7 @@ pub struct Cosigner {
     /// Applied and not yet durable here, or not yet allowed: signed when that changes.
     unsigned: BTreeMap<TreeSize, AppliedCheckpoint>,
     /// The largest size that somebody here waits for.
-    wanted: TreeSize,
+    wanted: tokio::sync::watch::Receiver<TreeSize>,
     /// Whether to certify what nobody waits for.
     unhurried: bool,
     /// Keys whose equivocation this node has shown: one proof is enough, and each costs a leaf.
@@ -263,6 +265,7 @@ impl Cosigner {
         let (outgoing, _) = broadcast::channel(4096);
         let handle = CosignerHandle { shared: Arc::new(Mutex::new(shared)), incoming: incoming_tx, outgoing };
         let CosignerParts { ledger, boot, applied, durable, raft_floor } = parts;
+        let wanted = ledger.wanted();
         let cosigner = Self {
             ledger,
             boot,
@@ -276,7 +279,7 @@ impl Cosigner {
             pending: BTreeMap::new(),
             heard,
             unsigned: BTreeMap::new(),
-            wanted: TreeSize::ZERO,
+            wanted,
             unhurried: false,
             accused: BTreeSet::new(),
         };
@@ -293,10 +296,22 @@ impl Cosigner {
     pub async fn run(mut self) {
         let mut retry = tokio::time::interval(UNHURRIED);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        let mut wanted = self.ledger.wanted();
         loop {
             tokio::select! {
                 biased;
+                // Before what peers send, which may come without end.
+                changed = self.wanted.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.meet_newest();
+                }
+                changed = self.durable.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.sign_due();
+                }
                 applied = self.applied.recv() => match applied {
                     Some(applied) => self.on_applied(applied),
                     None => return,
@@ -305,19 +320,6 @@ impl Cosigner {
                     Some(signed) => self.on_signed(signed),
                     None => return,
                 },
-                changed = self.durable.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    self.sign_due();
-                }
-                changed = wanted.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    self.wanted = *wanted.borrow_and_update();
-                    self.meet_newest();
-                }
                 _ = retry.tick(), if !self.pending.is_empty() => {
                     self.sign_due();
                     self.unhurried = true;
@@ -468,7 +470,7 @@ impl Cosigner {
 
     /// The newest checkpoint that a quorum signed covers all before it.
     fn meet_newest(&mut self) {
-        let sizes: Vec<TreeSize> = self.pending.keys().rev().copied().collect();
+        let sizes: Vec<TreeSize> = self.pending.keys().rev().take(NEWEST).copied().collect();
         for size in sizes {
             self.meet(size);
             if !self.pending.contains_key(&size) {
@@ -483,7 +485,7 @@ impl Cosigner {
         let Some(pending) = self.pending.get_mut(&size) else { return };
         let applied = &pending.applied;
         let certified = self.handle.shared().certified.map_or(TreeSize::ZERO, |(c, _)| c.size);
-        if certified >= self.wanted && !applied.anchor && !self.unhurried {
+        if certified >= *self.wanted.borrow() && !applied.anchor && !self.unhurried {
             return;
         }
         let checkpoint = checkpoint_of(self.ledger.origin(), applied.checkpoint);
@@ -576,6 +578,10 @@ mod tests {
     use quorate_core::state::Applied;
     use quorate_core::testing::Mesh;
 
+    fn wanted(size: TreeSize) -> tokio::sync::watch::Receiver<TreeSize> {
+        tokio::sync::watch::channel(size).1
+    }
+
     struct Bench {
         mesh: Mesh,
         ledger: Ledger,
@@ -612,7 +618,7 @@ mod tests {
                 raft_floor: CertifiedFloor::new(),
             };
             let mut cosigner = Cosigner::open(folder.path(), parts).unwrap().0;
-            cosigner.wanted = TreeSize(u64::MAX);
+            cosigner.wanted = wanted(TreeSize(u64::MAX));
             cosigner
         }
 
@@ -676,7 +682,7 @@ mod tests {
     #[test]
     fn what_nobody_waits_for_is_certified_unhurriedly_and_at_once_when_somebody_does() {
         let mut bench = Bench::new();
-        bench.cosigner.wanted = TreeSize::ZERO;
+        bench.cosigner.wanted = wanted(TreeSize::ZERO);
         let sign_all = |bench: &mut Bench| {
             let applied = bench.mesh.apply(vec![]);
             bench.cosigner.on_applied(bench.applied(&applied));
@@ -697,7 +703,7 @@ mod tests {
         // Somebody waits for a size whose own cosignatures never come: a later one will do.
         let third = bench.mesh.apply(vec![]);
         bench.cosigner.on_applied(bench.applied(&third));
-        bench.cosigner.wanted = third.checkpoint.size;
+        bench.cosigner.wanted = wanted(third.checkpoint.size);
         let fourth = sign_all(&mut bench);
         assert_eq!(bench.certified(), Some(fourth));
     }

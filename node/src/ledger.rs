@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use quorate_attest::evidence::BootKeys;
 use quorate_core::certificate::{CertifiedAuthorisation, CertifiedCheckpoint, CertifiedLeaf, Certifiers};
 use quorate_core::command::{
-    Alarm, CheckpointRef, ClientCommand, Command, NodeCommand, NodeSigned, Settlement,
+    Alarm, COMMANDS_MAX, CheckpointRef, ClientCommand, Command, NodeCommand, NodeSigned, Settlement,
 };
 use quorate_core::crypto::{Hash, PublicKey};
 use quorate_core::ids::{NodeId, RequestId, Timestamp};
@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 /// Authorisations remembered for a keyer that has not asked yet; a request lives two minutes at most.
@@ -95,8 +95,9 @@ pub enum Audience {
 }
 
 impl Audience {
-    /// Relays and keyers of what a batch allows. Anything out of the ordinary is for everybody.
-    fn of(leaves: &[AppliedLeaf], anchor: bool) -> Self {
+    /// Relays and keyers of what a batch allows. Anything out of the ordinary is for everybody, and so are the checkpoints that
+    /// everybody follows the log by.
+    fn of(leaves: &[AppliedLeaf], everybody: bool) -> Self {
         let mut nodes = BTreeSet::new();
         for leaf in leaves {
             let Leaf::V1 { body, .. } = leaf.leaf();
@@ -114,7 +115,7 @@ impl Audience {
                 _ => return Self::All,
             }
         }
-        if anchor { Self::All } else { Self::Nodes(nodes) }
+        if everybody { Self::All } else { Self::Nodes(nodes) }
     }
 
     /// Whether a node is one of them.
@@ -124,6 +125,14 @@ impl Audience {
             Self::Nodes(nodes) => nodes.contains(&node),
         }
     }
+}
+
+/// How often everybody hears of a checkpoint, by entry time. By it, so that all nodes choose the same ones: cosignatures meet at
+/// one size only.
+const SAMPLE_MS: u64 = 50;
+
+fn is_sample(before: Timestamp, time: Timestamp) -> bool {
+    before.0 / SAMPLE_MS != time.0 / SAMPLE_MS
 }
 
 /// A batch as applied, for the cosigner.
@@ -237,6 +246,7 @@ struct Inner {
     origin: Origin,
     state: RwLock<State>,
     ahead: ArcSwap<VerifiedAhead>,
+    ahead_turn: Arc<Semaphore>,
     view: ArcSwap<View>,
     view_changed: watch::Sender<u64>,
     tiles: ArcSwap<TileReader>,
@@ -305,6 +315,7 @@ impl Ledger {
             view: ArcSwap::from_pointee(View::of(&state, log_index)),
             view_changed: watch::Sender::new(log_index),
             ahead: ArcSwap::from_pointee(state.verified_ahead().clone()),
+            ahead_turn: Arc::new(Semaphore::new(1)),
             state: RwLock::new(state),
             tiles: ArcSwap::from_pointee(tiles.reader()),
             waiters: Mutex::default(),
@@ -447,10 +458,16 @@ impl Ledger {
         }
     }
 
-    /// Checks the signatures of a batch while its entry is on its way to the disks, so that applying it need not.
+    /// Checks the signatures of a batch while its entry is on its way to the disks, so that applying it need not. One batch at a
+    /// time: while one is checked, others are left to `apply`, so that nobody can have this node check without end.
     pub fn verify_ahead(&self, commands: Vec<Command>) {
+        let Ok(turn) = Arc::clone(&self.inner.ahead_turn).try_acquire_owned() else { return };
+        if commands.len() > COMMANDS_MAX {
+            return;
+        }
         let ledger = self.clone();
         tokio::task::spawn_blocking(move || {
+            let _turn = turn;
             let (view, ahead) = (ledger.view(), ledger.inner.ahead.load_full());
             let boot_key = |node| view.attested(node).map(|boot| PublicKey(boot.cosign));
             for command in &commands {
@@ -589,6 +606,7 @@ impl<B: Blobs> Applier<B> {
     /// Applies one Raft entry's batch: the tree's size after it, and whether it is a snapshot point.
     pub fn apply(&mut self, entry: &[u8], log_index: u64) -> Result<(TreeSize, bool), StoreError> {
         let inner = &self.ledger.inner;
+        let before = inner.view.load().time;
         let (applied, view) = {
             let mut state = inner.state.write().unwrap_or_else(PoisonError::into_inner);
             let applied = state.apply(entry, &self.blobs);
@@ -605,7 +623,7 @@ impl<B: Blobs> Applier<B> {
         let time = view.time;
         inner.view.store(Arc::new(view));
         let _stopping = self.applied.send(AppliedCheckpoint {
-            audience: Audience::of(&applied.leaves, applied.anchor),
+            audience: Audience::of(&applied.leaves, applied.anchor || is_sample(before, time)),
             log_index,
             checkpoint: applied.checkpoint,
             certifiers: applied.certifiers,

@@ -229,7 +229,15 @@ impl LogStore {
     ) -> Result<Self, LogStoreError> {
         let mut replayed = replay::replay(&*folder)?;
         let end = End::new(Arc::clone(&folder), &mut replayed, options.segment_bytes, making)?;
-        let state = State::new(replayed);
+        let mut state = State::new(replayed);
+        // openraft takes a leader's own vote up again as the lead of the same term. What this node sent ahead of its disk in
+        // that term is lost here and may stand at its peers: under the old term it would give the same log ids to other
+        // entries. As a mere vote for itself it has to campaign, for a later term.
+        if let (Some(me), Some(vote)) = (options.leads_ahead, &mut state.vote)
+            && vote.leader_id.node_id == me
+        {
+            vote.committed = false;
+        }
         let (failed, _) = watch::channel(None);
         let counters = Arc::new(Counters::default());
         let durable = watch::Sender::new(state.last.map_or(0, |last| last.index));
@@ -382,7 +390,8 @@ impl LogStore {
             }
             // A log's leaders never go back (Raft §5.3), so entries after `upto` from an earlier leader are of
             // another history: the leader's snapshot replaces them, and what follows it must find its place.
-            let all = state.last < Some(upto);
+            // A shorter log may be of a later leader, but is of another history all the same.
+            let all = state.last < Some(upto) || state.end() <= upto.index + 1;
             if all && state.end() > upto.index + 1 {
                 self.floor.allow_truncation(upto.index + 1)?;
             }
@@ -452,6 +461,12 @@ impl LogReader {
                 _ = failed.changed() => {}
             }
         }
+    }
+
+    /// Whether the disk fails, or holds an entry up for longer than this.
+    pub fn is_stalled(&self, bound: Duration) -> bool {
+        self.shared.failed.borrow().is_some()
+            || self.shared.state().waiting_since.is_some_and(|since| since.elapsed() > bound)
     }
 
     /// The log id of the entry at an index; `None` when there is no such entry (any more).

@@ -88,6 +88,9 @@ enum Call {
     Snapshot,
 }
 
+/// How long this node's own disk may hold up an entry before it stops speaking as the leader.
+const STALLED: Duration = Duration::from_secs(2);
+
 /// What does not reach a peer.
 #[derive(Debug, thiserror::Error)]
 enum CallError {
@@ -99,6 +102,8 @@ enum CallError {
     Undecodable,
     #[error("timed out")]
     TimedOut,
+    #[error("this node's own log is stalled")]
+    Stalled,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -199,11 +204,17 @@ impl RaftNetwork<TypeConfig> for PeerNetwork {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<RaftNodeId>, RpcError<RaftError<RaftNodeId>>> {
+        // Heartbeats must not keep the lead for a node whose disk commits nothing: without them somebody else campaigns.
+        if self.log.is_stalled(STALLED) {
+            return Err(RPCError::Unreachable(Unreachable::new(&AnyError::new(&CallError::Stalled))));
+        }
         let answer = self.call(Call::Append, &rpc, &option, RPCTypes::AppendEntries).await?;
         check_answer(&self.guard, self.target.0, &rpc, &answer, Instant::now()).map_err(|e| self.lied(e))?;
         // The leader's own log is written while its peers write theirs; nothing is committed that it could lose.
         let top = rpc.entries.last().map(|e| e.log_id).or(rpc.prev_log_id);
-        if let Some(top) = top {
+        let vouches =
+            matches!(answer, AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_));
+        if let Some(top) = top.filter(|_| vouches) {
             self.log
                 .durable_upto(top.index)
                 .await

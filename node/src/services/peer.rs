@@ -268,7 +268,10 @@ impl PeerService {
             for digest in batch.commands.iter().flat_map(Command::blobs) {
                 self.fetch_blob(from, &digest).await?;
             }
-            self.ledger.verify_ahead(batch.commands);
+            // Only of whom Raft will listen to.
+            if rpc.vote >= self.my_vote() {
+                self.ledger.verify_ahead(batch.commands);
+            }
         }
         Ok(())
     }

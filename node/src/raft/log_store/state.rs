@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use openraft::EntryPayload;
 
@@ -30,6 +31,8 @@ pub(super) struct State {
     pub(super) tail_bytes: usize,
     /// Below this index everything present is durable.
     pub(super) durable_end: u64,
+    /// Since when the oldest entry waits that is not durable.
+    pub(super) waiting_since: Option<Instant>,
     /// Counts truncations, so that whoever looked away can tell.
     pub(super) truncations: u64,
     /// Where the entries on disk are; changes once a write is durable.
@@ -62,6 +65,7 @@ impl State {
             tail: VecDeque::new(),
             tail_bytes: 0,
             durable_end: last.map_or(0, |last| last.index + 1),
+            waiting_since: None,
             truncations: 0,
             places: replayed.places,
             vote,
@@ -122,6 +126,7 @@ impl State {
             self.first = entry.log_id.index;
         }
         self.last = prev;
+        self.waiting_since.get_or_insert_with(Instant::now);
         self.tail_bytes += entries.iter().map(weight).sum::<usize>();
         self.tail.extend(entries.iter().cloned());
         Ok(())
@@ -135,6 +140,7 @@ impl State {
         }
         self.last = new_last;
         self.durable_end = self.durable_end.min(from);
+        self.waiting_since = None;
         self.truncations += 1;
     }
 
@@ -147,6 +153,7 @@ impl State {
         if all {
             self.last = Some(upto);
             self.durable_end = upto.index + 1;
+            self.waiting_since = None;
             self.truncations += 1;
         }
     }
@@ -157,6 +164,8 @@ impl State {
             return;
         }
         self.durable_end = self.durable_end.max(last + 1);
+        // What came while this was written waits from now on.
+        self.waiting_since = (self.durable_end < self.end()).then(Instant::now);
         while (self.tail.len() > TAIL_ENTRIES_MAX || self.tail_bytes > TAIL_BYTES_MAX)
             && self.tail.front().is_some_and(|entry| entry.log_id.index < self.durable_end)
         {

@@ -578,6 +578,49 @@ async fn an_append_with_a_hole_is_refused_whole() {
     assert_eq!(contents(&mut store).await.entries.len(), 2);
 }
 
+/// What it sent ahead of its disk may stand at its peers under ids that a resumed lead would give away again.
+#[tokio::test]
+async fn a_leader_that_sends_ahead_does_not_lead_on_after_a_restart() {
+    let (disk, mut store) = on_new_disk().await;
+    let elected = Vote::new_committed(5, 1);
+    store.save_vote(&elected).await.unwrap();
+    drop(store);
+    for (me, vote) in [(None, elected), (Some(2), elected), (Some(1), Vote::new(5, 1))] {
+        let mut store = start_with(&disk, LogStoreOptions { leads_ahead: me, ..options() }).unwrap();
+        assert_eq!(store.read_vote().await.unwrap(), Some(vote), "{me:?}");
+    }
+    let mut store = start_with(&disk, LogStoreOptions { leads_ahead: Some(1), ..options() }).unwrap();
+    store.save_vote(&Vote::new(6, 1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_disk_that_holds_an_entry_up_is_noticed() {
+    let disk = Disk::holding(formatted());
+    let store = start_with(&disk, options()).unwrap();
+    let reader = store.reader();
+    assert!(!reader.is_stalled(Duration::ZERO));
+    let held = disk.hold_syncs();
+    let answer = queue(&store, entries(1, 0..1, 10)).await;
+    assert!(reader.is_stalled(Duration::ZERO) && !reader.is_stalled(Duration::from_secs(60)));
+    drop(held);
+    answer.await.unwrap().unwrap();
+    assert!(!reader.is_stalled(Duration::ZERO));
+    reader.close_for("its tiles cannot be written");
+    assert!(reader.is_stalled(Duration::from_secs(60)));
+}
+
+#[tokio::test]
+async fn a_snapshot_over_a_shorter_log_of_a_later_leader_replaces_it() {
+    let (disk, mut store) = on_new_disk().await;
+    store.blocking_append(entries(5, 0..11, 10)).await.unwrap();
+    store.purge(log_id(3, 2, 20)).await.unwrap();
+    assert_eq!(store.get_log_state().await.unwrap().last_log_id, Some(log_id(3, 2, 20)));
+    store.blocking_append(entries(6, 21..23, 10)).await.unwrap();
+    drop(store);
+    let found = contents(&mut start(&disk).unwrap()).await;
+    assert_eq!(found.entries.into_values().collect::<Vec<_>>(), entries(6, 21..23, 10));
+}
+
 #[tokio::test]
 async fn a_vote_never_goes_back() {
     let (_disk, mut store) = on_new_disk().await;
