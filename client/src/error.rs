@@ -184,7 +184,7 @@ pub enum Error {
     },
     /// Every pair of nodes is barred or suspended for the route's credential.
     #[error(
-        "route {route:?}: every relay and keyer are barred to this client or suspended, because requests failed over them"
+        "route {route:?}: every relay and keyer lack their shares of the key, or are barred to this client or suspended because requests failed over them"
     )]
     NoPairLeft {
         /// Name.
@@ -477,7 +477,7 @@ impl Error {
                 "wait for more nodes to be attested (`quorate status`), or add nodes under another custodian"
             }
             Self::NoPairLeft { .. } => {
-                "try again in a minute; if it stays so, the provider may refuse the key itself: admins try each pair with `quorate admin credential check`, then `credential rotate`, or `credential lift` once the cause is gone"
+                "try again in a minute; if it stays so, `quorate status` names nodes without shares; if there are none, the provider may refuse the key itself: admins try each pair with `quorate admin credential check`, then `credential rotate`, or `credential lift` once the cause is gone"
             }
             Self::CredentialHeader { .. } => {
                 "leave the key out of the application and its environment: where the SDK insists on one, any word will do with `quorate serve`"

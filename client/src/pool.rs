@@ -16,7 +16,7 @@ use crate::shun::Stamp;
 use crate::wire::{Conn, danger_open_direct, mesh_client, open_tunnel, random_id};
 use quorate_core::command::{ClientCommand, OpenPool, SignedProbeGrant};
 use quorate_core::ids::{NodeId, PoolId, RouteId, Timestamp};
-use quorate_core::policy::RouteDocument;
+use quorate_core::policy::{Route, RouteDocument};
 use quorate_core::refusal::Refusal;
 use quorate_core::state::Pair;
 use quorate_proto::v1;
@@ -62,7 +62,7 @@ const LANES_TRIED_MAX: usize = 4;
 const COOLDOWN: Duration = Duration::from_secs(3);
 /// Refusals of pairs for one request: seven members have 42.
 pub(crate) const PAIR_REFUSALS_MAX: usize = 42;
-/// How long a pair that the log refused is not asked for again: what is held there may turn out void by then.
+/// How long a pair that was refused is not asked for again: what is held there may turn out void by then.
 const REFUSED_PAIR: Duration = Duration::from_millis(quorate_core::state::HOLD_MS);
 /// A lane that nobody used in this time is not renewed.
 const IDLE_LANE: Duration = Duration::from_secs(600);
@@ -85,10 +85,14 @@ enum Kind {
     },
 }
 
-/// The codes by which the log refuses one pair to a client while others may serve it.
+/// By which nodes say that they lack their shares, and a relay that its keyer's answer does not fit.
+const NO_USE_CODES: [&str; 2] = ["shares_missing", "keyer_answer"];
+
+/// The codes by which the log, or one of its nodes, refuses one pair to a client while others may serve it.
 pub(crate) fn is_pair_refusal(error: &Error) -> bool {
     let codes = [Refusal::PairBarred, Refusal::PairSuspended].map(Refusal::code);
-    matches!(error, Error::Refused(r) if codes.contains(&r.code.as_str()))
+    let refuses_pair = |code| codes.contains(&code) || NO_USE_CODES.contains(&code);
+    matches!(error, Error::Refused(r) if refuses_pair(r.code.as_str()))
 }
 
 /// What a lane asks of its provider, as the policy had it when the lane was opened.
@@ -114,6 +118,7 @@ pub(crate) struct Lane {
     tls: Arc<RouteTls>,
     share_epoch: u32,
     kind: Kind,
+    opened: Instant,
     idle: Mutex<VecDeque<Conn>>,
     /// As many permits as idle connections; closed when the lane is over.
     ready: Semaphore,
@@ -134,6 +139,7 @@ impl Lane {
             tls,
             share_epoch,
             kind,
+            opened: Instant::now(),
             idle: Mutex::default(),
             ready: Semaphore::new(0),
             waiting: AtomicUsize::new(0),
@@ -192,6 +198,12 @@ impl Lane {
     /// Of the credential that its heads leave a hole for; 0 without one.
     pub(crate) fn share_epoch(&self) -> u32 {
         self.share_epoch
+    }
+
+    /// Whether its heads are still what the route asks for.
+    pub(crate) fn fits(&self, route: &Route) -> bool {
+        self.share_epoch == route.share_epoch()
+            && head_template(&route.document).is_ok_and(|template| template == *self.template)
     }
 
     /// The relay and the connection to it.
@@ -400,7 +412,9 @@ impl RouteLanes {
     ) -> Result<(Arc<Lane>, Conn), Error> {
         let mut avoid = avoid.to_vec();
         let mut last = None;
-        for _ in 0..LANES_TRIED_MAX {
+        let mut tries = 0;
+        let mut refused_pairs = 0;
+        while tries < LANES_TRIED_MAX && refused_pairs < PAIR_REFUSALS_MAX {
             let lane = match self.pick(inner, &avoid) {
                 Some(lane) => lane,
                 None => match self.open_or_wait(inner, &avoid).await {
@@ -413,11 +427,14 @@ impl RouteLanes {
             match lane.take().await {
                 Ok(conn) => return Ok((lane, conn)),
                 Err(error) => {
-                    if is_pair_refusal(&error) {
-                        inner.refused(&self.route, lane.share_epoch, lane.pair(), asked);
-                    }
                     self.left(inner, &lane, &error);
                     avoid.push((lane.relay(), lane.keyer()));
+                    if is_pair_refusal(&error) {
+                        inner.refused(&self.route, lane.share_epoch, lane.pair(), asked);
+                        refused_pairs += 1;
+                        continue;
+                    }
+                    tries += 1;
                     let provider = error.fault() == crate::error::Fault::Provider;
                     // What the provider does it does behind every relay; only its reachability may differ.
                     if provider && (last.is_some() || !matches!(error, Error::ProviderUnreachable { .. })) {
@@ -450,6 +467,12 @@ impl RouteLanes {
             if l.share_epoch != share_epoch {
                 // Its head templates are of another credential.
                 l.end(Error::Closed);
+            }
+            if let Some(error) = l.over.get()
+                && is_pair_refusal(error)
+            {
+                // It ended before anybody asked it for a connection.
+                inner.refused(&self.route, l.share_epoch, l.pair(), l.opened);
             }
             !l.is_over()
         });
@@ -600,7 +623,7 @@ impl Inner {
         }
     }
 
-    /// Leaves a pair out for a while that the log refused to a request begun at `asked`.
+    /// Leaves a pair out for a while that was refused to a request begun at `asked`.
     pub(crate) fn refused(&self, route: &RouteId, share_epoch: u32, pair: Pair, asked: Instant) {
         let stamp = self.stamp(route);
         if stamp.share_epoch == share_epoch {
@@ -633,11 +656,11 @@ impl Inner {
         let pairs = directory.pairs(route, &grant.custodian);
         let keyed = self.stamp(route).share_epoch > 0;
         for (relay, keyer) in pairs.iter().copied() {
-            if avoid.contains(&(relay, keyer)) {
-                continue;
-            }
             if self.is_shunned(route, Pair { relay, keyer }) {
                 shunned = true;
+                continue;
+            }
+            if avoid.contains(&(relay, keyer)) {
                 continue;
             }
             let dice = u64::from_le_bytes(random_id()?.first_chunk().copied().unwrap_or_default());

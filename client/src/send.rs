@@ -13,7 +13,7 @@ use crate::client::{Client, Inner};
 use crate::directory::now;
 use crate::error::{Error, Retry};
 use crate::http1::ResponseParser;
-use crate::pool::{Lane, PAIR_REFUSALS_MAX, PoolOptions, is_pair_refusal, lock};
+use crate::pool::{Lane, PAIR_REFUSALS_MAX, PoolOptions, RouteLanes, is_pair_refusal, lock};
 use crate::request::Request;
 use crate::response::{Exchange, First, Provenance, Reporter, Response, ResponseBody};
 use crate::usage::UsageTail;
@@ -21,14 +21,15 @@ use crate::wire::{Conn, random_id};
 use bytes::Bytes;
 use quorate_core::command::{Authorise, ClientCommand, Ended, SignedProbeGrant};
 use quorate_core::crypto::{Hash, encode};
-use quorate_core::ids::{NodeId, RequestId, RouteId};
+use quorate_core::ids::{NodeId, PolicyVersion, RequestId, RouteId};
+use quorate_core::refusal::Refusal;
 use quorate_core::state::{FaultKind, HOLD_MS, Pair};
 use quorate_splitkey::client::{BodySealer, ClientRequest};
 use quorate_splitkey::head::{Head, Header};
 use quorate_splitkey::record::{OVERHEAD, PLAINTEXT_MAX};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 /// How long a request's signature is valid: covers queues and differing clocks, far below the policy's bound.
 const REQUEST_LIFETIME_MS: u64 = 45_000;
@@ -36,6 +37,11 @@ const REQUEST_LIFETIME_MS: u64 = 45_000;
 const AUTHORISE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Attempts for one request. Refusals of a pair are not among them: each leaves a pair out for good.
 const ATTEMPTS_MAX: usize = 3;
+/// How long in all a request waits for the policy in force after it was signed for another; such tries are no attempts either.
+const STALE_WAIT: Duration = Duration::from_secs(2);
+/// Between looks for it: certifying a policy takes some hundred milliseconds. Doubled each time.
+const STALE_PAUSE: Duration = Duration::from_millis(20);
+const STALE_PAUSE_MAX: Duration = Duration::from_millis(200);
 /// Default ceiling on an answer: running requests reserve it in the daily budget.
 const RESPONSE_BYTES: u64 = 8 * 1024 * 1024;
 /// Body plaintext in one frame: three full records are below the tunnel's 64 KiB.
@@ -57,6 +63,7 @@ impl Inner {
         let mut attempt = 1;
         let mut pair_refusals = 0;
         let mut waits = 0;
+        let mut stale = None;
         loop {
             self.fresh_directory().await?;
             // Each time anew: the policy may have changed.
@@ -82,6 +89,7 @@ impl Inner {
                 Err(error) => return Err(error),
             };
             let asked = Instant::now();
+            let signed = self.directory().verified().policy.version;
             let (error, forwarded) = match self.attempt(&route, &lane, conn, request, None).await {
                 Ok((response, None)) => return Ok(response),
                 Ok((response, Some(disputed))) => {
@@ -98,6 +106,14 @@ impl Inner {
                 lanes.left(self, &lane, &error);
                 continue;
             }
+            if is_stale(&error)
+                && !late
+                && self
+                    .catch_up(&lanes, (&lane, &route), (&error, signed), stale.get_or_insert_with(Stale::new))
+                    .await?
+            {
+                continue;
+            }
             let verdict = decide(&error, forwarded, request.idempotent, attempt, late);
             if matches!(error, Error::NodeLost { .. } | Error::NodeMisbehaved { .. }) {
                 lanes.left(self, &lane, &error);
@@ -112,8 +128,7 @@ impl Inner {
             }
             if let Error::Refused(refusal) = &error {
                 match refusal.code.as_str() {
-                    // Lanes of another share epoch are left when the next is picked.
-                    "stale_policy" | "stale_share_epoch" => self.refresh().await?,
+                    _ if is_stale(&error) => {}
                     // Only this connection is no use.
                     "connection_used" | "connection_in_use" | "provider_closed" | "expired" | "replayed" => {}
                     // The pool is no use any longer, whatever it was.
@@ -124,6 +139,38 @@ impl Inner {
                 }
             }
             attempt += 1;
+        }
+    }
+
+    /// After a refusal of what was signed for another policy than the one in force: waits for a directory with another than
+    /// `signed`, and leaves a lane that does not fit it. `false` when it took too long.
+    async fn catch_up(
+        self: &Arc<Self>,
+        lanes: &RouteLanes,
+        (lane, route): (&Arc<Lane>, &RouteId),
+        (error, signed): (&Error, PolicyVersion),
+        stale: &mut Stale,
+    ) -> Result<bool, Error> {
+        loop {
+            match timeout_at(stale.until.into(), self.refresh()).await {
+                Ok(refreshed) => refreshed?,
+                Err(_) => return Ok(false),
+            }
+            let directory = self.directory();
+            let fits = directory.route(route).is_some_and(|r| lane.fits(r));
+            if !fits {
+                lanes.left(self, lane, error);
+            }
+            if !fits || directory.verified().policy.version != signed {
+                return Ok(true);
+            }
+            if !stale.pause().await {
+                return Ok(false);
+            }
+            // The keyer may be the one that is behind.
+            if is_keyers(error) {
+                return Ok(true);
+            }
         }
     }
 
@@ -359,6 +406,41 @@ impl Client {
         // The answer has a tunnel of its own by now.
         lane.end(Error::Closed);
         sent.map(|(response, _)| response)
+    }
+}
+
+/// The code of a keyer that saw two policies while it checked a head, or has yet to see the one signed for.
+const POLICY_CHANGED: &str = "policy_changed";
+
+fn is_keyers(error: &Error) -> bool {
+    matches!(error, Error::Refused(r) if r.code == POLICY_CHANGED)
+}
+
+/// Whether a request was refused for the policy that it was signed for.
+fn is_stale(error: &Error) -> bool {
+    let codes = [Refusal::StalePolicy.code(), Refusal::StaleShareEpoch.code(), POLICY_CHANGED];
+    matches!(error, Error::Refused(r) if codes.contains(&r.code.as_str()))
+}
+
+/// A request's patience with a policy that is about to be in force.
+struct Stale {
+    until: Instant,
+    pause: Duration,
+}
+
+impl Stale {
+    fn new() -> Self {
+        Self { until: Instant::now() + STALE_WAIT, pause: STALE_PAUSE }
+    }
+
+    /// A short while, longer each time; `false` when none is left.
+    async fn pause(&mut self) -> bool {
+        if Instant::now() + self.pause >= self.until {
+            return false;
+        }
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(STALE_PAUSE_MAX);
+        true
     }
 }
 

@@ -1,5 +1,5 @@
 //! Pairs (relay and keyer) that this client leaves out, for a route's credential as it stands: its own request failed over them,
-//! or the log said that they are barred or suspended. Forgotten with a new share epoch, and when admins lift what was imposed.
+//! the log said that they are barred or suspended, or they that they lack their shares. Forgotten with a new share epoch, and when admins lift what was imposed.
 //!
 //! Only a memory, for speed: the log decides. What is left out wrongly costs a choice, what is missing costs a refusal.
 use quorate_core::ids::RouteId;
@@ -50,7 +50,7 @@ impl Shunned {
         };
     }
 
-    /// After the log refused a pair to a request that was begun at `asked`.
+    /// After a pair was refused to a request that was begun at `asked`.
     pub(crate) fn add_refused(
         &mut self,
         route: &RouteId,

@@ -198,6 +198,10 @@ struct MockLog {
     mesh: Mutex<Option<quorate_core::testing::Mesh>>,
     /// Pairs that flip a bit of the key.
     spoiling: Mutex<BTreeSet<(NodeId, NodeId)>>,
+    /// Nodes that have no shares.
+    shareless: Mutex<BTreeSet<NodeId>>,
+    /// Pairs whose relay finds that the keyer's answer does not fit.
+    unfit: Mutex<BTreeSet<(NodeId, NodeId)>>,
     /// Whether relays keep the certificate to themselves.
     uncertified: std::sync::atomic::AtomicBool,
 }
@@ -245,7 +249,7 @@ impl Mesh for MockNode {
         &self,
         _: tonic::Request<v1::DirectoryRequest>,
     ) -> Result<Response<v1::DirectoryReply>, Status> {
-        let log = self.log.as_ref().ok_or_else(|| Status::unimplemented("no log here"))?;
+        let log = self.log.as_ref().ok_or_else(no_log)?;
         Ok(Response::new(v1::DirectoryReply { proof: log.directory.lock().unwrap().clone().into() }))
     }
     async fn submit(
@@ -267,6 +271,13 @@ impl Mesh for MockNode {
         &self,
         r: tonic::Request<v1::RegisterRequest>,
     ) -> Result<Response<v1::RegisterReply>, Status> {
+        if self.shareless() {
+            let refused = prost::Message::encode_to_vec(&no_use("shares_missing"));
+            let mut status = Status::unavailable("shares_missing");
+            let value = tonic::metadata::MetadataValue::from_bytes(&refused);
+            status.metadata_mut().insert_bin(quorate_proto::REFUSAL_METADATA, value);
+            return Err(status);
+        }
         let r = r.into_inner();
         self.keyers
             .lock()
@@ -278,16 +289,22 @@ impl Mesh for MockNode {
         &self,
         _: tonic::Request<v1::ReceiptRequest>,
     ) -> Result<Response<v1::ReceiptReply>, Status> {
-        Err(Status::unimplemented("no log here"))
+        Err(no_log())
     }
     async fn status(
         &self,
         _: tonic::Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusReply>, Status> {
-        Err(Status::unimplemented("no log here"))
+        // There, which is all that clients ask of it.
+        self.log.as_ref().map(|_| Response::new(v1::StatusReply::default())).ok_or_else(no_log)
     }
     async fn tunnel(&self, up: tonic::Request<Streaming<v1::TunnelUp>>) -> Result<Response<Down>, Status> {
         let (down, receiver) = mpsc::channel(8);
+        if self.shareless() {
+            let frame = Some(tunnel_down::Frame::Refused(no_use("shares_missing")));
+            down.send(Ok(v1::TunnelDown { frame })).await.unwrap();
+            return Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))));
+        }
         if self.log.as_ref().is_some_and(|l| l.lapsed.lock().unwrap().contains(&self.id)) {
             let frame = Some(tunnel_down::Frame::Refused(refused(Refusal::RelayNotAttested)));
             down.send(Ok(v1::TunnelDown { frame })).await.unwrap();
@@ -300,6 +317,22 @@ impl Mesh for MockNode {
         });
         Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
     }
+}
+
+impl MockNode {
+    fn shareless(&self) -> bool {
+        self.log.as_ref().is_some_and(|l| l.shareless.lock().unwrap().contains(&self.id))
+    }
+}
+
+/// What a node says, and not the log, of itself or its keyer.
+fn no_use(code: &str) -> v1::Refused {
+    let (retry, fault) = (v1::Retry::Now.into(), v1::Fault::Mesh.into());
+    v1::Refused { code: code.into(), message: code.into(), hint: "h".into(), retry, fault }
+}
+
+fn no_log() -> Status {
+    Status::unimplemented("no log here")
 }
 
 fn refused(refusal: Refusal) -> v1::Refused {
@@ -417,6 +450,10 @@ async fn relay(
                         return None;
                     }
                 };
+                if log.as_ref().is_some_and(|l| l.unfit.lock().unwrap().contains(&pair)) {
+                    say(tunnel_down::Frame::Refused(no_use("keyer_answer"))).await?;
+                    return None;
+                }
                 let spoils = log.as_ref().is_some_and(|l| l.spoiling.lock().unwrap().contains(&pair));
                 let hole = template.credential().map(|slot| keyed::hole(keyer, slot, pair.1, spoils));
                 records.release_into(hole, &mut forward).unwrap();

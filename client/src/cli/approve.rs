@@ -41,7 +41,7 @@ pub(crate) struct ApproverArgs {
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  quorate admin approve --policy next.toml --key approver.key             every member\n  quorate admin approve --policy next.toml --key approver.key n2          one of them\n  quorate admin approve --policy next.toml --key approver.key --withdraw  the old software no more\n\nAn upgrade: `reference-values set --add` with the new values, `approve`, submit; upgrade the nodes; `reference-values set` without the old values, `approve --withdraw`, submit."
+    after_help = "Examples:\n  quorate admin approve --policy next.toml --key approver.key             every member\n  quorate admin approve --policy next.toml --key approver.key n2          one of them\n  quorate admin approve --policy next.toml --key approver.key --withdraw  the old software no more\n\nAn upgrade: `reference-values set --add` with the new values, `approve`, submit; upgrade the nodes; `reference-values set` without the old values, `approve --withdraw`, submit.\n\nA member's share_counter is the highest counter that its approvals ever held up to: leave it in the draft, even when you take out the approvals."
 )]
 pub(crate) struct ApproveArgs {
     #[command(flatten)]
@@ -158,7 +158,9 @@ fn approve_one(draft: &PolicyDocument, at: usize, key: &ApproverKey, withdraw: b
         Failure::new(format!("{} has no share_counter", member.name), "enrol it again: `quorate admin enrol`")
     })?;
     let highest = old.iter().map(|(a, _)| a.limit()).fold(counter, u64::max);
-    let limit = if withdraw { highest.saturating_add(1) } else { highest };
+    // A node whose approvals were all taken out has raised its counter by one above them; whether there were any, the draft does
+    // not tell.
+    let limit = if withdraw || old.is_empty() { highest.saturating_add(1) } else { highest };
     let approvals = states(draft, member)?
         .into_iter()
         .map(|pcrs| {
@@ -341,7 +343,7 @@ mod tests {
                 let reference = |node| PolicyRef::for_node(&document.cluster, node);
                 approval.verify(&key, &reference(member.id)).unwrap();
                 assert!(approval.verify(&key, &reference(member.id % 4 + 1)).is_err());
-                assert_eq!((approval.limit(), approval.counter()), (1, CounterIndex::DEFAULT));
+                assert_eq!((approval.limit(), approval.counter()), (2, CounterIndex::DEFAULT));
                 assert!(approval.pcrs().indices().eq(document.attestation.pcrs.iter().copied()));
             }
         }
@@ -358,10 +360,28 @@ mod tests {
         assert_eq!(bench.document().member[0].approvals, first);
         bench.approve(&["1"], true).unwrap();
         assert_ne!(bench.document().member[0].approvals, first);
-        assert_eq!(bench.approvals(0)[0].limit(), 2);
-        assert_eq!(bench.approvals(1)[0].limit(), 1, "the others are left alone");
+        assert_eq!(bench.approvals(0)[0].limit(), 3);
+        assert_eq!(bench.approvals(1)[0].limit(), 2, "the others are left alone");
         bench.approve(&["1"], false).unwrap();
-        assert_eq!(bench.approvals(0)[0].limit(), 2, "a counter never goes back");
+        assert_eq!(bench.approvals(0)[0].limit(), 3, "a counter never goes back");
+    }
+
+    #[test]
+    fn who_had_all_approvals_taken_out_is_approved_above_them() {
+        let bench = Bench::new();
+        bench.approver("a.key", false).unwrap();
+        bench.approve(&[], false).unwrap();
+        for withdraw in [false, true] {
+            let dropped = bench.approvals(0)[0].limit();
+            edit(&bench.draft, |d| {
+                d.member[0].approvals.clear();
+                Ok(())
+            })
+            .unwrap();
+            bench.approve(&["1"], withdraw).unwrap();
+            // As far as the node raises its counter, when it sees none.
+            assert_eq!(bench.approvals(0)[0].limit(), dropped + 1);
+        }
     }
 
     #[test]

@@ -282,7 +282,7 @@ pub(crate) async fn enrol(args: EnrolArgs) -> Outcome {
         (false, _) => None,
     };
 
-    let member = MemberDocument {
+    let mut member = MemberDocument {
         id: args.id,
         name: args.name.clone(),
         custodian: args.custodian,
@@ -296,6 +296,9 @@ pub(crate) async fn enrol(args: EnrolArgs) -> Outcome {
         approvals: vec![],
     };
     edit(&args.draft, |d| {
+        // Approvals of before may have held up to more than this machine's counter: the node raises it above them.
+        let before = d.member.iter().find(|m| m.id == member.id).and_then(|m| m.share_counter);
+        member.share_counter = member.share_counter.map(|counter| before.map_or(counter, |b| b.max(counter)));
         d.member.retain(|m| m.id != member.id);
         d.member.push(member);
         d.member.sort_by_key(|m| m.id);

@@ -157,8 +157,8 @@ mod tests {
             ),
             (
                 Error::NoPairLeft { route: "openai".into() }.into(),
-                "error: route \"openai\": every relay and keyer are barred to this client or suspended, because requests failed over them\n\
-                 hint: try again in a minute; if it stays so, the provider may refuse the key itself: admins try each pair with `quorate admin credential check`, then `credential rotate`, or `credential lift` once the cause is gone",
+                "error: route \"openai\": every relay and keyer lack their shares of the key, or are barred to this client or suspended because requests failed over them\n\
+                 hint: try again in a minute; if it stays so, `quorate status` names nodes without shares; if there are none, the provider may refuse the key itself: admins try each pair with `quorate admin credential check`, then `credential rotate`, or `credential lift` once the cause is gone",
             ),
             (
                 Error::CredentialHeader { name: "x-api-key".into() }.into(),

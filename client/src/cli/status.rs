@@ -6,6 +6,8 @@ use crate::client::status_of_any;
 use crate::directory::now;
 use crate::error::{Error, chain};
 use crate::{Client, TrustFile};
+use quorate_core::ids::{NodeId, RouteId};
+use quorate_core::policy::Policy;
 use quorate_proto::v1;
 use serde_json::json;
 
@@ -31,7 +33,7 @@ pub(crate) async fn status(args: StatusArgs) -> Outcome {
         }
     };
     if args.routes {
-        return routes(&client, &trust, args.json);
+        return routes(&client, &trust, args.json).await;
     }
     let directory = client.directory();
     let verified = directory.verified();
@@ -125,8 +127,21 @@ pub(crate) async fn status(args: StatusArgs) -> Outcome {
         table(&rows),
     );
     text_out(&text)?;
+    note_lacking(policy, &answers);
+    Ok(())
+}
+
+fn header(names: &[&str]) -> Vec<String> {
+    names.iter().map(|n| (*n).to_owned()).collect()
+}
+
+/// What each node says of itself.
+type Answers = [(NodeId, Result<v1::StatusReply, Error>)];
+
+/// Says which nodes lack shares, why, and what to do.
+fn note_lacking(policy: &Policy, answers: &Answers) {
     let mut lacking = false;
-    for (node, answer) in &answers {
+    for (node, answer) in answers {
         let name = policy.members.get(node).map_or_else(|| node.to_string(), |m| m.name.clone());
         for text in answer.as_ref().map(|s| without_shares(&name, s)).unwrap_or_default() {
             lacking = true;
@@ -138,23 +153,29 @@ pub(crate) async fn status(args: StatusArgs) -> Outcome {
             "a node without shares serves no route with a credential: approve its software (`quorate admin approve`), or split the key again (`quorate admin credential rotate`)",
         );
     }
-    Ok(())
 }
 
-fn header(names: &[&str]) -> Vec<String> {
-    names.iter().map(|n| (*n).to_owned()).collect()
+/// Nodes that say that they lack their shares of this route, and why.
+fn lacking(answers: &Answers, route: &RouteId) -> Vec<(NodeId, String)> {
+    let of = |(node, answer): &(NodeId, Result<v1::StatusReply, Error>)| {
+        let shares = &answer.as_ref().ok()?.shares;
+        let lacks = shares.iter().find(|s| s.route == route.as_str() && !s.held)?;
+        Some((*node, printable(&lacks.reason).chars().take(160).collect()))
+    };
+    answers.iter().filter_map(of).collect()
 }
 
-fn reason_of(answers: &[(quorate_core::ids::NodeId, Result<v1::StatusReply, Error>)], node: u64) -> String {
+fn reason_of(answers: &Answers, node: u64) -> String {
     let said = answers.iter().filter_map(|(_, a)| a.as_ref().ok()).flat_map(|s| &s.nodes);
     let reason =
         said.filter(|n| n.node == node && !n.attested).map(|n| printable(&n.reason)).find(|r| !r.is_empty());
     reason.unwrap_or_default().chars().take(80).collect()
 }
 
-fn routes(client: &Client, trust: &TrustFile, as_json: bool) -> Outcome {
+async fn routes(client: &Client, trust: &TrustFile, as_json: bool) -> Outcome {
     let directory = client.directory();
     let policy = &directory.verified().policy;
+    let answers = client.status().await;
     let granted = policy.clients.get(&trust.client).map(|g| g.routes.clone()).unwrap_or_default();
     let mut rows = vec![header(&["ROUTE", "GRANTED", "HOST", "DIALECT", "CREDENTIAL", "MODELS", "PATHS"])];
     let mut frozen = Vec::new();
@@ -162,6 +183,7 @@ fn routes(client: &Client, trust: &TrustFile, as_json: bool) -> Outcome {
     for (id, route) in &policy.routes {
         let d = &route.document;
         let yes = granted.contains(id);
+        let lacking = lacking(&answers, id);
         rows.push(vec![
             id.to_string(),
             if yes { "yes".into() } else { "no".into() },
@@ -171,7 +193,11 @@ fn routes(client: &Client, trust: &TrustFile, as_json: bool) -> Outcome {
                 || "none".to_owned(),
                 |c| {
                     let state = if c.frozen { ", FROZEN" } else { "" };
-                    format!("{}, epoch {}{state}", c.scheme.as_str(), c.share_epoch)
+                    let lacking = match lacking.len() {
+                        0 => String::new(),
+                        count => format!(", {count} without shares"),
+                    };
+                    format!("{}, epoch {}{state}{lacking}", c.scheme.as_str(), c.share_epoch)
                 },
             ),
             d.models.join(" "),
@@ -182,7 +208,8 @@ fn routes(client: &Client, trust: &TrustFile, as_json: bool) -> Outcome {
         }
         let credential = route.credential.as_ref().map(|c| {
             json!({ "scheme": c.scheme.as_str(), "share_epoch": c.share_epoch, "frozen": c.frozen,
-                "accept_echo": c.accept_echo, "lifted": c.lifted })
+                "accept_echo": c.accept_echo, "lifted": c.lifted,
+                "without_shares": lacking.iter().map(|(node, reason)| json!({ "node": node.0, "reason": reason })).collect::<Vec<_>>() })
         });
         list.push(json!({ "route": id.as_str(), "granted": yes, "credential": credential, "host": d.host, "port": d.port, "dialect": d.dialect,
             "models": d.models, "paths": d.paths, "base_path": d.base_path }));
@@ -191,6 +218,7 @@ fn routes(client: &Client, trust: &TrustFile, as_json: bool) -> Outcome {
         return line(&json!({ "routes": list }).to_string());
     }
     text_out(&table(&rows))?;
+    note_lacking(policy, &answers);
     for route in frozen {
         note(&format!(
             "route {route}: admins froze its key, nothing is authorised on it; `quorate admin credential lift {route}`, or `rotate` for another key"

@@ -98,12 +98,23 @@ impl Keyed {
 
     /// Changes the policy, and what nodes give as the directory.
     fn change(&self, edit: impl FnOnce(&mut quorate_core::policy::PolicyDocument)) {
+        self.decide_change(edit);
+        self.publish();
+    }
+
+    /// What nodes give as the directory is the log as it is now.
+    fn publish(&self) {
+        let proof = self.mesh.log.mesh.lock().unwrap().as_ref().unwrap().proof(&[]);
+        *self.mesh.log.directory.lock().unwrap() = encode(&proof);
+    }
+
+    /// Changes the policy, of which no directory tells yet.
+    fn decide_change(&self, edit: impl FnOnce(&mut quorate_core::policy::PolicyDocument)) {
         let mut mesh = self.mesh.log.mesh.lock().unwrap();
         let mesh = mesh.as_mut().unwrap();
         let change = mesh.fleet.change_policy(edit);
         mesh.time = mesh.time.max(crate::directory::now());
         assert!(matches!(mesh.decide(change), Outcome::PolicyChanged { .. }));
-        *self.mesh.log.directory.lock().unwrap() = encode(&mesh.proof(&[]));
     }
 
     /// Every request that the log authorised.
@@ -222,6 +233,86 @@ async fn a_new_share_epoch_costs_a_refresh_and_no_request() {
     keyed.change(|d| d.route[0].credential = Some(credential_document(d, ROUTE, 2)));
     assert_eq!(keyed.status("x").await, 200);
     assert_eq!(keyed.authorised().iter().map(|a| a.share_epoch).collect::<Vec<_>>(), [1, 2]);
+}
+
+/// Certifying a policy takes a while, in which the log refuses what was signed for the one before: more often than a request has
+/// attempts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_no_directory_has_yet_is_waited_for() {
+    let keyed = keyed_mesh().await;
+    assert_eq!(keyed.status("x").await, 200);
+    for epoch in 2..4 {
+        keyed.decide_change(|d| d.route[0].credential = Some(credential_document(d, ROUTE, epoch)));
+        let publish = async {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            keyed.publish();
+        };
+        let asked = futures::future::join_all((0..4).map(|_| keyed.status("x")));
+        assert_eq!(futures::join!(asked, publish).0, [200; 4]);
+    }
+    // And not for ever.
+    keyed.decide_change(|d| d.route[0].credential = Some(credential_document(d, ROUTE, 4)));
+    let began = std::time::Instant::now();
+    let error = keyed.client.request(ask("x".into())).await.unwrap_err();
+    assert!(matches!(&error, Error::Refused(r) if r.code == "stale_policy"), "{error:?}");
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_knows_a_route_that_moved() {
+    let keyed = keyed_mesh().await;
+    let inner = keyed.client.inner();
+    let mut route = inner.directory().verified().policy.routes.values().next().unwrap().clone();
+    let (lane, _conn) = inner.lanes(&route.id).take(inner, &[]).await.unwrap();
+    assert!(lane.fits(&route));
+    route.document.paths.push("/v1/other".into());
+    assert!(!lane.fits(&route));
+}
+
+/// New clients know of no node that it has no shares: they find those that have some, however many have none.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_without_shares_cost_no_request() {
+    let keyed = keyed_mesh().await;
+    let (relay, keyer) = keyed.pairs()[0];
+    let without = |keep: &[NodeId]| {
+        let mut shareless = keyed.mesh.log.shareless.lock().unwrap();
+        *shareless = (1..=4).map(NodeId).filter(|n| !keep.contains(n)).collect();
+    };
+    for round in 0..4 {
+        without(&[relay, keyer]);
+        let client = Client::connect(keyed.mesh.trust.clone()).await.unwrap();
+        for _ in 0..4 {
+            let response = client.request(ask("x".into())).await.unwrap();
+            assert_eq!(response.status, 200);
+            let by = [response.provenance.relay, response.provenance.keyer];
+            assert!(by.iter().all(|n| [relay, keyer].contains(n)), "{round}: {by:?}");
+        }
+        let route = quorate_core::ids::RouteId::new(ROUTE).unwrap();
+        let pair = quorate_core::state::Pair { relay, keyer };
+        assert!(!client.inner().is_shunned(&route, pair));
+    }
+    without(&[]);
+    let client = Client::connect(keyed.mesh.trust.clone()).await.unwrap();
+    let error = client.request(ask("x".into())).await.unwrap_err();
+    assert!(matches!(error, Error::NoPairLeft { .. }), "{error:?}");
+    assert!(error.hint().contains("without shares"));
+}
+
+/// Neither side can be told from here: the pair is left out, each for its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pair_whose_keyers_answer_does_not_fit_is_left_out() {
+    let keyed = keyed_mesh().await;
+    let pairs = keyed.pairs();
+    keyed.mesh.log.unfit.lock().unwrap().extend(&pairs[1..]);
+    for _ in 0..3 {
+        let response = keyed.send("x").await;
+        assert_eq!((response.provenance.relay, response.provenance.keyer), pairs[0]);
+    }
+    let mut tried: Vec<_> = keyed.authorised().iter().map(|a| (a.relay, a.keyer)).collect();
+    tried.retain(|pair| *pair != pairs[0]);
+    let once: BTreeSet<_> = tried.iter().copied().collect();
+    assert_eq!(tried.len(), once.len(), "none is tried twice: {tried:?}");
+    assert_eq!(keyed.counted(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
