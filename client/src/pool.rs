@@ -90,7 +90,7 @@ const NO_USE_CODES: [&str; 2] = ["shares_missing", "keyer_answer"];
 
 /// The codes by which the log, or one of its nodes, refuses one pair to a client while others may serve it.
 pub(crate) fn is_pair_refusal(error: &Error) -> bool {
-    let codes = [Refusal::PairBarred, Refusal::PairSuspended].map(Refusal::code);
+    let codes = [Refusal::PairBarred, Refusal::PairSuspended, Refusal::PairBusy].map(Refusal::code);
     let refuses_pair = |code| codes.contains(&code) || NO_USE_CODES.contains(&code);
     matches!(error, Error::Refused(r) if refuses_pair(r.code.as_str()))
 }

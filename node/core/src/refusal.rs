@@ -156,6 +156,8 @@ refusals! {
     ProbeGrantExpired, "probe_grant_expired", Client, Now, "the probe grant has expired, or lasts more than an hour", "make a new one: `quorate admin credential check`";
     /// Probes over this pair are used up.
     ProbesExhausted, "probes_exhausted", Operator, Never, "the probes over this pair are used up for the share epoch", "split again: `quorate admin credential rotate`";
+    /// Too many of the client's requests over this pair are not reported yet.
+    PairBusy, "pair_busy", Client, Now, "as many requests of this client as may be are not reported yet over this relay and keyer", "use another pair, or wait until some of them end";
 }
 
 #[cfg(test)]

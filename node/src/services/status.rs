@@ -446,6 +446,7 @@ fn of_refusal(refusal: Refusal) -> Row {
         | R::RequestBudgetExceeded
         | R::ByteBudgetExceeded
         | R::TooManyInFlight
+        | R::PairBusy
         | R::ProbesExhausted => Code::ResourceExhausted,
         R::WrongCluster
         | R::PoolTooLong

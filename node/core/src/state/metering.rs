@@ -12,28 +12,38 @@
 //!                                                                                  the pair was interrupted, or a quorum was
 //!                                                                                  lost, or nothing was released
 //! ```
-//! One client counts once per pair; from its fault on, held or counted, it is barred there ([`Refusal::PairBarred`]). Three
-//! clients suspend the pair ([`Refusal::PairSuspended`]), provisionally while some of the three are held. Counted faults of
-//! three clients on two pairs freeze the credential ([`Refusal::CredentialFrozen`]). It ends with a new share epoch, or when
-//! admins raise the credential's `lifted`.
+//! One client counts once per pair; from its fault on, held or counted, it is barred there ([`Refusal::PairBarred`]). All its
+//! faults are held, so that what makes one void launders no other. Three clients suspend the pair ([`Refusal::PairSuspended`]),
+//! provisionally while some of the three are held. Counted answers of three clients over pairs without a common node freeze the
+//! credential ([`Refusal::CredentialFrozen`]); where the pairs have a node in common, it can have done it alone, and its pairs
+//! are suspended instead. Answerless faults never freeze. It ends with a new share epoch, or when admins raise the credential's
+//! `lifted`.
 //!
 //! Disjoint pairs show them: the pairs with answerless faults within 60 s have no node in common, as two disjoint pairs have
-//! none, and as three of three nodes have none where one of four is down. Then it is the provider, for whatever pair falls into
-//! that minute.
+//! none, and as three of three nodes have none where one of four is down. Then it is the provider. The clients stay barred for
+//! the minute all the same, and a pair's faults are void [`VOIDS_PER_PAIR_MAX`] times in a share epoch. Answerless faults that
+//! count over pairs without a common node, however far apart, are void as well, out of the same budget. When it is used up, an
+//! outage suspends pairs until admins lift it.
 //!
 //! Nothing released: the keyer says that it never answered (`HeadRefused`, [`NodeCommand::Unanswered`]) and the relay that it
-//! sent nothing. Neither word alone is believed, nor the relay's through the client.
+//! sent nothing. Neither word alone is believed, nor the relay's through the client. It shows nothing of other pairs, nor does
+//! what is excused.
 //!
 //! Which adversary: one hostile node, or one hostile client. A node's faults are all on pairs with itself, so alone it can never
 //! make its own void; a client that helps it could, and those two are outside the promise. An honest client's trouble elsewhere
-//! in the very minute does it too: what a node does then goes unmetered. A node may restart or lapse on purpose to have its
-//! faults excused: that works [`INTERRUPTIONS_MAX`] times per share epoch, each in the log. A client that lies is one client.
+//! in the very minute does it too, within the budget. A node may restart or lapse on purpose to have its faults excused: that
+//! works for one fault of each client over each pair, [`EXCUSED_PER_NODE_MAX`] times per share epoch, each in the log; a crash
+//! under several requests of one client bars it, as any fault does. A client that lies is one client.
 //!
-//! Not seen here: a fault that a client never reports, and a request the application gave up (`Cancelled`), unless the relay
-//! keeps silent as well. How many requests of one client are in flight over a pair when its first fault comes is the pool's
-//! matter; each of them is a try.
+//! The leak bound: before a client's first fault shows, a hostile node has tried at most [`OPEN_PER_PAIR_MAX`] requests of that
+//! client over a pair, for no more are open, that is authorised and not yet reported ([`Refusal::PairBusy`]). A relay that keeps
+//! answers back until the application gives up (`Cancelled`) has [`STALLS_MAX`] - 1 more of each client and pair.
 //!
-//! Memory is bounded: at most 42 pairs of 7 members with [`REMEMBERED_PER_PAIR_MAX`] clients each, per credential.
+//! Not seen here: a fault that a client lies about.
+//!
+//! Memory is bounded: at most 42 pairs of 7 members, per credential; for each [`REMEMBERED_PER_PAIR_MAX`] clients that count,
+//! [`HELD_PER_PAIR_MAX`] held faults, and two numbers for each client of the policy. Held faults beyond that are dropped: it
+//! takes eight clients with all that they may have open.
 use super::{RequestRecord, Run};
 #[cfg(doc)]
 use crate::command::NodeCommand;
@@ -51,15 +61,26 @@ pub const PROBES_PER_PAIR_MAX: u32 = 8;
 pub const HOLD_MS: u64 = 60_000;
 /// Clients whose faults suspend a pair.
 pub const SUSPENDING_CLIENTS: usize = 3;
-/// Clients whose counted faults, on [`FREEZING_PAIRS`] pairs or more, freeze a credential.
+/// Clients whose counted answers, on two pairs or more, freeze a credential, or suspend the node that all those pairs share.
 pub const FREEZING_CLIENTS: usize = 3;
-/// See [`FREEZING_CLIENTS`].
-pub const FREEZING_PAIRS: usize = 2;
-/// How many interruptions of one node (a crash, a lapse) excuse its faults in one share epoch. A machine that fails more often
+/// How many faults the interruptions (a crash, a lapse) of one node excuse in one share epoch. A machine that fails more often
 /// between two rotations is better suspended, and a hostile one has no more tries than that.
-pub const INTERRUPTIONS_MAX: u32 = 16;
-/// Faults remembered per pair, held or counted: three decide, the rest leaves room for some that turn out void.
+pub const EXCUSED_PER_NODE_MAX: u32 = 64;
+/// Clients that are excused over one pair in one share epoch, each once.
+pub const EXCUSED_PER_PAIR_MAX: usize = 64;
+/// How often faults of one client over one pair are void in one share epoch because other pairs show them: each time is one
+/// minute of that client.
+pub const VOIDS_PER_PAIR_MAX: u32 = 64;
+/// Clients whose faults count over one pair: three decide.
 pub const REMEMBERED_PER_PAIR_MAX: usize = 8;
+/// Requests of one client over one pair that it has not reported yet: what a hostile node can try before the first fault shows.
+pub const OPEN_PER_PAIR_MAX: u32 = 32;
+/// Faults of one client over one pair that are held: no more are open once the first bars it.
+const HELD_PER_CLIENT_MAX: usize = OPEN_PER_PAIR_MAX as usize;
+/// Faults of all clients over one pair that are held.
+const HELD_PER_PAIR_MAX: usize = 8 * HELD_PER_CLIENT_MAX;
+/// This one of the requests that the application gave up before any answer is a fault, per client and pair, and so are more.
+pub const STALLS_MAX: u32 = 8;
 
 /// A relay and a keyer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, BorshSerialize, BorshDeserialize)]
@@ -180,7 +201,6 @@ pub(super) enum Verdict {
 
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 struct Held {
-    request: RequestId,
     at: Timestamp,
     authorised: Timestamp,
     kind: FaultKind,
@@ -188,25 +208,52 @@ struct Held {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 struct PairMeter {
-    counted: BTreeMap<ClientId, (RequestId, FaultKind)>,
-    held: BTreeMap<ClientId, Held>,
+    /// Several of one client only while each may still be cancelled.
+    counted: BTreeMap<ClientId, BTreeMap<RequestId, FaultKind>>,
+    held: BTreeMap<(ClientId, RequestId), Held>,
+    /// By its own clients.
     suspended: bool,
-    /// Entry time of the newest answerless fault, void ones included.
-    answerless: Option<Timestamp>,
+    /// By a node of it, for what the clients of several pairs say.
+    distrusted: bool,
+    /// The newest answerless fault, those included that other pairs made void.
+    answerless: Option<(Timestamp, RequestId)>,
+    /// Until when clients stay barred although their fault is void.
+    voided: BTreeMap<ClientId, Timestamp>,
+    voids: u32,
+    excused: BTreeSet<ClientId>,
+    /// Requests that their clients have not reported.
+    open: BTreeMap<ClientId, u32>,
+    /// Requests that were given up before any answer.
+    stalled: BTreeMap<ClientId, u32>,
     probes: u32,
 }
 
 impl PairMeter {
     fn clients(&self) -> usize {
-        self.counted.keys().chain(self.held.keys()).collect::<BTreeSet<_>>().len()
+        self.counted.keys().chain(self.held.keys().map(|(c, _)| c)).collect::<BTreeSet<_>>().len()
     }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
-struct Interruptions {
-    count: u32,
-    /// Faults excused up to then belong to one interruption.
-    until: Timestamp,
+    fn holds(&self, client: &ClientId) -> usize {
+        self.held.keys().filter(|(c, _)| c == client).count()
+    }
+    fn bars(&self, client: &ClientId) -> bool {
+        self.counted.contains_key(client) || self.holds(client) > 0 || self.voided.contains_key(client)
+    }
+    fn is_suspended(&self) -> bool {
+        self.suspended || self.distrusted
+    }
+    /// Whether one more fault of this client may be void, for it bars until then; a client's minute costs one.
+    fn void(&mut self, client: &ClientId, until: Timestamp) -> bool {
+        if let Some(barred) = self.voided.get_mut(client) {
+            *barred = until.max(*barred);
+            return true;
+        }
+        if self.voids >= VOIDS_PER_PAIR_MAX {
+            return false;
+        }
+        self.voids += 1;
+        self.voided.insert(client.clone(), until);
+        true
+    }
 }
 
 /// The faults of one credential.
@@ -214,11 +261,12 @@ struct Interruptions {
 pub struct Meter {
     share_epoch: u32,
     lifted: u32,
+    /// Who holds shares in this epoch.
+    members: BTreeSet<NodeId>,
     frozen: bool,
     pairs: BTreeMap<Pair, PairMeter>,
-    interruptions: BTreeMap<NodeId, Interruptions>,
-    /// When answerless faults last showed on pairs without a node in common.
-    outage: Option<Timestamp>,
+    /// How many faults the interruptions of a node excused.
+    excused: BTreeMap<NodeId, u32>,
 }
 
 /// The defences, in one place. There is one value, [`RULES`]; a test switches one off to show that its attack succeeds then.
@@ -232,8 +280,10 @@ struct Rules {
     limits: bool,
     /// Answerless faults are held, and void when pairs without a node in common show them.
     elsewhere: bool,
-    /// A node that was interrupted is excused, so often.
-    interruptions_max: u32,
+    /// So many faults of a node that was interrupted are excused.
+    excused_max: u32,
+    /// A client is excused once per pair.
+    excused_once: bool,
     /// Nobody answers for what happened while fewer than a quorum were attested.
     quorum_lost: bool,
     /// A 400 in the API's own form is held for its repetition.
@@ -247,22 +297,16 @@ const RULES: Rules = Rules {
     clients_once: true,
     limits: true,
     elsewhere: true,
-    interruptions_max: INTERRUPTIONS_MAX,
+    excused_max: EXCUSED_PER_NODE_MAX,
+    excused_once: true,
     quorum_lost: true,
     repeats: true,
     disjoint_repeats: true,
 };
 
 impl Meter {
-    fn new(share_epoch: u32, lifted: u32) -> Self {
-        Self {
-            share_epoch,
-            lifted,
-            frozen: false,
-            pairs: BTreeMap::new(),
-            interruptions: BTreeMap::new(),
-            outage: None,
-        }
+    fn new(share_epoch: u32, lifted: u32, members: BTreeSet<NodeId>) -> Self {
+        Self { share_epoch, lifted, members, frozen: false, pairs: BTreeMap::new(), excused: BTreeMap::new() }
     }
 
     /// Whether metering froze the credential. Admins may have as well: that stands in the policy.
@@ -271,9 +315,9 @@ impl Meter {
     }
     /// Pairs that are suspended.
     pub fn suspended(&self) -> impl Iterator<Item = Pair> + '_ {
-        self.pairs.iter().filter(|(_, m)| m.suspended).map(|(p, _)| *p)
+        self.pairs.iter().filter(|(_, m)| m.is_suspended()).map(|(p, _)| *p)
     }
-    /// Counted faults, by pair.
+    /// Clients whose faults count, by pair.
     pub fn counted(&self) -> impl Iterator<Item = (Pair, usize)> + '_ {
         self.pairs.iter().map(|(p, m)| (*p, m.counted.len()))
     }
@@ -284,7 +328,7 @@ impl Meter {
         }
         match self.pairs.get(&pair) {
             // Three clients, some of them held: suspended for as long as that stays so.
-            Some(m) if m.suspended || m.clients() >= SUSPENDING_CLIENTS => Err(Refusal::PairSuspended),
+            Some(m) if m.is_suspended() || m.clients() >= SUSPENDING_CLIENTS => Err(Refusal::PairSuspended),
             _ => Ok(()),
         }
     }
@@ -294,12 +338,37 @@ impl Meter {
     }
     fn usable_under(&self, rules: &Rules, pair: Pair, client: &ClientId) -> Result<(), Refusal> {
         self.usable(pair)?;
-        let barred = |m: &PairMeter| m.counted.contains_key(client) || m.held.contains_key(client);
-        if rules.bars && self.pairs.get(&pair).is_some_and(barred) {
+        if rules.bars && self.pairs.get(&pair).is_some_and(|m| m.bars(client)) {
             Err(Refusal::PairBarred)
         } else {
             Ok(())
         }
+    }
+
+    /// Whether this client may have one more request open over this pair.
+    pub(super) fn may_open(&self, pair: Pair, client: &ClientId) -> Result<(), Refusal> {
+        let open = self.pairs.get(&pair).and_then(|m| m.open.get(client));
+        if open.is_some_and(|n| *n >= OPEN_PER_PAIR_MAX) { Err(Refusal::PairBusy) } else { Ok(()) }
+    }
+    /// A request of this client was authorised over this pair.
+    pub(super) fn opened(&mut self, pair: Pair, client: &ClientId) {
+        *self.pairs.entry(pair).or_default().open.entry(client.clone()).or_default() += 1;
+    }
+    /// Its client reported it, or never will.
+    fn closed(&mut self, pair: Pair, client: &ClientId) {
+        let Some(meter) = self.pairs.get_mut(&pair) else { return };
+        if let Some(open) = meter.open.get_mut(client) {
+            *open = open.saturating_sub(1);
+            if *open == 0 {
+                meter.open.remove(client);
+            }
+        }
+    }
+    /// The application gave a request up before any answer: whether that is one too many.
+    fn stalled(&mut self, pair: Pair, client: &ClientId) -> bool {
+        let stalled = self.pairs.entry(pair).or_default().stalled.entry(client.clone()).or_default();
+        *stalled = stalled.saturating_add(1).min(STALLS_MAX);
+        *stalled >= STALLS_MAX
     }
 
     /// One more probe over this pair.
@@ -322,33 +391,18 @@ impl Meter {
         verdicts: &mut Vec<Verdict>,
     ) {
         let Fault { pair, client, request, authorised, kind } = fault;
+        let client = if rules.clients_once { client } else { distinct(request) };
         if kind == FaultKind::Answerless && rules.elsewhere {
-            let excused = self.excuse(rules, interrupted(pair, authorised), now);
-            self.pairs.entry(pair).or_default().answerless = Some(now);
-            let near = |at: Timestamp| now.since_ms(at) <= HOLD_MS;
-            if self.nobody_alone(near) {
-                self.outage = Some(now);
-                for meter in self.pairs.values_mut() {
-                    meter.held.retain(|_, held| {
-                        let void = held.kind == FaultKind::Answerless && near(held.at);
-                        if void {
-                            verdicts.push(Verdict::Elsewhere(held.request));
-                        }
-                        !void
-                    });
-                }
-            }
-            if excused {
+            if self.excuse(rules, pair, &client, interrupted(pair, authorised)) {
                 return verdicts.push(Verdict::Excused(request));
             }
-            if self.outage.is_some_and(near) {
-                return verdicts.push(Verdict::Elsewhere(request));
+            self.pairs.entry(pair).or_default().answerless = Some((now, request));
+            if self.nobody_alone(now) {
+                self.void_held(now, verdicts);
+                if self.pairs.entry(pair).or_default().void(&client, now.plus_ms(HOLD_MS)) {
+                    return verdicts.push(Verdict::Elsewhere(request));
+                }
             }
-        }
-        let meter = self.pairs.entry(pair).or_default();
-        let client = if rules.clients_once { client } else { distinct(request) };
-        if meter.counted.contains_key(&client) {
-            return;
         }
         let holds = match kind {
             FaultKind::Answer => false,
@@ -356,18 +410,33 @@ impl Meter {
             FaultKind::Answerless => rules.elsewhere,
         };
         if !holds {
-            meter.held.remove(&client);
-            self.count(rules, pair, client, request, kind, verdicts);
-        } else if meter.held.len() + meter.counted.len() < REMEMBERED_PER_PAIR_MAX {
-            meter.held.entry(client).or_insert(Held { request, at: now, authorised, kind });
+            return self.count(rules, pair, client, request, kind, verdicts);
+        }
+        let meter = self.pairs.entry(pair).or_default();
+        if meter.held.len() < HELD_PER_PAIR_MAX && meter.holds(&client) < HELD_PER_CLIENT_MAX {
+            meter.held.insert((client, request), Held { at: now, authorised, kind });
         }
     }
 
     /// Whether the pairs that showed answerless faults lately have no node in common: then no node can have done it alone.
-    fn nobody_alone(&self, near: impl Fn(Timestamp) -> bool) -> bool {
-        let lately = self.pairs.iter().filter(|(_, m)| m.answerless.is_some_and(&near)).map(|(p, _)| *p);
-        let common = lately.map(Pair::nodes).reduce(|a, b| a.intersection(&b).copied().collect());
-        common.is_some_and(|nodes| nodes.is_empty())
+    fn nobody_alone(&self, now: Timestamp) -> bool {
+        let lately = |m: &PairMeter| m.answerless.is_some_and(|(at, _)| now.since_ms(at) <= HOLD_MS);
+        let pairs: Vec<Pair> = self.pairs.iter().filter(|(_, m)| lately(m)).map(|(p, _)| *p).collect();
+        !pairs.is_empty() && common(&pairs).is_empty()
+    }
+
+    fn void_held(&mut self, now: Timestamp, verdicts: &mut Vec<Verdict>) {
+        for meter in self.pairs.values_mut() {
+            let lately = |h: &Held| h.kind == FaultKind::Answerless && now.since_ms(h.at) <= HOLD_MS;
+            let due: Vec<_> =
+                meter.held.iter().filter(|(_, h)| lately(h)).map(|(k, h)| (k.clone(), h.at)).collect();
+            for (key, at) in due {
+                if meter.void(&key.0, at.plus_ms(HOLD_MS)) {
+                    meter.held.remove(&key);
+                    verdicts.push(Verdict::Elsewhere(key.1));
+                }
+            }
+        }
     }
 
     fn count(
@@ -380,71 +449,158 @@ impl Meter {
         verdicts: &mut Vec<Verdict>,
     ) {
         let meter = self.pairs.entry(pair).or_default();
-        if meter.counted.len() >= REMEMBERED_PER_PAIR_MAX {
+        let known = meter.counted.contains_key(&client);
+        if !known && meter.counted.len() >= REMEMBERED_PER_PAIR_MAX {
             return;
         }
-        meter.counted.insert(client, (request, kind));
-        verdicts.push(Verdict::Counted(request));
+        let own = meter.counted.entry(client.clone()).or_default();
+        if kind == FaultKind::Answer {
+            // Nothing makes it void: the others add nothing.
+            own.clear();
+            meter.held.retain(|(c, _), _| *c != client);
+        } else if own.values().any(|k| *k == FaultKind::Answer) || own.len() >= HELD_PER_CLIENT_MAX {
+            return;
+        }
+        own.insert(request, kind);
+        if !known {
+            verdicts.push(Verdict::Counted(request));
+        }
         if !rules.limits {
             return;
         }
-        if !meter.suspended && meter.counted.len() >= SUSPENDING_CLIENTS {
+        if !meter.is_suspended() && meter.counted.len() >= SUSPENDING_CLIENTS {
             meter.suspended = true;
             verdicts.push(Verdict::Suspended(pair));
         }
-        let faulty = self.pairs.values().filter(|m| !m.counted.is_empty());
-        let pairs = faulty.clone().count();
-        let clients: BTreeSet<&ClientId> = faulty.flat_map(|m| m.counted.keys()).collect();
-        if !self.frozen && clients.len() >= FREEZING_CLIENTS && pairs >= FREEZING_PAIRS {
-            self.frozen = true;
-            verdicts.push(Verdict::Frozen);
+        if kind == FaultKind::Answerless {
+            if rules.elsewhere {
+                self.void_counted(verdicts);
+            }
+        } else {
+            self.judge_answers(verdicts);
         }
     }
 
-    /// Whether an interruption excuses a fault; faults within one hold are of one interruption of a node.
-    fn excuse(&mut self, rules: &Rules, interrupted: Interrupted, now: Timestamp) -> bool {
+    /// Answers of three clients over pairs without a common node freeze; with one, they suspend all that node's pairs: it can
+    /// have done it alone, and must not freeze by that. What was never answered does neither.
+    fn judge_answers(&mut self, verdicts: &mut Vec<Verdict>) {
+        let answered =
+            |own: &BTreeMap<RequestId, FaultKind>| own.values().any(|k| *k != FaultKind::Answerless);
+        let mut clients = BTreeSet::new();
+        let mut pairs = Vec::new();
+        for (pair, meter) in &self.pairs {
+            let own: Vec<_> = meter.counted.iter().filter(|(_, own)| answered(own)).map(|(c, _)| c).collect();
+            if !own.is_empty() {
+                pairs.push(*pair);
+                clients.extend(own);
+            }
+        }
+        if self.frozen || pairs.len() < 2 || clients.len() < FREEZING_CLIENTS {
+            return;
+        }
+        let common = common(&pairs);
+        if common.is_empty() {
+            self.frozen = true;
+            return verdicts.push(Verdict::Frozen);
+        }
+        let members = self.members.clone();
+        let all = members.iter().flat_map(|r| members.iter().map(|k| Pair { relay: *r, keyer: *k }));
+        for pair in all.filter(|p| p.relay != p.keyer && common.is_subset(&p.nodes())) {
+            let meter = self.pairs.entry(pair).or_default();
+            if !meter.is_suspended() {
+                verdicts.push(Verdict::Suspended(pair));
+            }
+            meter.distrusted = true;
+        }
+    }
+
+    /// What was never answered over pairs without a common node, however far apart, is the provider's.
+    fn void_counted(&mut self, verdicts: &mut Vec<Verdict>) {
+        let silent = |own: &BTreeMap<RequestId, FaultKind>| own.values().any(|k| *k == FaultKind::Answerless);
+        let shows = |m: &PairMeter| m.counted.values().any(silent);
+        let pairs: Vec<Pair> = self.pairs.iter().filter(|(_, m)| shows(m)).map(|(p, _)| *p).collect();
+        if pairs.is_empty() || !common(&pairs).is_empty() {
+            return;
+        }
+        for meter in self.pairs.values_mut() {
+            let PairMeter { counted, voids, .. } = meter;
+            counted.retain(|_, own| {
+                if silent(own) && *voids < VOIDS_PER_PAIR_MAX {
+                    *voids += 1;
+                    own.retain(|request, kind| {
+                        let void = *kind == FaultKind::Answerless;
+                        if void {
+                            verdicts.push(Verdict::Elsewhere(*request));
+                        }
+                        !void
+                    });
+                }
+                !own.is_empty()
+            });
+            meter.suspended &= meter.counted.len() >= SUSPENDING_CLIENTS;
+        }
+    }
+
+    /// Whether an interruption excuses a fault: one per client and pair, and so many per node.
+    fn excuse(&mut self, rules: &Rules, pair: Pair, client: &ClientId, interrupted: Interrupted) -> bool {
         let node = match interrupted {
             Interrupted::Nothing => return false,
-            Interrupted::Mesh => return rules.quorum_lost,
-            Interrupted::Node(node) => node,
+            Interrupted::Mesh if rules.quorum_lost => None,
+            Interrupted::Mesh => return false,
+            Interrupted::Node(node) => Some(node),
         };
-        let record =
-            self.interruptions.entry(node).or_insert(Interruptions { count: 0, until: Timestamp(0) });
-        if now > record.until {
-            if record.count >= rules.interruptions_max {
+        let meter = self.pairs.entry(pair).or_default();
+        if rules.excused_once
+            && (meter.excused.contains(client) || meter.excused.len() >= EXCUSED_PER_PAIR_MAX)
+        {
+            return false;
+        }
+        if let Some(node) = node {
+            let excused = self.excused.entry(node).or_default();
+            if *excused >= rules.excused_max {
                 return false;
             }
-            record.count += 1;
-            record.until = now.plus_ms(HOLD_MS);
+            *excused += 1;
         }
+        meter.excused.insert(client.clone());
         true
     }
 
     /// A repetition over `by` was answered alike: forgets this client's fault over a disjoint pair.
     fn cancel(&mut self, rules: &Rules, client: &ClientId, first: RequestId, by: Pair) -> bool {
         let mut cancelled = false;
+        let key = (client.clone(), first);
         for (pair, meter) in &mut self.pairs {
             if rules.disjoint_repeats && !pair.disjoint(by) {
                 continue;
             }
-            let own = |request, kind| request == first && kind == FaultKind::OwnForm400;
-            if meter.held.get(client).is_some_and(|h| own(h.request, h.kind)) {
-                meter.held.remove(client);
+            if meter.held.get(&key).is_some_and(|h| h.kind == FaultKind::OwnForm400) {
+                meter.held.remove(&key);
                 cancelled = true;
             }
-            if meter.counted.get(client).is_some_and(|(r, k)| own(*r, *k)) {
-                meter.counted.remove(client);
+            if let Some(own) = meter.counted.get_mut(client)
+                && own.get(&first) == Some(&FaultKind::OwnForm400)
+            {
+                own.remove(&first);
+                if own.is_empty() {
+                    meter.counted.remove(client);
+                }
                 cancelled = true;
             }
         }
         cancelled
     }
 
-    /// Keyer and relay both say that nothing was released: forgets the fault, if it is still held.
+    /// Keyer and relay both say that nothing was released: forgets the fault, if it is still held. It shows nothing of the
+    /// provider either.
     fn unreleased(&mut self, client: &ClientId, request: RequestId, pair: Pair) -> bool {
         let Some(meter) = self.pairs.get_mut(&pair) else { return false };
-        let own = meter.held.get(client).is_some_and(|h| h.request == request);
-        own && meter.held.remove(client).is_some()
+        if meter.answerless.is_some_and(|(_, r)| r == request) {
+            let silent =
+                meter.held.iter().filter(|((_, r), h)| h.kind == FaultKind::Answerless && *r != request);
+            meter.answerless = silent.map(|((_, r), h)| (h.at, *r)).max();
+        }
+        meter.held.remove(&(client.clone(), request)).is_some()
     }
 
     /// Decides on what was held long enough.
@@ -455,37 +611,47 @@ impl Meter {
         interrupted: &dyn Fn(Pair, Timestamp) -> Interrupted,
         verdicts: &mut Vec<Verdict>,
     ) {
-        let due = |h: &Held| now.since_ms(h.at) > HOLD_MS;
-        let mut over: Vec<(Timestamp, Pair, ClientId)> = Vec::new();
-        for (pair, meter) in &self.pairs {
-            over.extend(meter.held.iter().filter(|(_, h)| due(h)).map(|(c, h)| (h.at, *pair, c.clone())));
+        let mut over: Vec<(Timestamp, Pair, (ClientId, RequestId))> = Vec::new();
+        for (pair, meter) in &mut self.pairs {
+            meter.voided.retain(|_, until| *until >= now);
+            let due = meter.held.iter().filter(|(_, h)| now.since_ms(h.at) > HOLD_MS);
+            over.extend(due.map(|(key, h)| (h.at, *pair, key.clone())));
         }
         over.sort();
-        for (_, pair, client) in over {
-            let Some(held) = self.pairs.get_mut(&pair).and_then(|m| m.held.remove(&client)) else { continue };
+        for (_, pair, key) in over {
+            let Some(held) = self.pairs.get_mut(&pair).and_then(|m| m.held.remove(&key)) else { continue };
+            let (client, request) = key;
             let excused = held.kind == FaultKind::Answerless
-                && self.excuse(rules, interrupted(pair, held.authorised), now);
+                && self.excuse(rules, pair, &client, interrupted(pair, held.authorised));
             if excused {
-                verdicts.push(Verdict::Excused(held.request));
+                verdicts.push(Verdict::Excused(request));
             } else {
-                self.count(rules, pair, client, held.request, held.kind, verdicts);
+                self.count(rules, pair, client, request, held.kind, verdicts);
             }
         }
     }
 
-    /// When the next held fault is decided.
+    /// When the next held fault is decided, or a bar ends.
     fn next_due(&self) -> Option<Timestamp> {
-        let held = self.pairs.values().flat_map(|m| m.held.values());
-        held.map(|h| h.at.plus_ms(HOLD_MS).plus_ms(1)).min()
+        let held = self.pairs.values().flat_map(|m| m.held.values().map(|h| h.at.plus_ms(HOLD_MS)));
+        let barred = self.pairs.values().flat_map(|m| m.voided.values().copied());
+        held.chain(barred).map(|at| at.plus_ms(1)).min()
     }
 
-    /// Admins lifted what was imposed. Probes and interruptions are of the share epoch, and stay.
+    /// Admins lifted what was imposed. Probes and excuses are of the share epoch, and stay.
     fn lift(&mut self, lifted: u32) {
-        (self.lifted, self.frozen, self.outage) = (lifted, false, None);
+        (self.lifted, self.frozen) = (lifted, false);
         for meter in self.pairs.values_mut() {
-            *meter = PairMeter { probes: meter.probes, ..PairMeter::default() };
+            let excused = std::mem::take(&mut meter.excused);
+            *meter = PairMeter { probes: meter.probes, excused, ..PairMeter::default() };
         }
     }
+}
+
+/// The nodes that are in every pair.
+fn common(pairs: &[Pair]) -> BTreeSet<NodeId> {
+    let nodes = pairs.iter().map(|p| p.nodes());
+    nodes.reduce(|a, b| a.intersection(&b).copied().collect()).unwrap_or_default()
 }
 
 /// For a test that lets one client count more than once.
@@ -508,7 +674,7 @@ pub(super) fn meters(old: &BTreeMap<RouteId, Meter>, policy: &Policy) -> BTreeMa
                     meter.lift(c.lifted);
                     meter
                 }
-                None => Meter::new(c.share_epoch, c.lifted),
+                None => Meter::new(c.share_epoch, c.lifted, policy.members.keys().copied().collect()),
             };
             (id.clone(), meter)
         })
@@ -528,6 +694,16 @@ impl Run<'_> {
         let Some(used) = record.credential.as_mut() else { return };
         used.answered = report.status != 0;
         used.fault = FaultKind::of(report);
+        if used.metered
+            && let Some(meter) = meter_of(&mut self.state.data.meters, used)
+        {
+            meter.closed(pair, client);
+            // A relay that keeps an answer back until the application gives up has had its try.
+            let gave_up = (report.status, report.ended) == (0, Ended::Cancelled);
+            if gave_up && !used.denied && meter.stalled(pair, client) {
+                used.fault = Some(FaultKind::Answerless);
+            }
+        }
         let used = used.clone();
         if used.metered && used.fault == Some(FaultKind::Answerless) && nothing_released(record) {
             return self.metered(&used.route, used.share_epoch, vec![Verdict::Unreleased(report.request)]);
@@ -576,6 +752,20 @@ impl Run<'_> {
         let meter = meter_of(&mut data.meters, &used);
         if meter.is_some_and(|m| m.unreleased(&record.client, request, pair)) {
             self.metered(&used.route, used.share_epoch, vec![Verdict::Unreleased(request)]);
+        }
+    }
+
+    /// A request was authorised on a metered credential.
+    pub(super) fn meter_opened(&mut self, client: &ClientId, pair: Pair, used: &CredentialUse) {
+        if let (Some(meter), true) = (meter_of(&mut self.state.data.meters, used), used.metered) {
+            meter.opened(pair, client);
+        }
+    }
+
+    /// A request is over that its client never reported.
+    pub(super) fn meter_unreported(&mut self, client: &ClientId, pair: Pair, used: &CredentialUse) {
+        if let (Some(meter), true) = (meter_of(&mut self.state.data.meters, used), used.metered) {
+            meter.closed(pair, client);
         }
     }
 

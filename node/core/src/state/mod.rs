@@ -18,8 +18,9 @@ mod tests;
 pub use ahead::VerifiedAhead;
 pub use attestation::{NodeRecord, NodeStatus, NotAttested, appraise_member, evidence_nonce, recovery_nonce};
 pub use metering::{
-    CredentialUse, FREEZING_CLIENTS, FREEZING_PAIRS, FaultKind, HOLD_MS, INTERRUPTIONS_MAX, Meter,
-    PROBES_PER_PAIR_MAX, Pair, REMEMBERED_PER_PAIR_MAX, SUSPENDING_CLIENTS,
+    CredentialUse, EXCUSED_PER_NODE_MAX, EXCUSED_PER_PAIR_MAX, FREEZING_CLIENTS, FaultKind, HOLD_MS, Meter,
+    OPEN_PER_PAIR_MAX, PROBES_PER_PAIR_MAX, Pair, REMEMBERED_PER_PAIR_MAX, STALLS_MAX, SUSPENDING_CLIENTS,
+    VOIDS_PER_PAIR_MAX,
 };
 pub use policy_change::{changed_members, outgoing_rule};
 pub use recovery::{NoPlan, RecoveryPlan, build_recovery, plan_recovery};
@@ -39,7 +40,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// The state machine's version; a change of rules needs a new one, switched by a logged entry.
-pub const MACHINE_VERSION: u32 = 2;
+pub const MACHINE_VERSION: u32 = 3;
 /// How many anchors are remembered: at one per second, more than any nonce may be old.
 const ANCHORS_MAX: usize = 256;
 /// Batches between anchors are at least this far apart by entry time, unless one changed who is attested.

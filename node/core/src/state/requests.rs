@@ -238,6 +238,7 @@ impl Run<'_> {
         let metered = match pool.probe {
             None => {
                 usable_by(state, route, pair, &grant.id)?;
+                state.data.meters.get(&route.id).map_or(Ok(()), |m| m.may_open(pair, &grant.id))?;
                 true
             }
             Some(epoch) if epoch == a.share_epoch => false,
@@ -293,6 +294,9 @@ impl Run<'_> {
             reported: None,
             credential,
         };
+        if let Some(used) = &record.credential {
+            self.meter_opened(&grant.id, pair, used);
+        }
         if let Some(pool) = self.state.data.pools.get_mut(&a.pool) {
             pool.used.insert(a.connection);
         }
@@ -406,6 +410,10 @@ impl Run<'_> {
         {
             self.state.data.request_deadlines.remove(&(deadline, request));
             let Some(record) = self.state.data.requests.remove(&request) else { continue };
+            let pair = Pair { relay: record.relay, keyer: record.keyer };
+            if let (Some(used), None) = (&record.credential, record.reported) {
+                self.meter_unreported(&record.client, pair, used);
+            }
             if record.settled.is_some() && record.reported.is_some() {
                 continue;
             }
@@ -431,8 +439,8 @@ impl Run<'_> {
                 && relay
                 && unanswered
                 && !used.answered
+                && used.fault.is_none()
             {
-                let pair = Pair { relay: record.relay, keyer: record.keyer };
                 self.meter_unsettled(record.client.clone(), request, pair, used);
             }
         }

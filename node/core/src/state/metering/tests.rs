@@ -30,7 +30,7 @@ struct Bench {
 impl Bench {
     fn new(rules: Rules) -> Self {
         Self {
-            meter: Meter::new(1, 0),
+            meter: Meter::new(1, 0, (1..=4).map(NodeId).collect()),
             rules,
             now: START,
             since: (1..=4).map(|n| (NodeId(n), Timestamp(0))).collect(),
@@ -234,14 +234,14 @@ fn three_clients_suspend_a_pair() {
 }
 
 #[test]
-fn three_clients_on_two_pairs_freeze() {
+fn three_clients_answers_on_pairs_without_a_common_node_freeze() {
     let course = |rules| {
         let mut bench = Bench::new(rules);
         bench.fault(0, pair(1, 2), Answer).unwrap();
         bench.fault(1, pair(1, 2), Answer).unwrap();
-        bench.fault(1, pair(3, 2), Answer).unwrap();
+        bench.fault(1, pair(3, 4), Answer).unwrap();
         assert!(!bench.meter.is_frozen(), "two clients on two pairs do not");
-        bench.fault(2, pair(3, 2), Answer).unwrap();
+        bench.fault(2, pair(3, 4), Answer).unwrap();
         bench
     };
     let bench = course(RULES);
@@ -250,6 +250,59 @@ fn three_clients_on_two_pairs_freeze() {
     assert_eq!(bench.meter.usable_by(pair(4, 3), &client(9)), Err(Refusal::CredentialFrozen));
     let twin = course(Rules { limits: false, ..RULES });
     assert_eq!(twin.meter.usable_by(pair(4, 3), &client(9)), Ok(()));
+}
+
+/// One hostile node, or whoever sits on its uplink, spoils keys over two of its pairs.
+#[test]
+fn one_node_suspends_itself_and_freezes_nothing() {
+    let mut bench = Bench::new(RULES);
+    bench.fault(0, pair(1, 2), Answer).unwrap();
+    bench.fault(1, pair(1, 2), Answer).unwrap();
+    assert_eq!(bench.meter.usable(pair(4, 1)), Ok(()));
+    bench.fault(2, pair(1, 3), Answer).unwrap();
+    assert!(!bench.meter.is_frozen());
+    for p in all_pairs() {
+        let expected = if of_node_one(p) { Err(Refusal::PairSuspended) } else { Ok(()) };
+        assert_eq!(bench.meter.usable_by(p, &client(9)), expected, "{p:?}");
+    }
+    let said = bench.verdicts.iter().filter(|v| matches!(v, Verdict::Suspended(_))).count();
+    assert_eq!((bench.suspended().len(), said), (6, 6), "each pair is in the log once");
+    // Another node's pair as well: it was not that node alone.
+    bench.fault(3, pair(3, 4), Answer).unwrap();
+    assert!(bench.meter.is_frozen());
+    // Either of two may be the one: only what has both is suspended.
+    let mut bench = Bench::new(RULES);
+    for (c, p) in [(0, pair(1, 2)), (1, pair(2, 1)), (2, pair(1, 2))] {
+        bench.fault(c, p, Answer).unwrap();
+    }
+    assert_eq!(bench.suspended(), [pair(1, 2), pair(2, 1)]);
+}
+
+#[test]
+fn what_is_never_answered_freezes_nothing_however_far_apart() {
+    for gap in [HOLD_MS + 1, 86_400_000] {
+        let mut bench = Bench::new(RULES);
+        for (c, p) in [(0, pair(1, 2)), (1, pair(1, 2)), (2, pair(1, 2)), (3, pair(1, 3))] {
+            // Held faults of three suspend already: what comes then was in flight.
+            let request = RequestId([100 + c; 16]);
+            bench.report(c, p, request, bench.now, Answerless);
+            bench.wait(gap);
+        }
+        assert_eq!((bench.suspended(), bench.meter.is_frozen()), (vec![pair(1, 2)], false), "one node's");
+        bench.fault(4, pair(3, 4), Answerless).unwrap();
+        bench.wait(HOLD_MS);
+        assert_eq!(bench.suspended(), [pair(1, 2)]);
+        bench.wait(1);
+        assert!(bench.untouched(), "the provider's");
+        assert_eq!(bench.meter.usable_by(pair(1, 2), &client(0)), Ok(()));
+        assert!(bench.meter.pairs[&pair(1, 2)].voids == 3, "and it is counted");
+    }
+    // The twin: an answer stays.
+    let mut bench = Bench::new(RULES);
+    bench.fault(0, pair(1, 2), Answer).unwrap();
+    bench.fault(1, pair(3, 4), Answerless).unwrap();
+    bench.wait(HOLD_MS + 1);
+    assert_eq!(bench.meter.counted().map(|(_, n)| n).sum::<usize>(), 2);
 }
 
 #[test]
@@ -263,7 +316,13 @@ fn held_faults_of_three_clients_suspend_for_as_long_as_they_are_held() {
     // The provider: another pair shows it.
     bench.fault(3, pair(3, 4), Answerless).unwrap();
     assert!(bench.untouched());
-    assert_eq!(bench.meter.usable_by(pair(1, 2), &client(0)), Ok(()), "at once");
+    assert_eq!(bench.meter.usable_by(pair(1, 2), &client(9)), Ok(()), "at once");
+    // A void fault was a try all the same: one in a minute.
+    bench.wait(HOLD_MS);
+    assert_eq!(bench.meter.usable_by(pair(1, 2), &client(0)), Err(Refusal::PairBarred));
+    assert_eq!(bench.meter.next_due(), Some(bench.now.plus_ms(1)));
+    bench.wait(1);
+    assert_eq!(bench.meter.usable_by(pair(1, 2), &client(0)), Ok(()));
 }
 
 // --- outages, crashes ---
@@ -284,7 +343,8 @@ fn outage(rules: Rules) -> Bench {
 #[test]
 fn a_providers_outage_counts_against_nobody() {
     assert!(outage(RULES).untouched());
-    assert!(outage(Rules { elsewhere: false, ..RULES }).meter.is_frozen());
+    let twin = outage(Rules { elsewhere: false, ..RULES });
+    assert!(!twin.suspended().is_empty() && !twin.meter.is_frozen());
 }
 
 #[test]
@@ -340,7 +400,59 @@ fn no_node_alone_is_silent_on_pairs_without_a_common_node() {
         bench.fault(c as u8, p, Answerless).unwrap();
     }
     bench.wait(HOLD_MS + 1);
-    assert!(bench.meter.is_frozen());
+    assert_eq!(bench.meter.counted().map(|(_, n)| n).sum::<usize>(), 4);
+}
+
+/// Two faults of a disjoint pair do not grow into cover for ever: it ends a minute after the older.
+#[test]
+fn an_accused_pair_does_not_prolong_its_own_cover() {
+    let mut bench = Bench::new(RULES);
+    bench.fault(0, pair(3, 4), Answerless).unwrap();
+    bench.wait(HOLD_MS);
+    let near = bench.fault(1, pair(1, 2), Answerless).unwrap();
+    assert!(bench.verdicts.contains(&Verdict::Elsewhere(near)));
+    bench.wait(1);
+    let far = bench.fault(2, pair(1, 2), Answerless).unwrap();
+    bench.wait(HOLD_MS + 1);
+    assert_eq!(bench.verdicts.last(), Some(&Verdict::Counted(far)));
+}
+
+#[test]
+fn what_is_excused_or_unreleased_shows_no_outage() {
+    // The accused restarts, and with it another pair's request fails.
+    let mut bench = Bench::new(RULES);
+    let begun = bench.now;
+    let running = bench.request(0, pair(3, 4)).unwrap();
+    bench.wait(1000);
+    bench.restart(3);
+    bench.report(0, pair(3, 4), running, begun, Answerless);
+    assert_eq!(bench.verdicts, [Verdict::Excused(running)]);
+    let accused = bench.fault(1, pair(1, 2), Answerless).unwrap();
+    bench.wait(HOLD_MS + 1);
+    assert_eq!(bench.verdicts.last(), Some(&Verdict::Counted(accused)));
+    let mut bench = Bench::new(RULES);
+    let unsent = bench.fault(0, pair(3, 4), Answerless).unwrap();
+    assert!(bench.meter.unreleased(&client(0), unsent, pair(3, 4)));
+    let accused = bench.fault(1, pair(1, 2), Answerless).unwrap();
+    bench.wait(HOLD_MS + 1);
+    assert_eq!(bench.verdicts, [Verdict::Counted(accused)]);
+}
+
+/// A node tries in the shadow of other pairs' trouble: so often, and no more.
+#[test]
+fn faults_are_void_so_often_per_pair() {
+    let mut bench = Bench::new(RULES);
+    let others = [pair(3, 4), pair(4, 3), pair(2, 3), pair(3, 2), pair(2, 4), pair(4, 2)];
+    let mut tries = 0;
+    for round in 0..500usize {
+        bench.report(200, others[round % 2], RequestId([1; 16]), bench.now, Answerless);
+        tries += usize::from(bench.fault((round % 100) as u8, pair(1, 2), Answerless).is_ok());
+        bench.wait(HOLD_MS + 1);
+        // What other pairs' own budgets leave is not the matter here.
+        others.iter().for_each(|p| drop(bench.meter.pairs.remove(p)));
+    }
+    assert_eq!(tries, VOIDS_PER_PAIR_MAX as usize + SUSPENDING_CLIENTS);
+    assert_eq!(bench.suspended(), [pair(1, 2)]);
 }
 
 /// A node dies under requests of three clients over two pairs, and comes back before or after its clients say so.
@@ -373,8 +485,8 @@ fn crash(rules: Rules, reported_after_ms: u64, back_after_ms: u64) -> Bench {
 fn a_crash_counts_against_nobody() {
     for (reported, back) in [(500, 5000), (5000, 500), (500, 600_000)] {
         assert!(crash(RULES, reported, back).untouched(), "{reported} {back}");
-        let twin = crash(Rules { interruptions_max: 0, ..RULES }, reported, back);
-        assert!(twin.meter.is_frozen(), "{reported} {back}");
+        let twin = crash(Rules { excused_max: 0, ..RULES }, reported, back);
+        assert_eq!(twin.suspended(), [pair(1, 2), pair(1, 3)], "{reported} {back}");
     }
 }
 
@@ -390,7 +502,7 @@ fn restarts_on_purpose(nodes: u64) {
     let course = |rules| {
         let mut bench = Bench::new(rules);
         bench.since.retain(|n, _| n.0 <= nodes);
-        for crash in 0..40u8 {
+        for crash in 0..100u8 {
             let p = pair(1, 2);
             let Ok(request) = bench.request(crash, p) else { break };
             let begun = bench.now;
@@ -403,10 +515,38 @@ fn restarts_on_purpose(nodes: u64) {
     };
     let bench = course(RULES);
     let excused = bench.verdicts.iter().filter(|v| matches!(v, Verdict::Excused(_))).count();
-    assert_eq!(excused, INTERRUPTIONS_MAX as usize);
+    assert_eq!(excused, EXCUSED_PER_NODE_MAX as usize);
     assert_eq!(bench.suspended(), vec![pair(1, 2)], "then it is metered like anybody");
-    let twin = course(Rules { interruptions_max: u32::MAX, ..RULES });
+    let twin = course(Rules { excused_max: u32::MAX, excused_once: false, ..RULES });
     assert!(twin.untouched(), "without the bound it goes on for ever");
+}
+
+/// One interruption, and many faults of one client: one of them is excused.
+#[test]
+fn a_client_is_excused_once_per_pair() {
+    let course = |rules| {
+        let mut bench = Bench::new(rules);
+        let begun = bench.now;
+        let running: Vec<_> = (0..20).map(|_| bench.request(0, pair(1, 2)).unwrap()).collect();
+        bench.wait(1000);
+        bench.restart(1);
+        running.into_iter().for_each(|r| bench.report(0, pair(1, 2), r, begun, Answerless));
+        bench.wait(HOLD_MS + 1);
+        let excused = bench.verdicts.iter().filter(|v| matches!(v, Verdict::Excused(_))).count();
+        (excused, bench.meter.usable_by(pair(1, 2), &client(0)))
+    };
+    assert_eq!(course(RULES), (1, Err(Refusal::PairBarred)));
+    assert_eq!(course(Rules { excused_once: false, ..RULES }), (20, Ok(())));
+    // A lost quorum is no better cover.
+    let mut bench = Bench::new(RULES);
+    let begun = bench.now;
+    let running: Vec<_> = (0..20).map(|_| bench.request(0, pair(1, 2)).unwrap()).collect();
+    bench.wait(1000);
+    bench.restart(3);
+    bench.restart(4);
+    running.into_iter().for_each(|r| bench.report(0, pair(1, 2), r, begun, Answerless));
+    assert_eq!(bench.verdicts.len(), 1);
+    assert_eq!(bench.meter.usable_by(pair(1, 2), &client(0)), Err(Refusal::PairBarred));
 }
 
 #[test]
@@ -440,12 +580,13 @@ fn quorum_lost(rules: Rules) -> Bench {
 #[test]
 fn a_lost_quorum_counts_against_nobody_and_costs_no_nodes_excuses() {
     let bench = quorum_lost(RULES);
-    assert!(bench.untouched() && bench.meter.interruptions.is_empty());
-    assert!(quorum_lost(Rules { quorum_lost: false, ..RULES }).meter.is_frozen());
+    assert!(bench.untouched() && bench.meter.excused.is_empty());
+    let twin = quorum_lost(Rules { quorum_lost: false, ..RULES });
+    assert_eq!(twin.meter.counted().map(|(_, n)| n).sum::<usize>(), 3);
 }
 
 #[test]
-fn what_failed_with_another_nodes_crash_counts_against_nobody() {
+fn what_failed_with_another_nodes_crash_costs_one_client_one_pair() {
     let mut bench = Bench::new(RULES);
     let begun = bench.now;
     let ways = [pair(1, 2), pair(4, 2), pair(4, 1)];
@@ -455,7 +596,44 @@ fn what_failed_with_another_nodes_crash_counts_against_nobody() {
     bench.restart(4);
     running.iter().for_each(|(c, p, r)| bench.report(*c as u8, *p, *r, begun, Answerless));
     bench.wait(HOLD_MS + 1);
-    assert!(bench.untouched());
+    // A restart must be no cover for faults on pairs without the node.
+    assert_eq!(bench.meter.counted().filter(|(_, n)| *n > 0).collect::<Vec<_>>(), [(pair(1, 2), 1)]);
+    assert!(bench.suspended().is_empty());
+}
+
+// --- several faults of one client ---
+
+/// A relay has one request fail that will be void, so that the others of its client are forgotten with it.
+#[test]
+fn a_void_fault_launders_no_other() {
+    for others in [1, OPEN_PER_PAIR_MAX - 1] {
+        let mut bench = Bench::new(RULES);
+        let all: Vec<_> = (0..=others).map(|_| bench.request(0, pair(1, 2)).unwrap()).collect();
+        all.iter().for_each(|r| bench.report(0, pair(1, 2), *r, bench.now, Answerless));
+        // All but the last.
+        for r in &all[..all.len() - 1] {
+            assert!(bench.meter.unreleased(&client(0), *r, pair(1, 2)));
+            assert_eq!(bench.meter.usable_by(pair(1, 2), &client(0)), Err(Refusal::PairBarred));
+        }
+        bench.wait(HOLD_MS + 1);
+        assert_eq!(bench.verdicts, [Verdict::Counted(all[all.len() - 1])]);
+    }
+    for late in [false, true] {
+        for second in [OwnForm400, Answerless, Answer] {
+            let mut bench = Bench::new(RULES);
+            let [one, two] = [(); 2].map(|()| bench.request(0, pair(1, 2)).unwrap());
+            bench.report(0, pair(1, 2), one, bench.now, OwnForm400);
+            bench.wait(if late { HOLD_MS + 1 } else { 1 });
+            bench.report(0, pair(1, 2), two, bench.now, second);
+            bench.meter.cancel(&RULES, &client(0), one, pair(3, 4));
+            assert_eq!(bench.meter.usable_by(pair(1, 2), &client(0)), Err(Refusal::PairBarred));
+            bench.wait(HOLD_MS + 1);
+            assert_eq!(bench.meter.counted().collect::<Vec<_>>(), [(pair(1, 2), 1)], "{late} {second:?}");
+            // Each has its own repetition.
+            assert_eq!(bench.meter.cancel(&RULES, &client(0), two, pair(3, 4)), second == OwnForm400);
+            assert_eq!(bench.untouched(), second == OwnForm400);
+        }
+    }
 }
 
 // --- a 400 of the API's own ---
@@ -606,7 +784,7 @@ proptest! {
     }
 
     /// One hostile node, any number of clients, no other trouble: what it can try over all its pairs is bounded, and pairs
-    /// without it go on unless the credential is frozen.
+    /// without it go on.
     #[test]
     fn a_hostile_nodes_tries_are_bounded(ops in ops(40)) {
         let mut bench = Bench::new(RULES);
@@ -626,7 +804,7 @@ proptest! {
         prop_assert!(tries <= 6 * SUSPENDING_CLIENTS, "{tries}");
         for p in all_pairs().into_iter().filter(|p| !of_node_one(*p)) {
             let usable = bench.meter.usable_by(p, &client(200));
-            prop_assert!(usable.is_ok() || bench.meter.is_frozen(), "{p:?}: {usable:?}");
+            prop_assert_eq!(usable, Ok(()), "{:?}", p);
         }
     }
 
@@ -636,7 +814,10 @@ proptest! {
         let mut bench = Bench::new(RULES);
         play(&mut bench, &ops, false);
         for meter in bench.meter.pairs.values() {
-            prop_assert!(meter.counted.len() <= REMEMBERED_PER_PAIR_MAX && meter.held.len() <= REMEMBERED_PER_PAIR_MAX);
+            prop_assert!(meter.counted.len() <= REMEMBERED_PER_PAIR_MAX && meter.held.len() <= HELD_PER_PAIR_MAX);
+            prop_assert!(meter.counted.values().all(|own| own.len() <= HELD_PER_CLIENT_MAX));
+            prop_assert!(meter.excused.len() <= EXCUSED_PER_PAIR_MAX);
+            prop_assert!(meter.voided.len() <= VOIDS_PER_PAIR_MAX as usize);
         }
     }
 }

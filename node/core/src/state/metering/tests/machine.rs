@@ -6,7 +6,7 @@ use crate::leaf::{AnomalyRule, Leaf, LeafBody, Outcome};
 use crate::policy::PolicyDocument;
 use crate::refusal::Refusal;
 use crate::rendezvous;
-use crate::state::metering::{HOLD_MS, PROBES_PER_PAIR_MAX, Pair};
+use crate::state::metering::{HOLD_MS, OPEN_PER_PAIR_MAX, PROBES_PER_PAIR_MAX, Pair, STALLS_MAX};
 use crate::state::{Applied, State};
 use crate::testing::*;
 use std::collections::BTreeMap;
@@ -289,7 +289,7 @@ fn an_outage_counts_against_nobody_and_one_pairs_silence_does() {
     assert!(due <= keyed.mesh.time.plus_ms(HOLD_MS + 1));
     let leaves = keyed.wait(HOLD_MS + 20_000);
     assert_eq!(faults(&leaves, AnomalyRule::CredentialFault), 3);
-    assert!(leaves.contains(&LeafBody::CredentialFrozen { route: route(), share_epoch: 1 }));
+    assert!(!keyed.mesh.state().meter(&route()).unwrap().is_frozen(), "silence freezes nothing");
 }
 
 /// The relay dies under three clients' requests over two pairs: by a restart of its process, or not at all.
@@ -315,7 +315,7 @@ fn a_crashed_node_counts_against_nobody() {
     assert!(!keyed.mesh.state().meter(&route()).unwrap().is_frozen());
     let (keyed, leaves) = crash(false);
     assert_eq!(faults(&leaves, AnomalyRule::CredentialFault), 3, "the twin that never restarted");
-    assert!(keyed.mesh.state().meter(&route()).unwrap().is_frozen());
+    assert_eq!(keyed.counted(), 3);
 }
 
 #[test]
@@ -393,6 +393,58 @@ fn a_request_that_its_relay_never_settles_is_a_fault_unless_the_client_saw_an_an
         keyed.wait(61_000 + HOLD_MS + 30_000);
         assert!(keyed.mesh.state().request(&request).is_none(), "it is over");
         assert_eq!(keyed.counted(), expected, "{settled} {reported:?}");
+    }
+}
+
+/// How much one client tells a hostile node before its first fault shows.
+#[test]
+fn so_many_requests_of_a_client_are_open_over_a_pair() {
+    let mut keyed = Keyed::with(|d| d.attestation.settle_ms = 1000);
+    let [one, apart, _] = keyed.ways();
+    let asked: Vec<_> = (0..OPEN_PER_PAIR_MAX).map(|_| keyed.ask(CLIENT, one).unwrap()).collect();
+    assert_eq!(keyed.ask(CLIENT, one), Err(Refusal::PairBusy));
+    assert!(keyed.ask("b", one).is_ok(), "another client");
+    assert!(keyed.ask(CLIENT, apart).is_ok(), "another pair");
+    // The relay's word does not make room: its client may have seen a failure.
+    keyed.settle(one, asked[0]);
+    assert_eq!(keyed.ask(CLIENT, one), Err(Refusal::PairBusy));
+    keyed.answer(CLIENT, asked[0], 200);
+    assert!(keyed.ask(CLIENT, one).is_ok());
+    assert_eq!(keyed.ask(CLIENT, one), Err(Refusal::PairBusy));
+    // What is never reported is over at its deadline.
+    asked.iter().skip(1).for_each(|id| keyed.settle(one, *id));
+    keyed.wait(61_000 + HOLD_MS + 30_000);
+    let room = (0..=OPEN_PER_PAIR_MAX).take_while(|_| keyed.ask("c", one).is_ok()).count();
+    assert_eq!(room, OPEN_PER_PAIR_MAX as usize);
+    keyed.changes(|d| d.route[0].credential.as_mut().unwrap().lifted = 1);
+    let room = (0..=OPEN_PER_PAIR_MAX).take_while(|_| keyed.ask(CLIENT, one).is_ok()).count();
+    assert_eq!(room, OPEN_PER_PAIR_MAX as usize);
+}
+
+/// A relay keeps answers back until the application gives up.
+#[test]
+fn so_many_requests_are_given_up_before_it_is_a_fault() {
+    for denied in [false, true] {
+        let mut keyed = Keyed::new();
+        let [one, apart, _] = keyed.ways();
+        let stall = |keyed: &mut Keyed, way: Way| {
+            let request = keyed.ask(CLIENT, way)?;
+            if denied {
+                let denial = NodeCommand::Unanswered(vec![request]);
+                keyed.mesh.apply(vec![keyed.mesh.fleet.node_command(way.1, denial)]);
+            }
+            keyed.settle(way, request);
+            keyed.report_with(CLIENT, request, |r| (r.status, r.ended) = (0, Ended::Cancelled));
+            Ok(())
+        };
+        for n in 1..=STALLS_MAX {
+            assert_eq!(stall(&mut keyed, one), Ok(()), "{n}");
+        }
+        let expected = if denied { Ok(()) } else { Err(Refusal::PairBarred) };
+        assert_eq!(stall(&mut keyed, one), expected);
+        assert_eq!(stall(&mut keyed, apart), Ok(()), "another pair");
+        keyed.wait(HOLD_MS + 20_000);
+        assert_eq!(keyed.counted(), usize::from(!denied));
     }
 }
 
