@@ -16,7 +16,7 @@ use quorate_core::crypto::encode;
 use quorate_core::ids::{NodeId, RequestId, RouteId};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_core::proof::{LeafCertificate, Proof, Receipt, Verified};
-use quorate_core::state::Pair;
+use quorate_core::state::{FaultKind, Pair};
 use quorate_proto::v1;
 use quorate_transport::{Address, Connected, Expect};
 use std::collections::HashMap;
@@ -542,18 +542,28 @@ impl Inner {
         }
     }
 
+    /// To one node, the lane's relay if it is there. What may accuse a node goes to so many that one of them is honest: the
+    /// accused could say that it took it.
     async fn send_reports(&self, lane: &Lane, reports: Vec<Report>) {
+        let accuses = reports.iter().any(|r| r.status == 0 || FaultKind::of(r).is_some());
+        let hostile = self.directory().verified().policy.hostile_nodes_max as usize;
+        let mut wanted = if accuses { hostile.saturating_add(1) } else { 1 };
         let command = self.sign(ClientCommand::Report(reports));
         let own = lane.link();
         if let Some((node, link)) = &own
             && self.took(*node, link, &command).await
         {
+            wanted -= 1;
+        }
+        if wanted == 0 {
             return;
         }
-        // That relay is gone or slow; any other node takes the reports too.
         for (other, link) in self.any_links().await.unwrap_or_default() {
             if own.as_ref().is_none_or(|(node, _)| other != *node) && self.took(other, &link, &command).await
             {
+                wanted -= 1;
+            }
+            if wanted == 0 {
                 return;
             }
         }

@@ -228,8 +228,12 @@ impl Inner {
         match timeout(AUTHORISE_TIMEOUT, exchange.wait_authorised()).await {
             Ok(Ok(First::Authorised)) => {}
             Ok(Ok(First::Refused(error))) => {
-                // There is no open request to report on.
-                exchange.report = None;
+                match share_epoch {
+                    // There is no open request to report on.
+                    0 => exchange.report = None,
+                    // So says the relay, who may have released the hole all the same: the log knows whether there is one.
+                    _ => exchange.ended = Some(Ended::MeshFailure),
+                }
                 return Err(Failed { error, forwarded: Forwarded::No });
             }
             Ok(Err(error)) => {

@@ -67,12 +67,18 @@ impl Keyed {
         status
     }
 
-    fn reports(&self) -> Vec<Report> {
+    /// As they were submitted: what accuses a node goes to two, one of whom is honest.
+    fn submitted(&self) -> Vec<Report> {
         let of = |c: &Command| match c {
             Command::Client(ClientSigned { body: ClientCommand::Report(all), .. }) => all.clone(),
             _ => vec![],
         };
         self.mesh.log.submitted.lock().unwrap().iter().flat_map(of).collect()
+    }
+
+    fn reports(&self) -> Vec<Report> {
+        let mut seen = BTreeSet::new();
+        self.submitted().into_iter().filter(|r| seen.insert(r.request)).collect()
     }
 
     fn report(&self, request: RequestId) -> Report {
@@ -172,6 +178,8 @@ async fn a_pair_over_which_a_request_failed_is_left_out() {
         drop(response.body.bytes(1 << 20).await.unwrap());
     }
     keyed.client.flush().await;
+    let faults: Vec<_> = keyed.submitted().into_iter().filter(|r| r.status == 401).collect();
+    assert_eq!(faults.len(), 2 * refused.len(), "the accused relay alone could swallow it");
     assert!(refused.is_subset(&spoilt[..3].iter().copied().collect()));
     for report in keyed.reports().iter().filter(|r| r.status == 401) {
         assert!(report.error_form && report.same_as.is_none(), "{report:?}");
