@@ -51,6 +51,8 @@ pub const CONNECTIONS_PER_POOL_MAX: usize = 65_536;
 pub const HEAD_BYTES_MAX: usize = 2 * (HEADER_LEN + HEAD_FRAGMENT_MAX);
 /// How long an authorisation may take to be certified here.
 const AUTHORISATION_WAIT: Duration = Duration::from_millis(2_500);
+/// How long it is waited for after that, only to say that there was no answer: as long as a fault is held.
+const LATE_AUTHORISATION_WAIT: Duration = Duration::from_millis(quorate_core::state::HOLD_MS);
 /// How often expired pools are forgotten.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
@@ -176,8 +178,15 @@ impl Keyer {
         // For a credential it keeps what the hole needs, and nothing else.
         let checked = secret.check_head(&template, &records);
 
-        let certified =
-            self.inner.ledger.authorisation(request_id, AUTHORISATION_WAIT).await.map_err(Problem::from)?;
+        let certified = match self.inner.ledger.authorisation(request_id, AUTHORISATION_WAIT).await {
+            Ok(certified) => certified,
+            Err(error) => {
+                if share_epoch > 0 {
+                    tokio::spawn(self.clone().deny_late(request_id, connection));
+                }
+                return Err(Problem::from(error).into());
+            }
+        };
         let a = certified.request();
         let named = (a.request, a.pool, a.connection, a.relay, a.keyer, a.head_digest.0, certified.client());
         let asked = (request_id, pool.id, connection, from, self.inner.ledger.me(), digest.0, &pool.client);
@@ -202,6 +211,17 @@ impl Keyer {
         let denial = NodeCommand::Unanswered(vec![request]);
         if !self.inner.ledger.send(Outgoing::Node(denial)) {
             tracing::debug!(%request, "a denial was dropped: the queue to the leader is full");
+        }
+    }
+
+    /// As [`Self::deny`], for a request whose authorisation was not certified in time. Only if it names this connection: for any
+    /// other, this request may have been answered over its own.
+    async fn deny_late(self, request: RequestId, connection: ConnectionId) {
+        if let Ok(certified) = self.inner.ledger.authorisation(request, LATE_AUTHORISATION_WAIT).await {
+            let a = certified.request();
+            if (a.request, a.connection, a.share_epoch > 0) == (request, connection, true) {
+                self.deny(request);
+            }
         }
     }
 
