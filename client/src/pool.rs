@@ -90,9 +90,15 @@ const NO_USE_CODES: [&str; 2] = ["shares_missing", "keyer_answer"];
 
 /// The codes by which the log, or one of its nodes, refuses one pair to a client while others may serve it.
 pub(crate) fn is_pair_refusal(error: &Error) -> bool {
-    let codes = [Refusal::PairBarred, Refusal::PairSuspended, Refusal::PairBusy].map(Refusal::code);
+    let codes = [Refusal::PairBarred, Refusal::PairSuspended].map(Refusal::code);
     let refuses_pair = |code| codes.contains(&code) || NO_USE_CODES.contains(&code);
     matches!(error, Error::Refused(r) if refuses_pair(r.code.as_str()))
+}
+
+/// The code by which the log refuses a pair to a client that has as many requests open over it as may be: no word against the
+/// pair, and over in moments.
+pub(crate) fn is_busy(error: &Error) -> bool {
+    matches!(error, Error::Refused(r) if r.code == Refusal::PairBusy.code())
 }
 
 /// What a lane asks of its provider, as the policy had it when the lane was opened.

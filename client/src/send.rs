@@ -13,7 +13,7 @@ use crate::client::{Client, Inner};
 use crate::directory::now;
 use crate::error::{Error, Retry};
 use crate::http1::ResponseParser;
-use crate::pool::{Lane, PAIR_REFUSALS_MAX, PoolOptions, RouteLanes, is_pair_refusal, lock};
+use crate::pool::{Lane, PAIR_REFUSALS_MAX, PoolOptions, RouteLanes, is_busy, is_pair_refusal, lock};
 use crate::request::Request;
 use crate::response::{Exchange, First, Provenance, Reporter, Response, ResponseBody};
 use crate::usage::UsageTail;
@@ -100,6 +100,11 @@ impl Inner {
             };
             tracing::debug!(%error, ?forwarded, attempt, "a request failed");
             let late = deadline.is_some_and(|d| Instant::now() >= d);
+            if is_busy(&error) && pair_refusals < PAIR_REFUSALS_MAX && !late {
+                pair_refusals += 1;
+                avoid.push((lane.relay(), lane.keyer()));
+                continue;
+            }
             if is_pair_refusal(&error) && pair_refusals < PAIR_REFUSALS_MAX && !late {
                 pair_refusals += 1;
                 self.refused(&route, lane.share_epoch(), lane.pair(), asked);

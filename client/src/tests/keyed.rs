@@ -323,6 +323,23 @@ async fn a_pair_whose_keyers_answer_does_not_fit_is_left_out() {
     assert_eq!(keyed.counted(), 0);
 }
 
+/// More at once than one pair may have open: the others take them, and nothing is held against a pair.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_pair_is_passed_over_for_the_moment() {
+    let keyed = keyed_mesh().await;
+    // Answers that nobody has read to their end are not reported, so their requests stay open.
+    let mut open = Vec::new();
+    for _ in 0..80 {
+        open.push(keyed.send("x").await);
+    }
+    let pairs: BTreeSet<_> = open.iter().map(|r| (r.provenance.relay, r.provenance.keyer)).collect();
+    assert!(pairs.len() >= 3, "{pairs:?}");
+    let route = quorate_core::ids::RouteId::new(ROUTE).unwrap();
+    for (relay, keyer) in pairs {
+        assert!(!keyed.client.inner().is_shunned(&route, quorate_core::state::Pair { relay, keyer }));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_credential_is_an_error_that_names_the_admins() {
     let keyed = keyed_mesh().await;

@@ -81,7 +81,7 @@ pub enum LeafBody {
         /// The pair's keyer.
         keyer: NodeId,
     },
-    /// Requests of three clients failed over two pairs or more: nobody may use the route's credential.
+    /// Requests of three clients failed over pairs that no one node is in: nobody may use the route's credential.
     CredentialFrozen {
         /// Whose credential.
         route: RouteId,
