@@ -214,10 +214,9 @@ async fn a_new_share_epoch_replaces_the_old_one() {
 async fn a_provider_that_closed_first_gets_no_request() {
     let lab = Lab::keyed().await;
     let idle = lab.connect(1).await;
-    lab.close.send_replace(true);
+    lab.close_connections().await;
     // The runtime may or may not have heard of it: the relay asks the socket.
     let mut sealed = idle.seal(&lab.template, PATH, 2);
-    tokio::time::sleep(Duration::from_millis(50)).await;
     let (_, command) = lab.authorise(sealed.id, &sealed.head, |_| ());
     let head = sealed.head.clone();
     sealed.request(&command, &head).await;
@@ -237,8 +236,7 @@ async fn a_provider_that_closes_while_the_keyer_thinks_gets_no_request() {
     while lab.keyer.waiting() > 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    lab.close.send_replace(true);
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    lab.close_connections().await;
     lab.port.open.send_replace(true);
     assert_eq!(sealed.tunnel.refusal().await, "provider_closed");
     assert_eq!(seen(&lab), "");

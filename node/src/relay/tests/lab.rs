@@ -264,12 +264,20 @@ pub(crate) struct Lab {
     pub(crate) template: HeadTemplate,
     pub(crate) vaults: Vaults,
     /// Has the provider close every connection.
-    pub(crate) close: watch::Sender<bool>,
+    close: watch::Sender<bool>,
     certificate: CertificateDer<'static>,
     _folder: tempfile::TempDir,
 }
 
 impl Lab {
+    /// Has the provider close its connections, and waits until it has: each holds a receiver, the listener one.
+    pub(crate) async fn close_connections(&self) {
+        self.close.send_replace(true);
+        while self.close.receiver_count() > 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     /// Four nodes attested, a pool open, the provider listening.
     pub(crate) async fn new() -> Self {
         Self::with_provider(false, true, |_| None).await
