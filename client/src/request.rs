@@ -2,6 +2,7 @@
 use crate::error::Error;
 use bytes::Bytes;
 pub use quorate_splitkey::head::Method;
+use quorate_splitkey::head::{Head, Header};
 use std::time::Duration;
 
 /// Where a request goes.
@@ -38,6 +39,17 @@ pub struct Request {
 }
 
 impl Request {
+    /// Its HTTP head, without what the route adds.
+    pub(crate) fn head(&self) -> Head {
+        let header = |(name, value): &(String, String)| Header { name: name.clone(), value: value.clone() };
+        Head {
+            method: self.method,
+            path: self.path.clone(),
+            headers: self.headers.iter().map(header).collect(),
+            content_length: self.body.len() as u64,
+        }
+    }
+
     /// A POST of JSON.
     pub fn post_json(target: Target, path: impl Into<String>, body: impl Into<Bytes>) -> Self {
         Self {

@@ -25,7 +25,6 @@ use quorate_core::ids::{NodeId, PolicyVersion, RequestId, RouteId};
 use quorate_core::refusal::Refusal;
 use quorate_core::state::{FaultKind, HOLD_MS, Pair};
 use quorate_splitkey::client::{BodySealer, ClientRequest};
-use quorate_splitkey::head::{Head, Header};
 use quorate_splitkey::record::{OVERHEAD, PLAINTEXT_MAX};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -521,16 +520,7 @@ pub(crate) async fn start(
     limits: Limits,
 ) -> Result<Exchange, Error> {
     let Conn { mut up, down, tls, early, .. } = conn;
-    let head = Head {
-        method: request.method,
-        path: request.path.clone(),
-        headers: request
-            .headers
-            .iter()
-            .map(|(name, value)| Header { name: name.clone(), value: value.clone() })
-            .collect(),
-        content_length: request.body.len() as u64,
-    };
+    let head = request.head();
     let ClientRequest { head, mut body, response } =
         tls.seal_request(&lane.template, &head).map_err(Error::Head)?;
     up.request(sign(Hash(head.digest().0)), head.to_bytes()).await?;

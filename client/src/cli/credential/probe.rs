@@ -10,7 +10,6 @@ use crate::request::{Method, Request, Target};
 use crate::wire::{DirectAnswer, danger_converse};
 use crate::{Error, head_template};
 use quorate_core::policy::{CredentialDocument, CredentialScheme, RouteDocument};
-use quorate_splitkey::head::{Head, Header};
 use std::collections::BTreeMap;
 use zeroize::Zeroizing;
 
@@ -40,16 +39,7 @@ pub(crate) async fn ask(
     let secret_bytes = u16::try_from(secret.len()).unwrap_or(u16::MAX);
     let shape = CredentialDocument::new(scheme, public_prefix, secret_bytes, 1, &BTreeMap::new());
     let keyed = RouteDocument { credential: Some(shape), ..route.clone() };
-    let head = Head {
-        method: request.method,
-        path: request.path.clone(),
-        headers: request
-            .headers
-            .iter()
-            .map(|(name, value)| Header { name: name.clone(), value: value.clone() })
-            .collect(),
-        content_length: request.body.len() as u64,
-    };
+    let head = request.head();
     let parts = head_template(&keyed)?.serialise(&head).map_err(|e| Error::Head(e.into()))?;
     let mut end = parts.two().unwrap_or_default().to_vec();
     end.extend_from_slice(&request.body);
