@@ -19,7 +19,7 @@ const ENTRY_BYTES: usize = 512;
 async fn main() -> anyhow::Result<()> {
     let parent = std::env::args_os().nth(1).map_or_else(std::env::temp_dir, PathBuf::from);
     let folder = tempfile::tempdir_in(&parent).with_context(|| format!("no room in {}", parent.display()))?;
-    let path = folder.path().join("raft.redb");
+    let path = folder.path().join("raft");
     LogStore::create(&path)?;
     let mut store = LogStore::open(&path, CertifiedFloor::new(), LogStoreOptions::default())?;
 

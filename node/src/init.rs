@@ -62,7 +62,7 @@ impl Layout {
     }
     /// Raft's log.
     pub fn raft_log(&self) -> PathBuf {
-        self.root.join("raft.redb")
+        self.root.join("raft")
     }
     /// The tlog.
     pub fn tiles(&self) -> PathBuf {
