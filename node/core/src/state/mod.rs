@@ -345,16 +345,29 @@ impl State {
 
     /// Applies one entry's bytes.
     pub fn apply(&mut self, entry: &[u8], blobs: &dyn Blobs) -> Applied {
-        let mut run = Run::new(self);
         match borsh::from_slice::<Batch>(entry) {
-            Ok(batch) if batch.commands.len() <= crate::command::COMMANDS_MAX => run.batch(batch, blobs),
-            _ => {
-                let time = run.state.data.time;
-                run.digest_leaf(time);
-                run.leaf(time, LeafBody::Undecodable { entry: sha256(entry) });
-                run.finish(NodeId(0))
+            Ok(batch) if batch.commands.len() <= crate::command::COMMANDS_MAX => {
+                Run::new(self).batch(batch, blobs)
             }
+            _ => self.apply_undecodable(sha256(entry)),
         }
+    }
+
+    /// As [`State::apply`], for who has the entry's parts: an auditor who reads them from leaves.
+    pub fn apply_batch(&mut self, batch: Batch, blobs: &dyn Blobs) -> Applied {
+        if batch.commands.len() > crate::command::COMMANDS_MAX {
+            return self.apply_undecodable(sha256(&encode(&batch)));
+        }
+        Run::new(self).batch(batch, blobs)
+    }
+
+    /// What an entry does that is no batch within its bounds: a leaf that names its bytes by their SHA-256.
+    pub fn apply_undecodable(&mut self, entry: Hash) -> Applied {
+        let mut run = Run::new(self);
+        let time = run.state.data.time;
+        run.digest_leaf(time);
+        run.leaf(time, LeafBody::Undecodable { entry });
+        run.finish(NodeId(0))
     }
 }
 

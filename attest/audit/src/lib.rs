@@ -1,0 +1,30 @@
+//! `quorate-audit`: what an auditor decides alone, offline and later, from the genesis digest and a copy of any node's log.
+//!
+//! | module | |
+//! |---|---|
+//! | [`store`] | a mirror: a folder of C2SP tiles, checkpoints and blobs, read with every byte in doubt |
+//! | [`replay`] | history through the state machine that the nodes run; the same leaves must come out |
+//! | [`mirror`] | fills such a folder from a node or from another mirror |
+//! | [`verify`] | replays all of it and says what holds, or what failed, where, and what that means |
+//! | [`life`], [`prove`] | one request: who asked, through whom, on which measured software, and proofs of that for others |
+//! | [`finding`] | what can be wrong, as facts with a place |
+//!
+//! **Assumes** SHA-256, Ed25519, and the genesis digest that the auditor was given. **Trusts** no node, no mirror and no
+//! transport: whatever was altered, dropped, swapped or cut is a [`finding::Finding`]. What no copy can show by itself is
+//! that there is no second, equally certified history: comparing what several nodes serve does.
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod fetch;
+pub mod finding;
+//pub mod life;
+pub mod mirror;
+//pub mod prove;
+pub mod replay;
+pub mod store;
+#[cfg(any(test, feature = "danger-testing"))]
+pub mod testing;
+#[cfg(test)]
+mod tests;
+pub mod verify;
+pub mod words;
