@@ -18,6 +18,8 @@
 //! It survives a hostile relay (which cannot make it answer for other records), client (its head is re-serialised) and
 //! leader. **Leaves to the caller** the proof of who is calling.
 use crate::clock;
+#[cfg(feature = "danger-hostile")]
+use crate::danger_hostile;
 use crate::ledger::{Ledger, Outgoing};
 use crate::metrics::Metrics;
 use crate::pool::PoolFacts;
@@ -121,6 +123,8 @@ impl Keyer {
         if share_epoch > 0 {
             self.inner.vault.ready(&pool.route, share_epoch).await.map_err(|_| Problem::SharesMissing)?;
         }
+        #[cfg(feature = "danger-hostile")]
+        danger_hostile::remember(connection, &pool, &secret);
         self.registry().register(pool, connection, secret, clock::now())
     }
 
@@ -166,7 +170,14 @@ impl Keyer {
         if request.head.len() > HEAD_BYTES_MAX {
             return Err(Refused::Malformed);
         }
-        let (pool, mut secret) = self.registry().take(&connection, from)?;
+        let taken = self.registry().take(&connection, from);
+        #[cfg(feature = "danger-hostile")]
+        if danger_hostile::is("keyer:no-leaf")
+            || taken.as_ref().is_err_and(|_| danger_hostile::off("UnknownConnection"))
+        {
+            return self.danger_answer(&connection, &request.head);
+        }
+        let (pool, mut secret) = taken?;
         // From here on the connection is spent. The work on the head runs while the authorisation is being certified.
         let view = self.inner.ledger.view();
         let (route, template) = pool.route(&view)?;
@@ -190,7 +201,10 @@ impl Keyer {
         let a = certified.request();
         let named = (a.request, a.pool, a.connection, a.relay, a.keyer, a.head_digest.0, certified.client());
         let asked = (request_id, pool.id, connection, from, self.inner.ledger.me(), digest.0, &pool.client);
-        if named != asked {
+        let differs = named != asked;
+        #[cfg(feature = "danger-hostile")]
+        let differs = differs && !danger_hostile::off("Mismatch");
+        if differs {
             return Err(Refused::Mismatch);
         }
         let asked = Asked { pool, policy, share_epoch, secret, checked };
@@ -279,6 +293,38 @@ impl Keyer {
     }
 }
 
+#[cfg(feature = "danger-hostile")]
+impl Keyer {
+    /// For a connection that it remembers, whatever was certified and however often it answered.
+    fn danger_answer(&self, connection: &ConnectionId, head: &[u8]) -> Result<Answer, Refused> {
+        let (pool, secret) = danger_hostile::remembered(connection).ok_or(Refused::UnknownConnection)?;
+        let view = self.inner.ledger.view();
+        let (route, template) = pool.route(&view)?;
+        let records = HeadRecords::from_bytes(head, template.shape()).map_err(|_| Refused::Malformed)?;
+        let mut holder = KeyerConnection::new();
+        holder.register(secret).map_err(|_| Problem::AlreadyRegistered)?;
+        holder.check_head(&template, &records)?;
+        let mask = self.inner.vault.mask(&pool.route, route.share_epoch());
+        let mask = mask.map_err(|_| Problem::SharesMissing)?;
+        let answer = holder.answer(&mask).map_err(|_| Problem::SharesMissing)?;
+        Ok(Answer::Hole(hole(&answer)))
+    }
+}
+
+#[cfg(feature = "danger-hostile")]
+impl Registry {
+    /// A connection's first secret gives way to its next.
+    fn danger_forget(&mut self, connection: &ConnectionId) {
+        if let Some(id) = self.pool_of.remove(connection)
+            && let Some(entry) = self.pools.get_mut(&id)
+            && entry.waiting.remove(connection).is_some()
+        {
+            let client = entry.pool.client.clone();
+            self.release(&client, 1);
+        }
+    }
+}
+
 /// A spent connection and what came out of its head.
 struct Asked {
     pool: PoolFacts,
@@ -293,11 +339,14 @@ struct Asked {
 /// The answer as a message, erased once it is sent.
 fn hole(answer: &HoleAnswer) -> v1::HoleAnswer {
     let erased = |bytes: &[u8]| Bytes::from_owner(Zeroizing::new(bytes.to_vec()));
-    v1::HoleAnswer {
+    let hole = v1::HoleAnswer {
         pad: erased(answer.expose_pad()),
         one_time_key: erased(answer.expose_one_time_key()),
         content_length: answer.content_length(),
-    }
+    };
+    #[cfg(feature = "danger-hostile")]
+    let hole = danger_hostile::altered(hole);
+    hole
 }
 
 /// A 16-byte id out of a message.
@@ -328,6 +377,10 @@ impl Registry {
         secret: TrafficSecret,
         now: Timestamp,
     ) -> Result<(), Problem> {
+        #[cfg(feature = "danger-hostile")]
+        if danger_hostile::off("AlreadyRegistered") {
+            self.danger_forget(&connection);
+        }
         if self.waiting >= WAITING_MAX {
             self.forget_expired(now);
         }

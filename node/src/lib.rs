@@ -1,6 +1,9 @@
 //! quorated: the node. Sockets, disk, clocks and tasks around the pure protocol of quorate-core.
 #![forbid(unsafe_code)]
 
+#[cfg(all(feature = "danger-hostile", not(debug_assertions)))]
+compile_error!("danger-hostile contains attacks: it is for tests, and no release can contain it");
+
 pub mod attester;
 pub mod blobs;
 pub mod boot;
@@ -8,6 +11,8 @@ pub mod clock;
 pub mod config;
 pub mod cosign_stream;
 pub mod cosigner;
+#[cfg(feature = "danger-hostile")]
+pub mod danger_hostile;
 pub mod directory;
 pub mod enrol;
 pub mod evidence;

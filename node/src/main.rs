@@ -50,7 +50,7 @@ enum Job {
     Check,
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     // First of all: tpm2-tss reads its own environment, which may change only while there is one thread.
     quorate_attest_tpm::silence_c_library();
     // Before anything secret is in memory.

@@ -23,7 +23,12 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(all(feature = "danger-hostile", not(debug_assertions)))]
+compile_error!("danger-hostile switches defences off: it is for tests, and no release can contain it");
+
 pub mod client;
+#[cfg(feature = "danger-hostile")]
+pub mod danger_hostile;
 pub mod framing;
 pub mod head;
 pub mod hole;

@@ -8,6 +8,8 @@
 //! The head of a route with a credential lies around a hole. It is another type than a whole one, and can only be released
 //! with a keyer's answer for that hole and this node's own share, which fill it.
 use super::KeyerPort;
+#[cfg(feature = "danger-hostile")]
+use crate::danger_hostile;
 use crate::pool::Standing;
 use crate::services::status::Problem;
 use bytes::Bytes;
@@ -63,10 +65,22 @@ impl KeyerApproval {
             connection: Bytes::copy_from_slice(&connection.0),
             head,
         };
+        #[cfg(feature = "danger-hostile")]
+        let again = question.clone();
         let reply = port.check_head(keyer, question).await.map_err(|status| {
             tracing::debug!(%keyer, code = ?status.code(), "the keyer did not answer");
             Problem::KeyerUnavailable
         })?;
+        #[cfg(feature = "danger-hostile")]
+        if danger_hostile::is("relay:ask-twice") {
+            let again = port.check_head(keyer, again).await.ok().and_then(|reply| reply.answer);
+            let given = match again {
+                Some(Answer::Refused(refused)) => refused.code,
+                Some(Answer::Hole(_)) => "given".to_owned(),
+                other => format!("{other:?}"),
+            };
+            tracing::warn!(%request, "danger-hostile: second answer: {given}");
+        }
         match reply.answer {
             Some(Answer::ContentLength(content_length)) => {
                 Ok(Self::Whole(WholeApproval { request, content_length }))
@@ -87,11 +101,19 @@ pub(super) struct Handshake<W = OwnedWriteHalf> {
     provider: W,
     watch: HandshakeWatch,
     out: Vec<u8>,
+    #[cfg(feature = "danger-hostile")]
+    unwatched: bool,
 }
 
 impl<W: AsyncWrite + Unpin> Handshake<W> {
     pub(super) fn new(provider: W, host: ServerHost) -> Self {
-        Self { provider, watch: HandshakeWatch::new(host), out: Vec::new() }
+        Self {
+            provider,
+            watch: HandshakeWatch::new(host),
+            out: Vec::new(),
+            #[cfg(feature = "danger-hostile")]
+            unwatched: false,
+        }
     }
 
     /// Takes the client's bytes and writes what may go out; what is left in `input` lies beyond the handshake.
@@ -100,7 +122,24 @@ impl<W: AsyncWrite + Unpin> Handshake<W> {
         input: &mut &[u8],
     ) -> Result<io::Result<()>, HandshakeRefusal> {
         self.out.clear();
-        self.watch.client_bytes(input, &mut self.out)?;
+        #[cfg(feature = "danger-hostile")]
+        let whole = *input;
+        let placed = self.watch.client_bytes(input, &mut self.out);
+        #[cfg(feature = "danger-hostile")]
+        let placed = match placed {
+            Err(refusal) if danger_hostile::waives(&refusal) => {
+                self.unwatched = true;
+                *input = &[];
+                self.out = whole.to_vec();
+                Ok(())
+            }
+            Ok(()) if danger_hostile::off("BytesAfterFinished") => {
+                self.out.extend_from_slice(std::mem::take(input));
+                Ok(())
+            }
+            placed => placed,
+        };
+        placed?;
         Ok(self.provider.write_all(&self.out).await)
     }
 
@@ -110,11 +149,20 @@ impl<W: AsyncWrite + Unpin> Handshake<W> {
         input: &[u8],
         forward: &mut Vec<u8>,
     ) -> Result<(), HandshakeRefusal> {
+        #[cfg(feature = "danger-hostile")]
+        if self.unwatched {
+            forward.extend_from_slice(input);
+            return Ok(());
+        }
         self.watch.provider_bytes(input, forward)
     }
 
     /// The client's Finished has passed: its next record is the head.
     pub(super) fn is_done(&self) -> bool {
+        #[cfg(feature = "danger-hostile")]
+        if self.unwatched {
+            return true;
+        }
         self.watch.is_done()
     }
 
@@ -125,7 +173,7 @@ impl<W: AsyncWrite + Unpin> Handshake<W> {
         head: HeadRecords,
         template: &HeadTemplate,
     ) -> Result<Held<W>, Problem> {
-        if !self.watch.is_done() {
+        if !self.is_done() {
             return Err(Problem::OutOfTurn("the request came before the end of the handshake"));
         }
         let waits = Waits { provider: self.provider, connection, head };
@@ -183,12 +231,31 @@ impl<W: AsyncWrite + Unpin> HeldAround<W> {
         _standing: Standing,
     ) -> Result<Released<W>, Problem> {
         let Self { waits, slot } = self;
+        #[cfg(feature = "danger-hostile")]
+        let flipped = danger_hostile::flipped(complement);
+        #[cfg(feature = "danger-hostile")]
+        let complement = flipped.as_ref().unwrap_or(complement);
         let content_length = approval.answer.content_length();
         waits.check(authorisation.request(), approval.request, content_length)?;
         let hole = approval.answer.fill(&slot, complement).map_err(|refusal| {
             tracing::warn!(%refusal, "a keyer's answer was refused");
             Problem::KeyerAnswer
         })?;
+        waits.release(Some(hole), content_length)
+    }
+}
+
+#[cfg(feature = "danger-hostile")]
+impl<W: AsyncWrite + Unpin> HeldAround<W> {
+    /// Lets it go on the keyer's answer alone.
+    pub(super) fn danger_release(
+        self,
+        approval: HoleApproval,
+        complement: &Complement,
+    ) -> Result<Released<W>, Problem> {
+        let Self { waits, slot } = self;
+        let content_length = approval.answer.content_length();
+        let hole = approval.answer.fill(&slot, complement).map_err(|_| Problem::KeyerAnswer)?;
         waits.release(Some(hole), content_length)
     }
 }
@@ -201,7 +268,10 @@ impl<W: AsyncWrite + Unpin> Waits<W> {
         if a.head_digest.0 != self.head.digest().0 {
             return Err(Problem::HeadDigest);
         }
-        if content_length > a.body_bytes_max {
+        let above = content_length > a.body_bytes_max;
+        #[cfg(feature = "danger-hostile")]
+        let above = above && !danger_hostile::off("BodyAboveCeiling");
+        if above {
             return Err(Problem::BodyAboveCeiling);
         }
         Ok(())
@@ -211,6 +281,8 @@ impl<W: AsyncWrite + Unpin> Waits<W> {
         let mut pending = Vec::new();
         let released = self.head.release_into(hole, &mut pending);
         released.map_err(|_| Problem::Internal("a head of another shape than its route's"))?;
+        #[cfg(feature = "danger-hostile")]
+        danger_hostile::rearrange(&mut pending);
         let meter = BodyMeter::new(content_length);
         Ok(Released { provider: self.provider, meter, pending, written: 0, sent: 0 })
     }
@@ -228,6 +300,11 @@ pub(super) struct Released<W = OwnedWriteHalf> {
 impl<W: AsyncWrite + Unpin> Released<W> {
     /// Takes body records; whole ones within the content-length will be written.
     pub(super) fn admit(&mut self, bytes: &[u8]) -> Result<(), FramingRefusal> {
+        #[cfg(feature = "danger-hostile")]
+        if danger_hostile::off("BodyTooLong") {
+            self.pending.extend_from_slice(bytes);
+            return Ok(());
+        }
         self.meter.body_bytes(bytes, &mut self.pending)
     }
 

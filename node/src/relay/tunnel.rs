@@ -5,6 +5,8 @@
 use super::release::{Handshake, Held, KeyerApproval, RecordEdge, Released};
 use super::{ConnectionPlace, OpenPlace, Relay, Running};
 use crate::clock;
+#[cfg(feature = "danger-hostile")]
+use crate::danger_hostile;
 use crate::keyer::{HEAD_BYTES_MAX, id};
 use crate::ledger::{DecideError, Decided, Ledger, Outgoing};
 use crate::pool::PoolFacts;
@@ -247,6 +249,10 @@ where
             Waiting { received, body: Vec::new(), bytes: 0, read, edge, certified_us: 0, keyer_us: 0 };
         // A pooled connection grows old: what the provider closed must not cost a request.
         self.provider_is_open(&mut waiting)?;
+        #[cfg(feature = "danger-hostile")]
+        if danger_hostile::is("relay:no-leaf") || danger_hostile::is("relay:other-request") {
+            return self.danger_without_leaf(held, &a, &pool, request.head, waiting).await;
+        }
         let running = Running::start(&self.relay, a.request)?;
         let (decided, outcome) = self.decide(&mut waiting, command, &a, &pool, request.head).await?;
         // From here on the request is authorised: whatever happens, it is settled.
@@ -330,7 +336,11 @@ where
         let relay = self.relay.clone();
         let inner = &relay.inner;
         let mut decision = std::pin::pin!(inner.ledger.decide(command, Vec::new(), DECIDE_WAIT));
-        let answer = KeyerApproval::ask(inner.keyers.as_ref(), pool.keyer.0, a.request, a.connection, head);
+        let answer = async {
+            #[cfg(feature = "danger-hostile")]
+            danger_hostile::withhold(a.request).await;
+            KeyerApproval::ask(inner.keyers.as_ref(), pool.keyer.0, a.request, a.connection, head).await
+        };
         let mut answer = std::pin::pin!(timeout(KEYER_WAIT, answer));
         let mut buffer = BytesMut::with_capacity(IDLE_READ_BYTES);
         let (mut decided, mut waited) = (None, None);
@@ -552,6 +562,36 @@ where
     }
 }
 
+#[cfg(feature = "danger-hostile")]
+impl<U: Send> Tunnel<U> {
+    /// Asks the keyer, and nobody else.
+    async fn danger_without_leaf(
+        &mut self,
+        held: Held,
+        a: &Authorise,
+        pool: &PoolFacts,
+        head: Bytes,
+        mut waiting: Waiting,
+    ) -> Result<End, Problem> {
+        let inner = &self.relay.inner;
+        let request = danger_hostile::named(a.request);
+        let approval =
+            KeyerApproval::ask(inner.keyers.as_ref(), pool.keyer.0, request, a.connection, head).await?;
+        let (Held::Around(held), KeyerApproval::Hole(approval)) = (held, approval) else {
+            return Err(Problem::KeyerAnswer);
+        };
+        let complement = inner.vault.complement(&pool.route, a.share_epoch, pool.keyer.0);
+        let complement = complement.map_err(|_| Problem::SharesMissing)?;
+        let mut released = held.danger_release(approval, &complement)?;
+        while released.has_pending() {
+            released.write_some().await.map_err(|_| Problem::ProviderClosed)?;
+        }
+        let mut answer = BytesMut::with_capacity(READ_BYTES);
+        let _silent = timeout(OPEN_WAIT, waiting.read.read_buf(&mut answer)).await;
+        Ok(End::Closed("danger-hostile"))
+    }
+}
+
 /// The provider's end of the connection: whole only between two records, after an answer.
 fn provider_end(end: &io::Result<usize>, received: u64, edge: &RecordEdge) -> (Ended, End) {
     if end.is_ok() && received > 0 && edge.at_boundary() {
@@ -645,6 +685,13 @@ impl Drop for Owed {
 async fn connect(template: &HeadTemplate) -> Result<TcpStream, Problem> {
     let host = template.host().to_string();
     let connecting = TcpStream::connect((host.as_str(), template.port()));
+    #[cfg(feature = "danger-hostile")]
+    let connecting = async {
+        match danger_hostile::value("relay:elsewhere") {
+            Some(address) => TcpStream::connect(address).await,
+            None => connecting.await,
+        }
+    };
     let unreachable = |e: io::Error| {
         tracing::info!(error = %e, "the provider of a route cannot be reached");
         Problem::ProviderUnreachable
