@@ -242,12 +242,12 @@ impl PairMeter {
         self.suspended || self.distrusted
     }
     /// Whether one more fault of this client may be void, for it bars until then; a client's minute costs one.
-    fn void(&mut self, client: &ClientId, until: Timestamp) -> bool {
+    fn void(&mut self, rules: &Rules, client: &ClientId, until: Timestamp) -> bool {
         if let Some(barred) = self.voided.get_mut(client) {
             *barred = until.max(*barred);
             return true;
         }
-        if self.voids >= VOIDS_PER_PAIR_MAX {
+        if self.voids >= rules.voids_max {
             return false;
         }
         self.voids += 1;
@@ -284,6 +284,18 @@ struct Rules {
     excused_max: u32,
     /// A client is excused once per pair.
     excused_once: bool,
+    /// So many clients are excused per pair.
+    excused_per_pair_max: usize,
+    /// So often are faults over one pair void.
+    voids_max: u32,
+    /// So many requests of one client are open over one pair.
+    open_max: u32,
+    /// The one of the requests given up that is a fault.
+    stalls_max: u32,
+    /// Answers over pairs with a common node suspend that node's pairs, and freeze nothing.
+    common_node: bool,
+    /// What was never answered freezes nothing.
+    answers_only: bool,
     /// Nobody answers for what happened while fewer than a quorum were attested.
     quorum_lost: bool,
     /// A 400 in the API's own form is held for its repetition.
@@ -299,6 +311,12 @@ const RULES: Rules = Rules {
     elsewhere: true,
     excused_max: EXCUSED_PER_NODE_MAX,
     excused_once: true,
+    excused_per_pair_max: EXCUSED_PER_PAIR_MAX,
+    voids_max: VOIDS_PER_PAIR_MAX,
+    open_max: OPEN_PER_PAIR_MAX,
+    stalls_max: STALLS_MAX,
+    common_node: true,
+    answers_only: true,
     quorum_lost: true,
     repeats: true,
     disjoint_repeats: true,
@@ -309,6 +327,10 @@ impl Meter {
         Self { share_epoch, lifted, members, frozen: false, pairs: BTreeMap::new(), excused: BTreeMap::new() }
     }
 
+    /// The share epoch whose faults these are.
+    pub fn share_epoch(&self) -> u32 {
+        self.share_epoch
+    }
     /// Whether metering froze the credential. Admins may have as well: that stands in the policy.
     pub fn is_frozen(&self) -> bool {
         self.frozen
@@ -347,8 +369,11 @@ impl Meter {
 
     /// Whether this client may have one more request open over this pair.
     pub(super) fn may_open(&self, pair: Pair, client: &ClientId) -> Result<(), Refusal> {
+        self.may_open_under(&RULES, pair, client)
+    }
+    fn may_open_under(&self, rules: &Rules, pair: Pair, client: &ClientId) -> Result<(), Refusal> {
         let open = self.pairs.get(&pair).and_then(|m| m.open.get(client));
-        if open.is_some_and(|n| *n >= OPEN_PER_PAIR_MAX) { Err(Refusal::PairBusy) } else { Ok(()) }
+        if open.is_some_and(|n| *n >= rules.open_max) { Err(Refusal::PairBusy) } else { Ok(()) }
     }
     /// A request of this client was authorised over this pair.
     pub(super) fn opened(&mut self, pair: Pair, client: &ClientId) {
@@ -365,10 +390,10 @@ impl Meter {
         }
     }
     /// The application gave a request up before any answer: whether that is one too many.
-    fn stalled(&mut self, pair: Pair, client: &ClientId) -> bool {
+    fn stalled(&mut self, rules: &Rules, pair: Pair, client: &ClientId) -> bool {
         let stalled = self.pairs.entry(pair).or_default().stalled.entry(client.clone()).or_default();
-        *stalled = stalled.saturating_add(1).min(STALLS_MAX);
-        *stalled >= STALLS_MAX
+        *stalled = stalled.saturating_add(1).min(rules.stalls_max);
+        *stalled >= rules.stalls_max
     }
 
     /// One more probe over this pair.
@@ -398,8 +423,8 @@ impl Meter {
             }
             self.pairs.entry(pair).or_default().answerless = Some((now, request));
             if self.nobody_alone(now) {
-                self.void_held(now, verdicts);
-                if self.pairs.entry(pair).or_default().void(&client, now.plus_ms(HOLD_MS)) {
+                self.void_held(rules, now, verdicts);
+                if self.pairs.entry(pair).or_default().void(rules, &client, now.plus_ms(HOLD_MS)) {
                     return verdicts.push(Verdict::Elsewhere(request));
                 }
             }
@@ -425,13 +450,13 @@ impl Meter {
         !pairs.is_empty() && common(&pairs).is_empty()
     }
 
-    fn void_held(&mut self, now: Timestamp, verdicts: &mut Vec<Verdict>) {
+    fn void_held(&mut self, rules: &Rules, now: Timestamp, verdicts: &mut Vec<Verdict>) {
         for meter in self.pairs.values_mut() {
             let lately = |h: &Held| h.kind == FaultKind::Answerless && now.since_ms(h.at) <= HOLD_MS;
             let due: Vec<_> =
                 meter.held.iter().filter(|(_, h)| lately(h)).map(|(k, h)| (k.clone(), h.at)).collect();
             for (key, at) in due {
-                if meter.void(&key.0, at.plus_ms(HOLD_MS)) {
+                if meter.void(rules, &key.0, at.plus_ms(HOLD_MS)) {
                     meter.held.remove(&key);
                     verdicts.push(Verdict::Elsewhere(key.1));
                 }
@@ -474,18 +499,18 @@ impl Meter {
         }
         if kind == FaultKind::Answerless {
             if rules.elsewhere {
-                self.void_counted(verdicts);
+                self.void_counted(rules, verdicts);
             }
         } else {
-            self.judge_answers(verdicts);
+            self.judge_answers(rules, verdicts);
         }
     }
 
     /// Answers of three clients over pairs without a common node freeze; with one, they suspend all that node's pairs: it can
     /// have done it alone, and must not freeze by that. What was never answered does neither.
-    fn judge_answers(&mut self, verdicts: &mut Vec<Verdict>) {
-        let answered =
-            |own: &BTreeMap<RequestId, FaultKind>| own.values().any(|k| *k != FaultKind::Answerless);
+    fn judge_answers(&mut self, rules: &Rules, verdicts: &mut Vec<Verdict>) {
+        let answers = |kind: &FaultKind| *kind != FaultKind::Answerless || !rules.answers_only;
+        let answered = |own: &BTreeMap<RequestId, FaultKind>| own.values().any(answers);
         let mut clients = BTreeSet::new();
         let mut pairs = Vec::new();
         for (pair, meter) in &self.pairs {
@@ -499,7 +524,7 @@ impl Meter {
             return;
         }
         let common = common(&pairs);
-        if common.is_empty() {
+        if common.is_empty() || !rules.common_node {
             self.frozen = true;
             return verdicts.push(Verdict::Frozen);
         }
@@ -515,7 +540,7 @@ impl Meter {
     }
 
     /// What was never answered over pairs without a common node, however far apart, is the provider's.
-    fn void_counted(&mut self, verdicts: &mut Vec<Verdict>) {
+    fn void_counted(&mut self, rules: &Rules, verdicts: &mut Vec<Verdict>) {
         let silent = |own: &BTreeMap<RequestId, FaultKind>| own.values().any(|k| *k == FaultKind::Answerless);
         let shows = |m: &PairMeter| m.counted.values().any(silent);
         let pairs: Vec<Pair> = self.pairs.iter().filter(|(_, m)| shows(m)).map(|(p, _)| *p).collect();
@@ -525,7 +550,7 @@ impl Meter {
         for meter in self.pairs.values_mut() {
             let PairMeter { counted, voids, .. } = meter;
             counted.retain(|_, own| {
-                if silent(own) && *voids < VOIDS_PER_PAIR_MAX {
+                if silent(own) && *voids < rules.voids_max {
                     *voids += 1;
                     own.retain(|request, kind| {
                         let void = *kind == FaultKind::Answerless;
@@ -551,7 +576,7 @@ impl Meter {
         };
         let meter = self.pairs.entry(pair).or_default();
         if rules.excused_once
-            && (meter.excused.contains(client) || meter.excused.len() >= EXCUSED_PER_PAIR_MAX)
+            && (meter.excused.contains(client) || meter.excused.len() >= rules.excused_per_pair_max)
         {
             return false;
         }
@@ -700,7 +725,7 @@ impl Run<'_> {
             meter.closed(pair, client);
             // A relay that keeps an answer back until the application gives up has had its try.
             let gave_up = (report.status, report.ended) == (0, Ended::Cancelled);
-            if gave_up && !used.denied && meter.stalled(pair, client) {
+            if gave_up && !used.denied && meter.stalled(&RULES, pair, client) {
                 used.fault = Some(FaultKind::Answerless);
             }
         }

@@ -255,11 +255,16 @@ fn three_clients_answers_on_pairs_without_a_common_node_freeze() {
 /// One hostile node, or whoever sits on its uplink, spoils keys over two of its pairs.
 #[test]
 fn one_node_suspends_itself_and_freezes_nothing() {
-    let mut bench = Bench::new(RULES);
-    bench.fault(0, pair(1, 2), Answer).unwrap();
-    bench.fault(1, pair(1, 2), Answer).unwrap();
-    assert_eq!(bench.meter.usable(pair(4, 1)), Ok(()));
-    bench.fault(2, pair(1, 3), Answer).unwrap();
+    let course = |rules| {
+        let mut bench = Bench::new(rules);
+        bench.fault(0, pair(1, 2), Answer).unwrap();
+        bench.fault(1, pair(1, 2), Answer).unwrap();
+        assert_eq!(bench.meter.usable(pair(4, 1)), Ok(()));
+        bench.fault(2, pair(1, 3), Answer).unwrap();
+        bench
+    };
+    assert!(course(Rules { common_node: false, ..RULES }).meter.is_frozen(), "it could stop the service");
+    let mut bench = course(RULES);
     assert!(!bench.meter.is_frozen());
     for p in all_pairs() {
         let expected = if of_node_one(p) { Err(Refusal::PairSuspended) } else { Ok(()) };
@@ -276,6 +281,24 @@ fn one_node_suspends_itself_and_freezes_nothing() {
         bench.fault(c, p, Answer).unwrap();
     }
     assert_eq!(bench.suspended(), [pair(1, 2), pair(2, 1)]);
+}
+
+/// Two clients' silence over one pair, and one answer over another: one answer is not three.
+#[test]
+fn silence_adds_nothing_to_answers() {
+    let course = |rules| {
+        let mut bench = Bench::new(rules);
+        for c in 0..2 {
+            bench.fault(c, pair(1, 2), Answerless).unwrap();
+        }
+        bench.wait(HOLD_MS + 1);
+        assert_eq!(bench.meter.counted().map(|(_, n)| n).sum::<usize>(), 2);
+        bench.fault(2, pair(3, 4), Answer).unwrap();
+        bench
+    };
+    let bench = course(RULES);
+    assert!(!bench.meter.is_frozen() && bench.suspended().is_empty());
+    assert!(course(Rules { answers_only: false, ..RULES }).meter.is_frozen());
 }
 
 #[test]
@@ -441,18 +464,24 @@ fn what_is_excused_or_unreleased_shows_no_outage() {
 /// A node tries in the shadow of other pairs' trouble: so often, and no more.
 #[test]
 fn faults_are_void_so_often_per_pair() {
-    let mut bench = Bench::new(RULES);
-    let others = [pair(3, 4), pair(4, 3), pair(2, 3), pair(3, 2), pair(2, 4), pair(4, 2)];
-    let mut tries = 0;
-    for round in 0..500usize {
-        bench.report(200, others[round % 2], RequestId([1; 16]), bench.now, Answerless);
-        tries += usize::from(bench.fault((round % 100) as u8, pair(1, 2), Answerless).is_ok());
-        bench.wait(HOLD_MS + 1);
-        // What other pairs' own budgets leave is not the matter here.
-        others.iter().for_each(|p| drop(bench.meter.pairs.remove(p)));
-    }
+    let course = |rules| {
+        let mut bench = Bench::new(rules);
+        let others = [pair(3, 4), pair(4, 3), pair(2, 3), pair(3, 2), pair(2, 4), pair(4, 2)];
+        let mut tries = 0;
+        for round in 0..500usize {
+            bench.report(200, others[round % 2], RequestId([1; 16]), bench.now, Answerless);
+            tries += usize::from(bench.fault((round % 100) as u8, pair(1, 2), Answerless).is_ok());
+            bench.wait(HOLD_MS + 1);
+            // What other pairs' own budgets leave is not the matter here.
+            others.iter().for_each(|p| drop(bench.meter.pairs.remove(p)));
+        }
+        (tries, bench)
+    };
+    let (tries, bench) = course(RULES);
     assert_eq!(tries, VOIDS_PER_PAIR_MAX as usize + SUSPENDING_CLIENTS);
     assert_eq!(bench.suspended(), [pair(1, 2)]);
+    let (tries, twin) = course(Rules { voids_max: u32::MAX, ..RULES });
+    assert_eq!((tries, twin.suspended()), (500, vec![]), "without the bound it goes on for ever");
 }
 
 /// A node dies under requests of three clients over two pairs, and comes back before or after its clients say so.
@@ -519,6 +548,58 @@ fn restarts_on_purpose(nodes: u64) {
     assert_eq!(bench.suspended(), vec![pair(1, 2)], "then it is metered like anybody");
     let twin = course(Rules { excused_max: u32::MAX, excused_once: false, ..RULES });
     assert!(twin.untouched(), "without the bound it goes on for ever");
+}
+
+/// Crashes on purpose, each under one request of a new client: the bound of a node and that of a pair, each where the other
+/// would go on.
+#[test]
+fn excuses_are_bounded_by_node_and_by_pair() {
+    let excused = |rules, pairs: &[Pair], nodes: &[u64]| {
+        let mut bench = Bench::new(rules);
+        for turn in 0..200u8 {
+            let at = usize::from(turn);
+            let (p, node) = (pairs[at % pairs.len()], nodes[at % nodes.len()]);
+            let Ok(request) = bench.request(turn, p) else { continue };
+            let begun = bench.now;
+            bench.wait(1000);
+            bench.restart(node);
+            bench.report(turn, p, request, begun, Answerless);
+            bench.wait(2 * HOLD_MS);
+        }
+        bench.verdicts.iter().filter(|v| matches!(v, Verdict::Excused(_))).count()
+    };
+    let own: Vec<Pair> = all_pairs().into_iter().filter(|p| of_node_one(*p)).collect();
+    assert_eq!(excused(RULES, &own, &[1]), EXCUSED_PER_NODE_MAX as usize);
+    assert_eq!(excused(Rules { excused_max: u32::MAX, ..RULES }, &own, &[1]), 200);
+    let (one, both) = ([pair(1, 2)], [1, 2]);
+    assert_eq!(excused(RULES, &one, &both), EXCUSED_PER_PAIR_MAX);
+    let twin = excused(Rules { excused_per_pair_max: usize::MAX, ..RULES }, &one, &both);
+    assert_eq!(twin, 2 * EXCUSED_PER_NODE_MAX as usize, "each node's own");
+}
+
+/// Admins lift what was imposed; what a node or a client had of excuses in this share epoch is spent.
+#[test]
+fn lifting_renews_no_excuse() {
+    let crash = |bench: &mut Bench, c: u8, p: Pair| {
+        let (request, begun) = (bench.request(c, p).unwrap(), bench.now);
+        bench.wait(1000);
+        bench.restart(1);
+        bench.report(c, p, request, begun, Answerless);
+        bench.wait(HOLD_MS + 1);
+        bench.verdicts.last() == Some(&Verdict::Excused(request))
+    };
+    let mut bench = Bench::new(RULES);
+    assert!(crash(&mut bench, 0, pair(1, 2)));
+    bench.meter.lift(1);
+    assert!(!crash(&mut bench, 0, pair(1, 2)), "once per client and pair");
+    assert!(crash(&mut bench, 1, pair(1, 2)), "the twin: another client");
+    let mut bench = Bench::new(RULES);
+    let own: Vec<Pair> = all_pairs().into_iter().filter(|p| of_node_one(*p)).collect();
+    for c in 0..EXCUSED_PER_NODE_MAX as u8 {
+        assert!(crash(&mut bench, c, own[usize::from(c) % own.len()]));
+    }
+    bench.meter.lift(1);
+    assert!(!crash(&mut bench, 100, pair(1, 2)), "the node's are spent");
 }
 
 /// One interruption, and many faults of one client: one of them is excused.
@@ -634,6 +715,42 @@ fn a_void_fault_launders_no_other() {
             assert_eq!(bench.untouched(), second == OwnForm400);
         }
     }
+}
+
+// --- what is open, what is given up ---
+
+#[test]
+fn so_many_requests_are_open_by_client_and_pair() {
+    let opened = |rules: &Rules, meter: &mut Meter, c: u8, p: Pair| {
+        let open = |meter: &mut Meter| {
+            meter.may_open_under(rules, p, &client(c))?;
+            meter.opened(p, &client(c));
+            Ok::<_, Refusal>(())
+        };
+        (0..100).take_while(|_| open(meter) != Err(Refusal::PairBusy)).count()
+    };
+    let mut meter = Bench::new(RULES).meter;
+    for (c, p) in [(0, pair(1, 2)), (1, pair(1, 2)), (0, pair(3, 4)), (0, pair(2, 1))] {
+        assert_eq!(opened(&RULES, &mut meter, c, p), OPEN_PER_PAIR_MAX as usize, "{c} {p:?}");
+    }
+    meter.closed(pair(1, 2), &client(0));
+    assert_eq!(opened(&RULES, &mut meter, 0, pair(1, 2)), 1);
+    let unbounded = Rules { open_max: u32::MAX, ..RULES };
+    assert_eq!(opened(&unbounded, &mut Bench::new(unbounded).meter, 0, pair(1, 2)), 100);
+}
+
+#[test]
+fn so_many_are_given_up_by_client_and_pair() {
+    let first = |rules: &Rules, meter: &mut Meter, c: u8, p: Pair| {
+        (1..100).find(|_| meter.stalled(rules, p, &client(c)))
+    };
+    let mut meter = Bench::new(RULES).meter;
+    for (c, p) in [(0, pair(1, 2)), (1, pair(1, 2)), (0, pair(3, 4)), (0, pair(2, 1))] {
+        assert_eq!(first(&RULES, &mut meter, c, p), Some(STALLS_MAX), "{c} {p:?}");
+        assert_eq!(first(&RULES, &mut meter, c, p), Some(1), "and each after it");
+    }
+    let unbounded = Rules { stalls_max: u32::MAX, ..RULES };
+    assert_eq!(first(&unbounded, &mut Bench::new(unbounded).meter, 0, pair(1, 2)), None);
 }
 
 // --- a 400 of the API's own ---
