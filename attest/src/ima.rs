@@ -73,6 +73,39 @@ pub struct ImaPrefix {
     pub entries: usize,
 }
 
+/// A file that a list says was measured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Measured {
+    /// SHA-256 of the file, as the kernel took it.
+    pub file: [u8; 32],
+    /// Its path at that moment, for people: whoever names files chooses it.
+    pub path: String,
+}
+
+/// The files that a quote says were measured: those in the prefix of `list` that takes PCR 10 from `start` to `quoted`, good
+/// or not. For who asks afterwards what ran; it admits nobody.
+pub fn measured(list: &[u8], start: &[u8; 32], quoted: &[u8; 32]) -> Result<Vec<Measured>, ImaError> {
+    if list.len() > IMA_BYTES_MAX {
+        return Err(ImaError::TooLong);
+    }
+    let mut entries = Entries::new(list);
+    let mut value = *start;
+    let mut files = Vec::new();
+    let mut number = 0;
+    while let Some(entry) = entries.next(number)? {
+        if number == IMA_ENTRIES_MAX {
+            return Err(ImaError::TooLong);
+        }
+        value = extend(&value, if entry.violation { &[0xff; 32] } else { &entry.extended });
+        files.extend(entry.file.map(|file| Measured { file, path: entry.path }));
+        number += 1;
+        if value == *quoted {
+            return Ok(files);
+        }
+    }
+    Err(ImaError::NoPrefixMatches)
+}
+
 struct Entry {
     violation: bool,
     /// SHA-256 of the template data: what the SHA-256 bank is extended with.
@@ -80,6 +113,7 @@ struct Entry {
     /// The file's digest where it is SHA-256.
     file: Option<[u8; 32]>,
     boot_aggregate: bool,
+    path: String,
 }
 
 /// Finds the prefix of `list` that takes PCR 10 from `start` to `quoted`, and checks each file in it. `boot_aggregate` is
@@ -185,7 +219,13 @@ fn binary(r: &mut Reader<'_>, digest_bytes: usize, entry: usize) -> Result<Entry
     }
     let path = path.strip_suffix(&[0]).filter(|_| fields.is_empty()).ok_or(ImaError::Malformed { entry })?;
     let file = digest.strip_prefix(b"sha256:\0").and_then(|d| <[u8; 32]>::try_from(d).ok());
-    Ok(Entry { violation, extended: sha256(data), file, boot_aggregate: path == b"boot_aggregate" })
+    Ok(Entry {
+        violation,
+        extended: sha256(data),
+        file,
+        boot_aggregate: path == b"boot_aggregate",
+        path: String::from_utf8_lossy(path).into_owned(),
+    })
 }
 
 /// `10 <template digest> ima-ng <algorithm>:<digest> <path>`, and for `ima-sig` one more field, perhaps empty. The kernel
@@ -234,5 +274,6 @@ fn ascii(line: &[u8], entry: usize) -> Result<Entry, ImaError> {
         extended: sha256(&data),
         file,
         boot_aggregate: path == "boot_aggregate",
+        path: path.to_owned(),
     })
 }

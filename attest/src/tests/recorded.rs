@@ -190,7 +190,11 @@ fn ima_lists() {
         for entries in [1, 2] {
             let prefix = ima::appraise(&list, &[0; 32], &fold(&files[..entries]), &allowed, None).unwrap();
             assert_eq!(prefix.entries, entries);
+            let measured = ima::measured(&list, &[0; 32], &fold(&files[..entries])).unwrap();
+            let named: Vec<_> = measured.iter().map(|m| (hex::encode(m.file), m.path.as_str())).collect();
+            assert!(named.iter().map(|(file, path)| (file.as_str(), *path)).eq(files[..entries].to_vec()));
         }
+        assert_eq!(ima::measured(&list, &[0; 32], &[0; 32]), Err(ImaError::NoPrefixMatches));
         let none = ima::appraise(&list, &[0; 32], &[0; 32], &allowed, None);
         assert_eq!(none, Err(ImaError::NoPrefixMatches), "an empty prefix explains nothing");
 

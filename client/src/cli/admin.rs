@@ -8,7 +8,7 @@ use crate::{Client, TrustFile};
 use clap::Subcommand;
 use quorate_attest::reference_values::ReferenceValues;
 use quorate_core::command::{Command, PolicyCommand};
-use quorate_core::crypto::sha256;
+use quorate_core::crypto::{Hash, sha256};
 use quorate_core::leaf::Outcome as LogOutcome;
 use quorate_core::policy::{
     AdminDocument, AttestationDocument, ClientDocument, POLICY_BYTES_MAX, Policy, PolicyDocument,
@@ -225,6 +225,10 @@ pub(crate) enum ReferenceValuesCommand {
         /// TOML file with the whole set, in place of --pcr
         #[arg(long, value_name = "FILE", conflicts_with = "pcrs")]
         file: Option<PathBuf>,
+        /// SHA-256 of the signed release manifest that the values are from, as `quorate-audit manifest check` prints it: from
+        /// then on auditors know which packages a node with these values runs
+        #[arg(long = "release", value_name = "HEX")]
+        releases: Vec<Hash>,
         /// Add to the set in place of replacing it
         #[arg(long)]
         add: bool,
@@ -250,9 +254,14 @@ pub(crate) async fn run(command: AdminCommand) -> Outcome {
         AdminCommand::Credential(command) => super::credential::run(command).await,
         AdminCommand::Approver(args) => super::approve::approver(&args),
         AdminCommand::Approve(args) => super::approve::approve(&args),
-        AdminCommand::ReferenceValues(ReferenceValuesCommand::Set { draft, name, pcrs, file, add }) => {
-            reference_values(&draft, name, &pcrs, file.as_deref(), add)
-        }
+        AdminCommand::ReferenceValues(ReferenceValuesCommand::Set {
+            draft,
+            name,
+            pcrs,
+            file,
+            releases,
+            add,
+        }) => reference_values(&draft, name, &pcrs, file.as_deref(), &releases, add),
         AdminCommand::Check { file } => check(&file),
         AdminCommand::Sign { file, key, out } => sign(&file, &key, out).await,
         AdminCommand::Submit { trust, file, signatures } => submit(&trust, &file, &signatures).await,
@@ -323,6 +332,7 @@ fn init(args: InitArgs) -> Outcome {
         attestation,
         member: vec![],
         reference_values: BTreeMap::new(),
+        releases: BTreeMap::new(),
         route: vec![],
         client: vec![],
     };
@@ -446,6 +456,7 @@ fn reference_values(
     name: String,
     pcrs: &[String],
     file: Option<&Path>,
+    releases: &[Hash],
     add: bool,
 ) -> Outcome {
     let values = match file {
@@ -462,6 +473,12 @@ fn reference_values(
         None => ReferenceValues { pcrs: pcr_values(pcrs)?, ima: None, firmware_versions: None },
     };
     edit(draft, |d| {
+        if !add {
+            d.releases.remove(&name);
+        }
+        if !releases.is_empty() {
+            d.releases.entry(name.clone()).or_default().extend(releases.iter().map(ToString::to_string));
+        }
         let into = d.reference_values.entry(name).or_default();
         if !add {
             *into = values;

@@ -1,4 +1,5 @@
-//! Admin signatures: `ssh-keygen -Y sign -n quorate` (openssh PROTOCOL.sshsig), Ed25519 and FIDO Ed25519 keys.
+//! Admin signatures: `ssh-keygen -Y sign -n quorate` (openssh PROTOCOL.sshsig), Ed25519 and FIDO Ed25519 keys. Release manifests
+//! are signed alike, in a namespace of their own, so that neither can be read as the other.
 //!
 //! `ssh-key` parses the envelope; the signature itself is verified by the one provider. Refused: other namespaces, other
 //! algorithms, SHA-256 envelopes (ssh-keygen's default is SHA-512, one form is enough), a FIDO signature without
@@ -10,6 +11,8 @@ use std::fmt;
 
 /// The namespace of every admin signature.
 pub const NAMESPACE: &str = "quorate";
+/// The namespace of signatures over release manifests.
+pub const RELEASE_NAMESPACE: &str = "quorate-release";
 /// Longest binary signature accepted; Ed25519 ones take some 160 bytes.
 pub(crate) const SIGNATURE_BYTES_MAX: usize = 1024;
 
@@ -35,8 +38,8 @@ pub enum SshSigError {
     #[error("not an SSH signature (ssh-keygen -Y sign)")]
     Malformed,
     /// Another namespace.
-    #[error("the signature's namespace is not \"quorate\": sign with `ssh-keygen -Y sign -n quorate`")]
-    WrongNamespace,
+    #[error("the signature's namespace is not {0:?}: sign with `ssh-keygen -Y sign -n {0}`")]
+    WrongNamespace(&'static str),
     /// Another hash.
     #[error("the signature's hash is not sha512")]
     WrongHash,
@@ -85,6 +88,11 @@ impl SshSignature {
 
     /// Verifies over `message` and tells whose signature it is.
     pub fn verify(&self, message: &[u8]) -> Result<AdminKey, SshSigError> {
+        self.verify_in(NAMESPACE, message)
+    }
+
+    /// As [`SshSignature::verify`], in another namespace.
+    pub fn verify_in(&self, namespace: &'static str, message: &[u8]) -> Result<AdminKey, SshSigError> {
         if self.0.len() > SIGNATURE_BYTES_MAX {
             return Err(SshSigError::Malformed);
         }
@@ -96,14 +104,14 @@ impl SshSignature {
         if again != self.0 {
             return Err(SshSigError::Malformed);
         }
-        if parsed.namespace() != NAMESPACE {
-            return Err(SshSigError::WrongNamespace);
+        if parsed.namespace() != namespace {
+            return Err(SshSigError::WrongNamespace(namespace));
         }
         if parsed.hash_alg() != ssh_key::HashAlg::Sha512 {
             return Err(SshSigError::WrongHash);
         }
         let signer = AdminKey::from_key_data(parsed.public_key())?;
-        let signed = signed_data(message);
+        let signed = signed_data(namespace, message);
         let raw = parsed.signature().as_bytes();
         match &signer {
             AdminKey::Ed25519(key) => verify(key, &signed, raw)?,
@@ -134,10 +142,10 @@ fn verify(key: &[u8; 32], message: &[u8], signature: &[u8]) -> Result<(), SshSig
 }
 
 /// PROTOCOL.sshsig, "Signed Data, of which the signature goes into the blob above".
-fn signed_data(message: &[u8]) -> Vec<u8> {
+fn signed_data(namespace: &str, message: &[u8]) -> Vec<u8> {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA512, message);
     let mut bytes = b"SSHSIG".to_vec();
-    for part in [NAMESPACE.as_bytes(), b"", b"sha512", digest.as_ref()] {
+    for part in [namespace.as_bytes(), b"", b"sha512", digest.as_ref()] {
         bytes.extend_from_slice(&(part.len() as u32).to_be_bytes());
         bytes.extend_from_slice(part);
     }

@@ -104,8 +104,13 @@ pub fn keyed(d: &mut PolicyDocument) {
 
 /// `ssh-keygen -Y sign -n quorate` (openssh PROTOCOL.sshsig) by a plain Ed25519 key.
 pub fn ssh_sign(key: &Ed25519KeyPair, message: &[u8]) -> SshSignature {
+    ssh_sign_in(key, crate::sshsig::NAMESPACE, message)
+}
+
+/// As [`ssh_sign`], in another namespace.
+pub fn ssh_sign_in(key: &Ed25519KeyPair, namespace: &str, message: &[u8]) -> SshSignature {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA512, message);
-    let envelope: [&[u8]; 4] = [crate::sshsig::NAMESPACE.as_bytes(), b"", b"sha512", digest.as_ref()];
+    let envelope: [&[u8]; 4] = [namespace.as_bytes(), b"", b"sha512", digest.as_ref()];
     let mut signed = b"SSHSIG".to_vec();
     envelope.iter().for_each(|part| signed.extend(ssh_string(part)));
     let signature = [ssh_string(b"ssh-ed25519"), ssh_string(key.sign(&signed).as_ref())].concat();
@@ -263,6 +268,7 @@ fn document_of(
         attestation,
         member: nodes.values().map(Fleet::member_document).collect(),
         reference_values: BTreeMap::from([("plain".to_owned(), values)]),
+        releases: BTreeMap::new(),
         route: vec![route_document(ROUTE)],
         client: vec![client_document(CLIENT)],
     }

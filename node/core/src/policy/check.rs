@@ -2,7 +2,7 @@
 use super::document::{AttestationDocument, ClientDocument, MemberDocument, PolicyDocument, RouteDocument};
 use super::{
     ADMINS_MAX, APPROVAL_BYTES_MAX, APPROVALS_MAX, Grant, MEMBERS_MAX, MEMBERS_MIN, Member, Policy,
-    PolicyMistakes, Route,
+    PolicyMistakes, RELEASES_MAX, Route,
 };
 use crate::crypto::{Hash, PublicKey};
 use crate::ids::{ClientId, Custodian, ModelId, NAME_BYTES_MAX, NodeId, PolicyVersion, RouteId, Timestamp};
@@ -64,6 +64,7 @@ impl Checker {
         });
         let members = self.members(&d);
         self.attestation(&d.attestation, &d.reference_values);
+        let releases = self.releases(&d);
         let routes = self.routes(d.route, &members);
         let clients = self.clients(d.client, &routes);
         if !self.mistakes.is_empty() {
@@ -82,6 +83,7 @@ impl Checker {
             attestation: d.attestation,
             members,
             reference_values: d.reference_values,
+            releases,
             routes,
             clients,
         })
@@ -217,6 +219,25 @@ impl Checker {
         {
             self.wrong("attestation: pool_lifetime_ms is 1,000 to 3,600,000, settle_ms 1,000 to 86,400,000");
         }
+    }
+
+    fn releases(&mut self, d: &PolicyDocument) -> BTreeMap<String, BTreeSet<Hash>> {
+        let mut releases = BTreeMap::new();
+        for (name, digests) in &d.releases {
+            let what = format!("releases.{name}");
+            if !d.reference_values.contains_key(name) {
+                self.wrong(format!("{what}: no reference values named {name:?}"));
+            }
+            if digests.is_empty() || digests.len() > RELEASES_MAX {
+                self.wrong(format!("{what}: 1 to {RELEASES_MAX} manifests"));
+            }
+            let manifest = |hex: &String| {
+                hex.parse::<Hash>().map_err(|_| "64 hex digits of a release manifest's SHA-256")
+            };
+            let digests = digests.iter().map(manifest).collect();
+            releases.extend(self.keep(&what, digests).map(|digests| (name.clone(), digests)));
+        }
+        releases
     }
 
     fn routes(

@@ -37,6 +37,10 @@ pub struct PolicyDocument {
     /// Reference values by name; a member names the set that fits its machine.
     #[serde(default)]
     pub reference_values: BTreeMap<String, ReferenceValues>,
+    /// For each set of reference values, the hex SHA-256 of the signed release manifests it was taken from: so that auditors
+    /// know which SBOM a measured node answers to. No decision of the mesh rests on it. Default none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub releases: BTreeMap<String, BTreeSet<String>>,
     /// Where requests may go.
     #[serde(default)]
     pub route: Vec<RouteDocument>,

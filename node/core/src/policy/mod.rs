@@ -34,6 +34,8 @@ pub const MEMBERS_MAX: usize = 7;
 pub const MEMBERS_MIN: usize = 3;
 /// Most admins.
 pub const ADMINS_MAX: usize = 32;
+/// Most release manifests of one set of reference values: releases that are good at one time.
+pub const RELEASES_MAX: usize = 64;
 /// Most approvals of one member: combinations of PCR values that are good at one time.
 pub const APPROVALS_MAX: usize = 32;
 /// Longest approval, bytes; a P-256 signature and what it names take some hundred.
@@ -138,6 +140,8 @@ pub struct Policy {
     pub members: BTreeMap<NodeId, Member>,
     /// Reference values by name.
     pub reference_values: BTreeMap<String, ReferenceValues>,
+    /// Release manifests that a set of reference values was taken from, by its name and their SHA-256.
+    pub releases: BTreeMap<String, BTreeSet<Hash>>,
     /// Routes by name.
     pub routes: BTreeMap<RouteId, Route>,
     /// Grants by name.
@@ -243,6 +247,32 @@ mod tests {
         assert_eq!(at("2026-11-21T21:40:00Z"), 1_795_297_200);
         assert_eq!(at("2024-02-29T12:00:00+02:00"), 1_709_200_800);
         assert!(unix_ms(&"2024-02-29".parse().unwrap()).is_err());
+    }
+
+    #[test]
+    fn releases_stand_beside_the_values_taken_from_them() {
+        let parse = |edit: &dyn Fn(&mut PolicyDocument)| {
+            let mut document = crate::testing::Fleet::new(4, 1, |_| ()).document;
+            edit(&mut document);
+            Policy::parse(toml::to_string(&document).unwrap().as_bytes())
+        };
+        assert!(parse(&|_| ()).unwrap().releases.is_empty());
+        let named = |name: &str, hex: String| {
+            let (name, hex) = (name.to_owned(), hex);
+            parse(&|d| drop(d.releases.insert(name.clone(), BTreeSet::from([hex.clone()]))))
+        };
+        let policy = named("plain", "07".repeat(32)).unwrap();
+        assert_eq!(policy.releases["plain"], BTreeSet::from([Hash([7; 32])]));
+        for (result, expected) in [
+            (named("other", "07".repeat(32)), "releases.other: no reference values named \"other\""),
+            (named("plain", "07".into()), "releases.plain: 64 hex digits of a release manifest's SHA-256"),
+            (
+                parse(&|d| drop(d.releases.insert("plain".into(), BTreeSet::new()))),
+                "releases.plain: 1 to 64 manifests",
+            ),
+        ] {
+            assert_eq!(result.unwrap_err(), PolicyMistakes(vec![expected.into()]));
+        }
     }
 
     #[test]
