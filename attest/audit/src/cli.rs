@@ -1,6 +1,6 @@
 //! The command line: one subcommand for each question an auditor has, and the one place that writes to the terminal.
 use crate::finding::{Error, Finding};
-use crate::{mirror, verify};
+use crate::{life, mirror, prove, verify, witness};
 use clap::{Parser, Subcommand};
 use quorate_core::crypto::Hash;
 use serde::Serialize;
@@ -68,6 +68,12 @@ enum Subcommands {
     Mirror(mirror::MirrorArgs),
     /// Replay a mirrored log from genesis: does everything in it hold?
     Verify(verify::VerifyArgs),
+    /// The life of one request: who asked, through whom, on which measured software
+    Explain(life::ExplainArgs),
+    /// Proofs of one request for others: a receipt, and a C2SP tlog-proof with its keys
+    Prove(prove::ProveArgs),
+    /// Cosign logs that only grow (C2SP tlog-witness), or feed a mirrored log to a witness
+    Witness(witness::WitnessArgs),
 }
 
 /// Runs the program.
@@ -75,6 +81,9 @@ pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Subcommands::Mirror(args) => mirror::run(args),
         Subcommands::Verify(args) => verify::run(args),
+        Subcommands::Explain(args) => life::run(args),
+        Subcommands::Prove(args) => prove::run(args),
+        Subcommands::Witness(args) => witness::run(args),
     };
     match outcome {
         Ok(Exit::Good) => ExitCode::SUCCESS,

@@ -7,6 +7,8 @@
 //! | [`mirror`] | fills such a folder from a node or from another mirror |
 //! | [`verify`] | replays all of it and says what holds, or what failed, where, and what that means |
 //! | [`life`], [`prove`] | one request: who asked, through whom, on which measured software, and proofs of that for others |
+//! | [`monitor`] | follows all nodes and a witness; compares what they sign and raises what somebody should look at |
+//! | [`witness`] | a C2SP tlog-witness, and the feeding of one |
 //! | [`finding`] | what can be wrong, as facts with a place |
 //!
 //! **Assumes** SHA-256, Ed25519, and the genesis digest that the auditor was given. **Trusts** no node, no mirror and no
@@ -17,9 +19,10 @@
 pub mod cli;
 pub mod fetch;
 pub mod finding;
-//pub mod life;
+pub mod life;
 pub mod mirror;
-//pub mod prove;
+pub mod prove;
+//pub mod monitor;
 pub mod replay;
 pub mod store;
 #[cfg(any(test, feature = "danger-testing"))]
@@ -27,4 +30,5 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 pub mod verify;
+pub mod witness;
 pub mod words;
