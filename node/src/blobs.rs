@@ -1,5 +1,9 @@
 //! Content-addressed blobs: event logs, IMA lists, policy documents. An entry that names a blob is appended only once the
-//! blob is durable here, so `apply` never has to ask the network.
+//! blob is durable here, so `apply` never has to ask the network. None is ever removed: auditors replay with them.
+mod owed;
+
+pub use owed::pay;
+
 use quorate_core::state::Blobs;
 use quorate_core::tlog::{Hash, sha256};
 use std::fs::File;

@@ -119,6 +119,13 @@ impl PolicyChain {
         Some(chain.get(..wanted)?.iter().map(|signed| SignedPolicy::clone(signed)).collect())
     }
 
+    /// The document of that digest, if one of the versions is it.
+    pub fn document(&self, digest: &Hash) -> Option<Vec<u8>> {
+        let chain = self.chain.read().unwrap_or_else(PoisonError::into_inner);
+        let found = chain.iter().find(|signed| quorate_core::tlog::sha256(&signed.document) == *digest);
+        found.map(|signed| signed.document.clone())
+    }
+
     /// The newest version kept.
     pub fn newest(&self) -> PolicyVersion {
         PolicyVersion(self.len())

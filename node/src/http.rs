@@ -1,5 +1,7 @@
-//! The node's plain HTTP service: the tlog's tiles and checkpoint, `/metrics`, `/healthz`. Public by nature: nothing here is
-//! secret and nobody is asked who they are.
+//! The node's plain HTTP service: the tlog's tiles and checkpoint, what replaying it takes, `/metrics`, `/healthz`. Public by
+//! nature: nothing here is secret and nobody is asked who they are.
+pub mod archive;
+
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::services::mesh::NodeFacts;

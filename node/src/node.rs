@@ -34,6 +34,7 @@ use crate::snapshots::{NodeSnapshots, Receiving};
 use crate::tilestore::{StoreTail, TileStore};
 use crate::{cosign_stream, http, membership, proposer, snapshots};
 use anyhow::Context as _;
+use axum::Router;
 use openraft::error::Fatal;
 use openraft::{EmptyNode, SnapshotPolicy};
 use quorate_attest::evidence::BootKeys;
@@ -74,6 +75,7 @@ pub struct Node {
     relay: Relay,
     metrics: Arc<Metrics>,
     facts: Arc<Facts>,
+    archive: Router,
     tasks: JoinSet<()>,
     gave_up: oneshot::Receiver<()>,
 }
@@ -203,6 +205,7 @@ impl Node {
             chain: chain.clone(),
             metrics: Arc::clone(&metrics),
         };
+        let archive = http::archive::router(blobs.clone(), chain.clone());
         let directory = Directory::new(ledger.clone(), blobs.clone(), chain, index);
         let queue = Queue::default();
         let contributor = Contributor::new(ledger.clone(), boot.clone(), attester.clone(), cosigner.clone());
@@ -252,6 +255,7 @@ impl Node {
             ledger.clone(),
             raft.clone(),
         ));
+        tasks.spawn(crate::blobs::pay(ledger.clone(), peers.clone(), blobs.clone()));
         tasks.spawn(keyer.clone().sweep());
         let facts = Arc::new(Facts {
             raft: raft.clone(),
@@ -294,6 +298,7 @@ impl Node {
             relay,
             metrics,
             facts,
+            archive,
             tasks,
             gave_up,
         })
@@ -314,6 +319,7 @@ impl Node {
             relay,
             metrics,
             facts,
+            archive,
             mut tasks,
             gave_up,
         } = self;
@@ -341,7 +347,7 @@ impl Node {
         let incoming = Incoming::new(grpc, &boot.identity, Limits::default())?;
         let (note_tx, note_rx) = watch::channel(Arc::from(""));
         tasks.spawn(publish_notes(ledger.clone(), note_tx));
-        let router = http::router(ledger.clone(), note_rx, metrics, facts);
+        let router = http::router(ledger.clone(), note_rx, metrics, facts).merge(archive);
         tasks.spawn(async move {
             if let Err(error) = axum::serve(http_listener, router).await {
                 tracing::error!(%error, "the HTTP service ended");

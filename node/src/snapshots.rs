@@ -196,7 +196,8 @@ impl Snapshots for NodeSnapshots {
                 Err(e) => return Err(crate::report::chain(&e)),
             }
         }
-        // The leaves that would have brought these are not applied here.
+        // The leaves that would have brought these are not applied here; others that they name are fetched in time.
+        self.blobs.owe(installed.tail.size()).map_err(|e| crate::report::chain(&e))?;
         for blob in &proof.blobs {
             self.blobs.put(blob).map_err(|e| crate::report::chain(&e))?;
         }
