@@ -8,7 +8,7 @@ use quorate_core::state::Applied;
 use quorate_core::tlog::LeafIndex;
 
 /// The first difference, as a fact. There is one.
-pub(super) fn find(first: LeafIndex, said: &[Bytes], applied: &Applied) -> Finding {
+pub(crate) fn find(first: LeafIndex, said: &[Bytes], applied: &Applied) -> Finding {
     let rules = &applied.leaf_bytes;
     let same = said.iter().zip(rules).take_while(|(a, b)| a.as_ref() == b.as_slice()).count();
     let place = Place::Leaf(LeafIndex(first.0.saturating_add(same as u64)));

@@ -13,6 +13,7 @@
 //! **Left to the caller**: whether the newest checkpoint is recent, and whether other nodes serve the same history.
 mod blobs;
 mod differ;
+pub(crate) use differ::find as difference;
 mod read;
 mod rows;
 
@@ -354,7 +355,7 @@ fn changes_keys(leaf: &AppliedLeaf) -> bool {
 }
 
 /// Checks a checkpoint against the tree and the certifiers of its size.
-fn certify(
+pub(crate) fn certify(
     stored: &StoredCheckpoint,
     applied: &Applied,
     state: &State,

@@ -1,0 +1,447 @@
+//! The witness by its specification: every status, its memory through crashes, and what it reports.
+use super::config::{Config, LogDocument, WitnessDocument};
+use super::decide::{Answer, NotSigned, Witness};
+use super::disk::{Disk, Step, When};
+use super::http::router;
+use super::key::SigningKey;
+use super::request::{AddCheckpoint, Malformed};
+use super::state::{StateError, Store, log_id};
+use axum::body::{Body, Bytes};
+use axum::http::{Request, Response, StatusCode};
+use quorate_core::testing::MemoryTree;
+use quorate_core::tlog::{
+    Checkpoint, ConsistencyProof, EMPTY_ROOT, Hash, KeyKind, KeyName, Note, NoteError, NoteSignature, Origin,
+    ProofError, TreeSize, VerifierKey, prove_consistency, root_at,
+};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use tower::ServiceExt as _;
+
+/// One request through the whole router, its body collected.
+async fn oneshot(router: axum::Router, request: Request<Body>) -> Response<Bytes> {
+    let (parts, body) = router.oneshot(request).await.unwrap().into_parts();
+    Response::from_parts(parts, axum::body::to_bytes(body, 1 << 20).await.unwrap())
+}
+
+const ORIGIN: &str = "example.com/log";
+const NOW: u64 = 1_700_000_000;
+
+/// A log that signs whatever it is told to.
+struct TestLog {
+    tree: MemoryTree,
+    key: SigningKey,
+}
+
+impl TestLog {
+    fn new(leaves: u64, name: &str) -> Self {
+        let mut tree = MemoryTree::default();
+        (0..leaves).for_each(|i| tree.push(format!("{name} {i}").as_bytes()));
+        Self { tree, key: SigningKey::generate(KeyName::new(ORIGIN).unwrap(), KeyKind::Ed25519).unwrap() }
+    }
+    /// The same leaves up to `same`, others after; the same key.
+    fn forked(&self, same: u64, leaves: u64) -> Self {
+        let mut tree = MemoryTree::default();
+        (0..same).for_each(|i| tree.push(format!("log {i}").as_bytes()));
+        (same..leaves).for_each(|i| tree.push(format!("fork {i}").as_bytes()));
+        Self { tree, key: SigningKey::parse(&self.key.expose_text()).unwrap() }
+    }
+    fn root(&self, size: u64) -> Hash {
+        if size == 0 { EMPTY_ROOT } else { root_at(&self.tree, TreeSize(size)).unwrap() }
+    }
+    fn checkpoint(&self, size: u64) -> Checkpoint {
+        Checkpoint { origin: Origin::new(ORIGIN).unwrap(), size: TreeSize(size), root: self.root(size) }
+    }
+    fn note(&self, size: u64) -> Note {
+        let text = self.checkpoint(size).body();
+        Note::new(text.as_str(), vec![self.key.sign_note(&text)]).unwrap()
+    }
+    fn proof(&self, old: u64, new: u64) -> ConsistencyProof {
+        if old == 0 {
+            return ConsistencyProof::default();
+        }
+        prove_consistency(&self.tree, TreeSize(old), TreeSize(new)).unwrap()
+    }
+    fn request(&self, old: u64, new: u64) -> String {
+        AddCheckpoint::body(TreeSize(old), &self.proof(old, new), &self.note(new))
+    }
+    fn document(&self) -> WitnessDocument {
+        let keys = vec![self.key.verifier_key().to_string()];
+        let log = LogDocument { origin: ORIGIN.into(), keys, keys_file: None, threshold: 1 };
+        WitnessDocument { listen: "127.0.0.1:0".into(), log: vec![log] }
+    }
+}
+
+/// A folder with a witness that knows the log, as `init` and `add-log` leave it.
+fn made(log: &TestLog) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("w");
+    super::init(&at, "witness.example/w1".into()).unwrap();
+    super::add_log(&at, log.document().log.remove(0)).unwrap();
+    dir
+}
+
+fn open_with(dir: &Path, disk: Disk) -> Result<Witness, StateError> {
+    let at = dir.join("w");
+    let key = SigningKey::read(&at.join("key"), KeyKind::CosignatureV1).unwrap();
+    Witness::open(&at, key, &Config::load(&at.join("witness.toml")).unwrap(), disk)
+}
+
+fn open(dir: &Path) -> Witness {
+    open_with(dir, Disk::default()).unwrap()
+}
+
+fn origin() -> Origin {
+    Origin::new(ORIGIN).unwrap()
+}
+
+fn held(witness: &Witness) -> Option<u64> {
+    witness.last(&origin()).unwrap().map(|held| held.checkpoint.size.0)
+}
+
+/// The cosignature in an answer, verified over the log's checkpoint.
+fn cosigned(answer: &Answer, note: &Note, key: &VerifierKey) -> NoteSignature {
+    let Answer::Cosigned(line) = answer else { panic!("{answer:?}") };
+    let read = Note::parse(format!("{}\n{line}", note.text()).as_bytes()).unwrap();
+    assert_eq!(read.verified_by(std::slice::from_ref(key)).unwrap(), [key]);
+    assert_eq!(read.signatures().len(), 1);
+    read.signatures()[0].clone()
+}
+
+#[test]
+fn a_log_that_grows_is_cosigned() {
+    let log = TestLog::new(100, "log");
+    let dir = made(&log);
+    let witness = open(dir.path());
+    let key = witness.key().verifier_key();
+    assert_eq!(held(&witness), None);
+    // First any size; then the same again, with a later time; then one leaf, then many.
+    for (old, new) in [(0, 10), (10, 10), (10, 11), (11, 64), (64, 100)] {
+        let answer = witness.add_checkpoint(log.request(old, new).as_bytes(), NOW + new);
+        let line = cosigned(&answer, &log.note(new), &key);
+        assert_eq!(line.name.as_str(), "witness.example/w1");
+        assert_eq!(held(&witness), Some(new));
+    }
+    // What it keeps has both signatures, so that it can be shown.
+    let kept = witness.last(&origin()).unwrap().unwrap();
+    assert_eq!(kept.note.verified_by(&[key, log.key.verifier_key()]).unwrap().len(), 2);
+    // The clock going back does not take the cosignature's time along.
+    let answer = witness.add_checkpoint(log.request(100, 100).as_bytes(), 5);
+    let line = cosigned(&answer, &log.note(100), &witness.key().verifier_key());
+    assert_eq!(quorate_core::tlog::Cosignature::from_bytes(&line.bytes).unwrap().time_s, NOW + 100);
+}
+
+#[test]
+fn an_empty_log_and_extension_lines_are_cosigned_as_they_are() {
+    let log = TestLog::new(3, "log");
+    let dir = made(&log);
+    let witness = open(dir.path());
+    cosigned(
+        &witness.add_checkpoint(log.request(0, 0).as_bytes(), NOW),
+        &log.note(0),
+        &witness.key().verifier_key(),
+    );
+    let text = log.checkpoint(3).body() + "extension\n";
+    let note = Note::new(text.as_str(), vec![log.key.sign_note(&text)]).unwrap();
+    let body = AddCheckpoint::body(TreeSize(0), &ConsistencyProof::default(), &note);
+    cosigned(&witness.add_checkpoint(body.as_bytes(), NOW), &note, &witness.key().verifier_key());
+    assert_eq!(held(&witness), Some(3));
+}
+
+#[test]
+fn each_refusal_has_its_status_and_changes_nothing() {
+    let log = TestLog::new(100, "log");
+    let dir = made(&log);
+    let witness = open(dir.path());
+    let good = |old, new| log.request(old, new);
+    cosigned(
+        &witness.add_checkpoint(good(0, 10).as_bytes(), NOW),
+        &log.note(10),
+        &witness.key().verifier_key(),
+    );
+    let before = witness.last(&origin()).unwrap();
+    let stranger = TestLog::new(100, "log");
+    let forked = log.forked(7, 100);
+    let unknown = good(10, 20).replace(ORIGIN, "example.com/other");
+    let mut flipped = log.note(20).signatures()[0].clone();
+    flipped.bytes[3] ^= 1;
+    let flipped = Note::new(log.note(20).text(), vec![flipped]).unwrap();
+    let flipped = AddCheckpoint::body(TreeSize(10), &log.proof(10, 20), &flipped);
+    let mut short = log.proof(10, 20).hashes().to_vec();
+    short.pop();
+    let short = AddCheckpoint::body(TreeSize(10), &short.try_into().unwrap(), &log.note(20));
+    let empty_proof = AddCheckpoint::body(TreeSize(10), &ConsistencyProof::default(), &log.note(20));
+    let proof_at_equal = AddCheckpoint::body(TreeSize(10), &log.proof(9, 10), &log.note(10));
+    for (body, status) in [
+        (String::from("nonsense"), 400),
+        (good(10, 20).replace("old 10", "old 010"), 400),
+        (good(10, 20).replace("old 10", "old 21"), 400),
+        (unknown, 404),
+        (stranger.request(10, 20), 403),
+        (flipped, 403),
+        (good(9, 20), 409),
+        (good(11, 20), 409),
+        (good(0, 20), 409),
+        (good(5, 9), 409),
+        (forked.request(10, 10), 409),
+        (forked.request(8, 10), 409),
+        (forked.request(10, 20), 422),
+        (short, 422),
+        (empty_proof, 422),
+        (proof_at_equal, 422),
+    ] {
+        let answer = witness.add_checkpoint(body.as_bytes(), NOW + 1);
+        assert_eq!(answer.status(), status, "{answer:?} to {body}");
+        assert_eq!(witness.last(&origin()).unwrap(), before, "{body}");
+        if status == 409 {
+            assert!(matches!(answer, Answer::Conflict(TreeSize(10)) | Answer::Forked(TreeSize(10), _)));
+        }
+    }
+    // The exact reasons, where one status has several.
+    let reason = |body: String| witness.add_checkpoint(body.as_bytes(), NOW);
+    assert!(matches!(
+        reason(stranger.request(10, 20)),
+        Answer::NotSigned(NotSigned::Note(NoteError::NoKnownKey))
+    ));
+    assert!(matches!(
+        reason(good(10, 20).replace("old 10", "old 21")),
+        Answer::Malformed(Malformed::OldAboveNew { .. })
+    ));
+    assert!(matches!(
+        reason(forked.request(10, 20)),
+        Answer::Inconsistent(ProofError::OldRootMismatch { .. }, _)
+    ));
+    assert!(matches!(reason(forked.request(10, 10)), Answer::Forked(..)));
+    // A log of which nothing was cosigned takes no proof.
+    let other = made(&log);
+    let witness = open(other.path());
+    let body = AddCheckpoint::body(TreeSize(0), &log.proof(10, 20), &log.note(20));
+    assert!(matches!(
+        witness.add_checkpoint(body.as_bytes(), NOW),
+        Answer::Inconsistent(ProofError::TooLong, _)
+    ));
+    assert!(matches!(witness.add_checkpoint(good(10, 20).as_bytes(), NOW), Answer::Conflict(TreeSize(0))));
+    // Its unmutated twin passes.
+    assert_eq!(witness.add_checkpoint(good(0, 20).as_bytes(), NOW).status(), 200);
+}
+
+#[test]
+fn a_threshold_counts_keys_not_lines() {
+    let log = TestLog::new(20, "log");
+    let (second, dir) = (TestLog::new(20, "log"), tempfile::tempdir().unwrap());
+    super::init(&dir.path().join("w"), "witness.example/w1".into()).unwrap();
+    let mut document = log.document().log.remove(0);
+    document.keys.push(second.key.verifier_key().to_string());
+    document.threshold = 2;
+    super::add_log(&dir.path().join("w"), document).unwrap();
+    let witness = open(dir.path());
+    let text = log.checkpoint(20).body();
+    let (one, two) = (log.key.sign_note(&text), second.key.sign_note(&text));
+    let body = |lines: &[&NoteSignature]| {
+        let note = Note::new(text.as_str(), lines.iter().map(|l| (*l).clone()).collect()).unwrap();
+        AddCheckpoint::body(TreeSize(0), &ConsistencyProof::default(), &note)
+    };
+    for lines in [&[&one][..], &[&one, &one]] {
+        let answer = witness.add_checkpoint(body(lines).as_bytes(), NOW);
+        assert!(matches!(answer, Answer::NotSigned(NotSigned::TooFew { have: 1, need: 2 })), "{answer:?}");
+    }
+    // A known key's bad line spoils the note, whatever else is there (C2SP signed-note).
+    let mut bad = two.clone();
+    bad.bytes[0] ^= 1;
+    assert_eq!(witness.add_checkpoint(body(&[&one, &bad]).as_bytes(), NOW).status(), 403);
+    assert_eq!(witness.add_checkpoint(body(&[&one, &two]).as_bytes(), NOW).status(), 200);
+}
+
+#[test]
+fn forks_are_kept_with_both_checkpoints() {
+    let log = TestLog::new(100, "log");
+    let dir = made(&log);
+    let witness = open(dir.path());
+    assert_eq!(witness.add_checkpoint(log.request(0, 10).as_bytes(), NOW).status(), 200);
+    let forked = log.forked(7, 100);
+    for (body, proven) in [
+        // Two roots at one size.
+        (forked.request(10, 10), true),
+        // A good proof, from another root at the size that was cosigned.
+        (forked.request(10, 20), true),
+        // A genuine checkpoint under a made-up proof: anybody can send that, and it proves nothing.
+        (AddCheckpoint::body(TreeSize(10), &forked.proof(10, 30), &log.note(30)), false),
+    ] {
+        let answer = witness.add_checkpoint(body.as_bytes(), NOW);
+        let fork = answer.fork().unwrap();
+        assert_eq!(fork.proven, proven, "{answer:?}");
+        let kept = fork.kept.clone().unwrap();
+        assert_eq!(std::fs::read(kept.join("request")).unwrap(), body.as_bytes());
+        // Each of the two is signed by the log: that is what convicts it.
+        let before = Note::parse(&std::fs::read(kept.join("cosigned")).unwrap()).unwrap();
+        let offered = AddCheckpoint::parse(body.as_bytes()).unwrap();
+        for note in [&before, &offered.note] {
+            assert!(note.verified_by(&[log.key.verifier_key()]).is_ok());
+        }
+        assert_eq!(Checkpoint::parse(before.text()).unwrap().size, TreeSize(10));
+    }
+    assert_eq!(witness.counts.forks.load(Ordering::Relaxed), 2);
+    // The log that was first goes on being cosigned.
+    assert_eq!(witness.add_checkpoint(log.request(10, 20).as_bytes(), NOW).status(), 200);
+}
+
+/// Fails one step of every write, before or after it happened, then restarts: no cosignature has left, what is remembered is the
+/// old checkpoint or the new one, and the witness goes on from there.
+#[test]
+fn a_write_that_fails_anywhere_sends_no_cosignature() {
+    let log = TestLog::new(100, "log");
+    for step in [Step::Write, Step::Sync, Step::Rename, Step::SyncFolder] {
+        for when in [When::Before, When::After] {
+            let dir = made(&log);
+            let broken = Arc::new(AtomicBool::new(false));
+            let breaks = Arc::clone(&broken);
+            let disk = Disk::failing(move |at, at_when| {
+                let fails = breaks.load(Ordering::Relaxed) && (at, at_when) == (step, when);
+                if fails { Err(std::io::Error::other("the test's")) } else { Ok(()) }
+            });
+            let witness = open_with(dir.path(), disk).unwrap();
+            assert_eq!(witness.add_checkpoint(log.request(0, 10).as_bytes(), NOW).status(), 200);
+            broken.store(true, Ordering::Relaxed);
+            let answer = witness.add_checkpoint(log.request(10, 20).as_bytes(), NOW);
+            assert!(
+                matches!(answer, Answer::Failed(StateError::Disk { .. })),
+                "{step:?} {when:?}: {answer:?}"
+            );
+            drop(witness);
+            let witness = open(dir.path());
+            let at = held(&witness).unwrap();
+            let renamed = (step, when) == (Step::Rename, When::After) || step == Step::SyncFolder;
+            assert_eq!(at, if renamed { 20 } else { 10 }, "{step:?} {when:?}");
+            assert_eq!(witness.add_checkpoint(log.request(at, 30).as_bytes(), NOW).status(), 200);
+        }
+    }
+}
+
+/// The order that makes it safe: the file is on the disk before its name is taken, and its name before the answer.
+#[test]
+fn it_is_durable_before_the_answer() {
+    let log = TestLog::new(20, "log");
+    let dir = made(&log);
+    let steps = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&steps);
+    let disk = Disk::failing(move |step, when| {
+        if when == When::After {
+            seen.lock().unwrap().push(step);
+        }
+        Ok(())
+    });
+    let witness = open_with(dir.path(), disk).unwrap();
+    assert_eq!(witness.add_checkpoint(log.request(0, 10).as_bytes(), NOW).status(), 200);
+    assert_eq!(*steps.lock().unwrap(), [Step::Write, Step::Sync, Step::Rename, Step::SyncFolder]);
+}
+
+#[test]
+fn a_lost_or_damaged_memory_stops_the_witness() {
+    let log = TestLog::new(20, "log");
+    let dir = made(&log);
+    let witness = open(dir.path());
+    assert_eq!(witness.add_checkpoint(log.request(0, 10).as_bytes(), NOW).status(), 200);
+    // One process at a time.
+    assert!(matches!(open_with(dir.path(), Disk::default()), Err(StateError::Locked(_))));
+    drop(witness);
+    let file = dir.path().join("w/logs").join(log_id(&origin()).to_string()).join("cosigned");
+    let good = std::fs::read(&file).unwrap();
+    let mut flipped = good.clone();
+    flipped[ORIGIN.len() + 1] ^= 1;
+    for bytes in [&flipped[..], &good[..good.len() / 2], b""] {
+        std::fs::write(&file, bytes).unwrap();
+        assert!(matches!(open_with(dir.path(), Disk::default()), Err(StateError::Damaged(_))));
+    }
+    std::fs::remove_file(&file).unwrap();
+    assert!(matches!(open_with(dir.path(), Disk::default()), Err(StateError::Unknown(_))));
+    std::fs::write(&file, &good).unwrap();
+    assert_eq!(held(&open(dir.path())), Some(10));
+    // Nor does a second `add-log` begin it anew, or leave a configuration that does not load.
+    assert!(super::add_log(&dir.path().join("w"), log.document().log.remove(0)).is_err());
+    assert_eq!(held(&open(dir.path())), Some(10));
+    let store = Store::open(&dir.path().join("w"), Disk::default()).unwrap();
+    assert!(matches!(store.begin(&origin()), Err(StateError::Exists(_))));
+}
+
+/// Requests that race: each answer is a size above the one before it, and no size is cosigned with two roots.
+#[test]
+fn races_never_roll_back() {
+    let log = Arc::new(TestLog::new(64, "log"));
+    let dir = made(&log);
+    let witness = Arc::new(open(dir.path()));
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let (log, witness) = (Arc::clone(&log), Arc::clone(&witness));
+            std::thread::spawn(move || {
+                let mut old = 0;
+                while old < 64 {
+                    let new = (old + 3).min(64);
+                    match witness.add_checkpoint(log.request(old, new).as_bytes(), NOW) {
+                        Answer::Cosigned(_) => old = new,
+                        Answer::Conflict(size) => {
+                            assert!(size.0 >= old, "it went back from {old} to {size}");
+                            old = size.0;
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!(held(&witness), Some(64));
+}
+
+#[tokio::test]
+async fn over_http_it_is_what_the_specification_says() {
+    let log = TestLog::new(20, "log");
+    let dir = made(&log);
+    let witness = Arc::new(open(dir.path()));
+    let key = witness.key().verifier_key();
+    let router = router(witness);
+    let post = |body: String| {
+        let request = Request::post("/add-checkpoint").body(Body::from(body)).unwrap();
+        oneshot(router.clone(), request)
+    };
+    let get = |path: &str| oneshot(router.clone(), Request::get(path).body(Body::empty()).unwrap());
+    let last = format!("/{}/checkpoint", log_id(&origin()));
+    assert_eq!(get(&last).await.status(), StatusCode::NOT_FOUND);
+
+    let ok = post(log.request(0, 10)).await;
+    assert_eq!(ok.status(), StatusCode::OK);
+    let text = String::from_utf8(ok.body().to_vec()).unwrap();
+    assert!(text.starts_with("\u{2014} witness.example/w1 ") && text.ends_with('\n'), "{text:?}");
+    let note = Note::parse(format!("{}\n{text}", log.note(10).text()).as_bytes()).unwrap();
+    assert!(note.verified_by(std::slice::from_ref(&key)).is_ok());
+
+    let conflict = post(log.request(5, 15)).await;
+    assert_eq!(conflict.status(), StatusCode::CONFLICT);
+    assert_eq!(conflict.headers()["content-type"], "text/x.tlog.size");
+    assert_eq!(&conflict.body()[..], b"10\n");
+    let fork = post(log.forked(7, 20).request(10, 10)).await;
+    assert_eq!((fork.status(), &fork.body()[..]), (StatusCode::CONFLICT, &b"10\n"[..]));
+
+    assert_eq!(
+        post("x".repeat(super::request::REQUEST_BYTES_MAX + 1)).await.status(),
+        StatusCode::BAD_REQUEST
+    );
+    assert_eq!(post(TestLog::new(20, "log").request(10, 20)).await.status(), StatusCode::FORBIDDEN);
+    let unknown = log.request(10, 20).replace(ORIGIN, "example.com/other");
+    assert_eq!(post(unknown).await.status(), StatusCode::NOT_FOUND);
+    assert_eq!(post(log.forked(7, 20).request(10, 20)).await.status(), StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(get("/add-checkpoint").await.status(), StatusCode::METHOD_NOT_ALLOWED);
+
+    let kept = get(&last).await;
+    let kept = Note::parse(kept.body()).unwrap();
+    assert_eq!(kept.verified_by(&[key, log.key.verifier_key()]).unwrap().len(), 2);
+    assert_eq!(get("/healthz").await.status(), StatusCode::OK);
+    let metrics = get("/metrics").await;
+    let metrics = String::from_utf8(metrics.body().to_vec()).unwrap();
+    for line in [
+        "quorate_witness_answers_total{status=\"200\"} 1",
+        "quorate_witness_answers_total{status=\"409\"} 2",
+        "quorate_witness_forks_total 2",
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+}
