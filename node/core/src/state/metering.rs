@@ -379,6 +379,10 @@ impl Meter {
     pub(super) fn opened(&mut self, pair: Pair, client: &ClientId) {
         *self.pairs.entry(pair).or_default().open.entry(client.clone()).or_default() += 1;
     }
+    #[cfg(test)]
+    fn open_requests(&self) -> u32 {
+        self.pairs.values().flat_map(|m| m.open.values()).sum()
+    }
     /// Its client reported it, or never will.
     fn closed(&mut self, pair: Pair, client: &ClientId) {
         let Some(meter) = self.pairs.get_mut(&pair) else { return };

@@ -1,5 +1,23 @@
 //! The meter alone, over any course of faults; then through the whole state machine. Each defence has a twin: the same
 //! attack with that one rule switched off, where it succeeds.
+//!
+//! **These bite.** Beyond the twins, each of these changes to `metering.rs` was made for a moment, alone, and made a test fail;
+//! (m) is in `machine`.
+//!
+//! | what was changed | what noticed it |
+//! |---|---|
+//! | excuses: no bound by client and pair, by pair, by node; renewed by lifting | `a_client_is_excused_once_per_pair`, `excuses_are_bounded_by_node_and_by_pair`, `lifting_renews_no_excuse` |
+//! | excuses: a lost quorum comes before the node that lost it | `excuses_are_bounded_by_node_and_by_pair` |
+//! | voids: no bound, held or counted; the counted are free; no bar for the minute, or for ever | `faults_are_void_so_often_per_pair`, `what_is_never_answered_freezes_nothing_however_far_apart`, `held_faults_of_three_clients_suspend_for_as_long_as_they_are_held` |
+//! | stalls: never or each a fault; over all pairs, over all clients; also where the keyer denies | `so_many_are_given_up_by_client_and_pair`, (m) `so_many_requests_are_given_up_before_it_is_a_fault` |
+//! | open requests: no bound, not counted; over all clients, over all pairs; probes count; a settlement makes room, a report or the end makes none | `so_many_requests_are_open_by_client_and_pair`, (m) `so_many_requests_of_a_client_are_open_over_a_pair`, `probes_are_not_metered_but_counted` |
+//! | a freeze: with a common node, of two clients, by silence, never; the common node goes on | `one_node_suspends_itself_and_freezes_nothing`, `two_clients_harm_nobody_else`, `silence_adds_nothing_to_answers`, `a_hostile_nodes_tries_are_bounded` |
+//! | silence: void with a common node, whatever the time, never; shown by what is excused, unreleased, or beside an answer; forgotten with another's | `no_node_alone_is_silent_on_pairs_without_a_common_node`, `an_accused_pair_does_not_prolong_its_own_cover`, `what_is_excused_or_unreleased_shows_no_outage`, `a_client_whose_key_was_refused_shows_no_silence` |
+//! | held faults: one of a client only; what makes one void takes the others, held or counted; no bound; no suspension meanwhile | `a_void_fault_launders_no_other`, `a_repetition_clears_its_own_fault_alone`, `what_is_held_and_counted_is_bounded`, `held_faults_of_three_clients_suspend_for_as_long_as_they_are_held` |
+//! | before release: the keyer's word alone, the relay's, any node's; whatever was sent; not when the client is last; not when the keyer is late | (m) `a_fault_before_release_is_void_when_keyer_and_relay_both_say_so`, `a_denial_that_comes_late_still_counts` |
+//! | repetitions: not by the request's record | (m) `the_same_400_over_a_disjoint_pair_cancels_both` |
+//!
+//! One change makes no difference, since what it leaves is ignored: to keep the held faults of a client whose key was refused.
 use super::*;
 use crate::testing::START;
 use proptest::prelude::*;
@@ -459,6 +477,14 @@ fn what_is_excused_or_unreleased_shows_no_outage() {
     let accused = bench.fault(1, pair(1, 2), Answerless).unwrap();
     bench.wait(HOLD_MS + 1);
     assert_eq!(bench.verdicts, [Verdict::Counted(accused)]);
+    // The pair's other silence shows it still.
+    let mut bench = Bench::new(RULES);
+    let other = bench.fault(0, pair(3, 4), Answerless).unwrap();
+    bench.wait(1);
+    let unsent = bench.fault(1, pair(3, 4), Answerless).unwrap();
+    assert!(bench.meter.unreleased(&client(1), unsent, pair(3, 4)));
+    let accused = bench.fault(2, pair(1, 2), Answerless).unwrap();
+    assert_eq!(bench.verdicts, [Verdict::Elsewhere(other), Verdict::Elsewhere(accused)]);
 }
 
 /// A node tries in the shadow of other pairs' trouble: so often, and no more.
@@ -554,8 +580,9 @@ fn restarts_on_purpose(nodes: u64) {
 /// would go on.
 #[test]
 fn excuses_are_bounded_by_node_and_by_pair() {
-    let excused = |rules, pairs: &[Pair], nodes: &[u64]| {
+    let excused_of = |members: u64, rules, pairs: &[Pair], nodes: &[u64]| {
         let mut bench = Bench::new(rules);
+        bench.since.retain(|n, _| n.0 <= members);
         for turn in 0..200u8 {
             let at = usize::from(turn);
             let (p, node) = (pairs[at % pairs.len()], nodes[at % nodes.len()]);
@@ -568,8 +595,12 @@ fn excuses_are_bounded_by_node_and_by_pair() {
         }
         bench.verdicts.iter().filter(|v| matches!(v, Verdict::Excused(_))).count()
     };
+    let excused = |rules, pairs: &[Pair], nodes: &[u64]| excused_of(4, rules, pairs, nodes);
     let own: Vec<Pair> = all_pairs().into_iter().filter(|p| of_node_one(*p)).collect();
     assert_eq!(excused(RULES, &own, &[1]), EXCUSED_PER_NODE_MAX as usize);
+    // Of three nodes, where each of its restarts costs the quorum: that is its own doing, too.
+    let three = [pair(1, 2), pair(2, 1), pair(1, 3), pair(3, 1)];
+    assert_eq!(excused_of(3, RULES, &three, &[1]), EXCUSED_PER_NODE_MAX as usize);
     assert_eq!(excused(Rules { excused_max: u32::MAX, ..RULES }, &own, &[1]), 200);
     let (one, both) = ([pair(1, 2)], [1, 2]);
     assert_eq!(excused(RULES, &one, &both), EXCUSED_PER_PAIR_MAX);
@@ -715,6 +746,67 @@ fn a_void_fault_launders_no_other() {
             assert_eq!(bench.untouched(), second == OwnForm400);
         }
     }
+}
+
+/// As above, when both count already.
+#[test]
+fn a_repetition_clears_its_own_fault_alone() {
+    let mut bench = Bench::new(RULES);
+    let [one, two] = [(); 2].map(|()| bench.request(0, pair(1, 2)).unwrap());
+    [one, two].into_iter().for_each(|r| bench.report(0, pair(1, 2), r, bench.now, OwnForm400));
+    bench.wait(HOLD_MS + 1);
+    for (first, left) in [(one, 1), (two, 0)] {
+        assert!(bench.meter.cancel(&RULES, &client(0), first, pair(3, 4)));
+        assert_eq!(bench.meter.counted().map(|(_, n)| n).sum::<usize>(), left);
+        assert_eq!(bench.meter.usable_by(pair(1, 2), &client(0)).is_err(), left == 1);
+    }
+}
+
+/// A pair over which a client's key was refused is no witness of an outage, by that client's other requests.
+#[test]
+fn a_client_whose_key_was_refused_shows_no_silence() {
+    for order in [[Answer, Answerless], [Answerless, Answer]] {
+        let mut bench = Bench::new(RULES);
+        let own = [(); 2].map(|()| bench.request(0, pair(1, 2)).unwrap());
+        for (request, kind) in own.into_iter().zip(order) {
+            bench.report(0, pair(1, 2), request, bench.now, kind);
+            bench.wait(HOLD_MS + 1);
+        }
+        let silent = bench.fault(1, pair(3, 4), Answerless).unwrap();
+        bench.wait(HOLD_MS + 1);
+        assert_eq!(bench.verdicts.last(), Some(&Verdict::Counted(silent)), "{order:?}");
+        assert_eq!(bench.meter.counted().map(|(_, n)| n).sum::<usize>(), 2, "{order:?}");
+    }
+}
+
+#[test]
+fn what_is_held_and_counted_is_bounded() {
+    let mut bench = Bench::new(RULES);
+    let report = |bench: &mut Bench, c: u8, n: u8, kind| {
+        let mut id = [c; 16];
+        id[0] = n;
+        bench.report(c, pair(1, 2), RequestId(id), bench.now, kind);
+    };
+    let sizes = |bench: &Bench| {
+        let meter = &bench.meter.pairs[&pair(1, 2)];
+        let own = meter.counted.values().map(BTreeMap::len).max().unwrap_or_default();
+        (meter.holds(&client(1)), meter.held.len(), meter.counted.len(), own)
+    };
+    for n in 0..100 {
+        report(&mut bench, 1, n, OwnForm400);
+    }
+    assert_eq!(sizes(&bench), (HELD_PER_CLIENT_MAX, HELD_PER_CLIENT_MAX, 0, 0));
+    for (c, n) in (2..20).flat_map(|c| (0..100).map(move |n| (c, n))) {
+        report(&mut bench, c, n, OwnForm400);
+    }
+    assert_eq!(sizes(&bench), (HELD_PER_CLIENT_MAX, HELD_PER_PAIR_MAX, 0, 0));
+    bench.wait(HOLD_MS + 1);
+    assert_eq!(sizes(&bench), (0, 0, REMEMBERED_PER_PAIR_MAX, HELD_PER_CLIENT_MAX));
+    for n in 100..200 {
+        report(&mut bench, 1, n, OwnForm400);
+    }
+    bench.wait(HOLD_MS + 1);
+    assert_eq!(sizes(&bench), (0, 0, REMEMBERED_PER_PAIR_MAX, HELD_PER_CLIENT_MAX));
 }
 
 // --- what is open, what is given up ---

@@ -409,12 +409,13 @@ fn so_many_requests_of_a_client_are_open_over_a_pair() {
     keyed.settle(one, asked[0]);
     assert_eq!(keyed.ask(CLIENT, one), Err(Refusal::PairBusy));
     keyed.answer(CLIENT, asked[0], 200);
-    assert!(keyed.ask(CLIENT, one).is_ok());
+    let last = keyed.ask(CLIENT, one).unwrap();
     assert_eq!(keyed.ask(CLIENT, one), Err(Refusal::PairBusy));
     // What is never reported is over at its deadline.
-    asked.iter().skip(1).for_each(|id| keyed.settle(one, *id));
+    asked.iter().skip(1).chain([&last]).for_each(|id| keyed.settle(one, *id));
     keyed.wait(61_000 + HOLD_MS + 30_000);
-    let room = (0..=OPEN_PER_PAIR_MAX).take_while(|_| keyed.ask("c", one).is_ok()).count();
+    keyed.pools.clear();
+    let room = (0..=OPEN_PER_PAIR_MAX).take_while(|_| keyed.ask(CLIENT, one).is_ok()).count();
     assert_eq!(room, OPEN_PER_PAIR_MAX as usize);
     keyed.changes(|d| d.route[0].credential.as_mut().unwrap().lifted = 1);
     let room = (0..=OPEN_PER_PAIR_MAX).take_while(|_| keyed.ask(CLIENT, one).is_ok()).count();
@@ -501,6 +502,24 @@ fn a_fault_before_release_is_void_when_keyer_and_relay_both_say_so() {
     }
 }
 
+/// Longer than its signature is valid: as long as its fault may be held.
+#[test]
+fn a_denial_that_comes_late_still_counts() {
+    for (after, counted) in [(45_000, 0), (HOLD_MS + 1_000, 1)] {
+        let mut keyed = Keyed::new();
+        let [one, ..] = keyed.ways();
+        let request = keyed.ask(CLIENT, one).unwrap();
+        let unsent = Settlement { bytes_up: 0, ended: Ended::MeshFailure, ..Fleet::settlement(request) };
+        keyed.mesh.apply(vec![keyed.mesh.fleet.node_command(one.0, NodeCommand::Settle(vec![unsent]))]);
+        keyed.silence(CLIENT, request);
+        keyed.wait(after);
+        let denial = NodeCommand::Unanswered(vec![request]);
+        keyed.mesh.apply(vec![keyed.mesh.fleet.node_command(one.1, denial)]);
+        keyed.wait(HOLD_MS + 20_000);
+        assert_eq!(keyed.counted(), counted, "{after}");
+    }
+}
+
 #[test]
 fn only_its_keyer_denies_a_request() {
     let mut keyed = Keyed::new();
@@ -537,6 +556,16 @@ fn the_same_400_over_a_disjoint_pair_cancels_both() {
         keyed.wait(HOLD_MS + 20_000);
         assert_eq!(keyed.counted(), left);
     }
+    // Also where the meter has forgotten the first for something worse: the repetition is the application's mistake all the same.
+    let mut keyed = Keyed::new();
+    let [one, apart, _] = keyed.ways();
+    let [first, worse] = [(); 2].map(|()| keyed.ask(CLIENT, one).unwrap());
+    keyed.report_with(CLIENT, first, own(None));
+    keyed.answer(CLIENT, worse, 401);
+    let again = keyed.ask(CLIENT, apart).unwrap();
+    keyed.report_with(CLIENT, again, own(Some(first)));
+    assert_eq!(keyed.ask(CLIENT, one), Err(Refusal::PairBarred));
+    assert!(keyed.ask(CLIENT, apart).is_ok());
     // Only of the client's own, and only of the same kind.
     let mut keyed = Keyed::new();
     let [one, apart, _] = keyed.ways();
@@ -661,12 +690,15 @@ fn probes_are_not_metered_but_counted() {
     keyed.open(CLIENT, pool.clone()).unwrap();
     // What is refused for another reason costs no probe.
     assert_eq!(keyed.ask_with(CLIENT, way, |a| a.share_epoch = 2), Err(Refusal::StaleShareEpoch));
+    let open = |keyed: &Keyed| keyed.mesh.state().meter(&route()).unwrap().open_requests();
+    assert_eq!(open(&keyed), 0);
     for n in 0..PROBES_PER_PAIR_MAX {
         // An admin checks what is frozen, too.
         if n == 1 {
             keyed.changes(|d| d.route[0].credential.as_mut().unwrap().frozen = true);
         }
         let request = keyed.ask(CLIENT, way).unwrap();
+        assert_eq!(open(&keyed), 0, "nor does it take a request's place");
         assert_eq!(faults(&keyed.answer(CLIENT, request, 401), AnomalyRule::CredentialFault), 0);
     }
     assert_eq!(keyed.counted(), 0);
