@@ -10,8 +10,11 @@
 #![forbid(unsafe_code)]
 
 pub mod hostile;
+pub mod hostile_build;
 pub mod lab;
 pub mod raw;
+pub mod recorder;
+pub mod rogue;
 pub mod stacks;
 pub mod tlog;
 
