@@ -90,6 +90,9 @@ pub enum Fault {
     /// A tile whose hash the tree does not have there.
     #[error("its root is not the one in {0}")]
     TileRoot(TilePath),
+    /// The tile at the right edge, which no other one names.
+    #[error("it does not have the hashes of the leaves, which lead to the checkpoint's root")]
+    OpenTile,
     /// The leaves do not lead to the root.
     #[error("it names root {said}, and the leaves lead to {computed}")]
     Root {
@@ -176,7 +179,7 @@ impl Fault {
             Self::GenesisInvalid(_) => "genesis_invalid",
             Self::OtherDigest(_) => "other_digest",
             Self::LeafHash(_) => "leaf_hash",
-            Self::TileRoot(_) => "tile_root",
+            Self::TileRoot(_) | Self::OpenTile => "tile_root",
             Self::Root { .. } => "root",
             Self::Fork { .. } => "fork",
             Self::NotABatchEnd => "not_a_batch_end",
@@ -213,7 +216,7 @@ impl Fault {
             Self::LeafHash(_) => {
                 "The leaf is not the one that was certified: it was altered, exchanged or moved after the fact, in this copy."
             }
-            Self::TileRoot(_) => {
+            Self::TileRoot(_) | Self::OpenTile => {
                 "The tile was altered after the fact, in this copy: proofs made from it would be refused."
             }
             Self::Root { .. } => {

@@ -17,7 +17,8 @@ use quorate_core::policy::{POLICY_BYTES_MAX, SignedPolicy};
 use quorate_core::tlog::note::NOTE_BYTES_MAX;
 use quorate_core::tlog::{
     BUNDLE_BYTES_MAX, Checkpoint, FULL_TILE_BYTES, LeafIndex, NodeReader, Note, TILE_HEIGHT, TILE_WIDTH,
-    TileKind, TilePath, TreeSize, decode_bundle, decode_tile, leaf_hash, sha256, tree_root,
+    TileError, TileKind, TilePath, TreeSize, decode_bundle, decode_tile, leaf_hash, root_at, sha256,
+    tree_root,
 };
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -181,15 +182,38 @@ impl Mirror {
     /// A bundle's leaves, as many as its name says.
     pub fn bundle(&self, path: &TilePath) -> Result<Vec<Bytes>, Error> {
         let bytes = Bytes::from(self.read(&self.tile_file(path), BUNDLE_BYTES_MAX, || Place::Tile(*path))?);
-        let leaves = decode_bundle(&bytes, path.width()).map_err(|e| match e {
-            // The leaf in which it ends says more than the file.
-            quorate_core::tlog::TileError::BundleTruncated { entry } => {
-                let at = path.index().saturating_mul(TILE_WIDTH).saturating_add(entry.into());
-                Finding::at(Place::Leaf(LeafIndex(at)), Fault::Tile(e))
+        match decode_bundle(&bytes, path.width()) {
+            Ok(leaves) => Ok(leaves.into_iter().map(|leaf| bytes.slice_ref(leaf)).collect()),
+            Err(error) => Err(self.broken(path, &bytes, error).into()),
+        }
+    }
+
+    /// A bundle that does not decode: the first leaf that is not the tree's says more than where the file ends.
+    fn broken(&self, path: &TilePath, mut bytes: &[u8], error: TileError) -> Finding {
+        let first = path.index().saturating_mul(TILE_WIDTH);
+        let tile = TilePath::of_width(TileKind::Hashes(0), path.index(), path.width()).ok();
+        let hashes = tile.and_then(|tile| Some((tile, self.hashes(&tile).ok()?)));
+        for (at, hash) in
+            hashes.iter().flat_map(|(tile, hashes)| hashes.iter().map(move |hash| (tile, hash))).enumerate()
+        {
+            let (tile, hash) = hash;
+            let Some((length, rest)) = bytes.split_first_chunk() else { break };
+            let Some((leaf, rest)) = rest.split_at_checked(u16::from_be_bytes(*length).into()) else { break };
+            if leaf_hash(leaf) != *hash {
+                return Finding::at(
+                    Place::Leaf(LeafIndex(first.saturating_add(at as u64))),
+                    Fault::LeafHash(*tile),
+                );
             }
-            e => Finding::at(Place::Tile(*path), Fault::Tile(e)),
-        })?;
-        Ok(leaves.into_iter().map(|leaf| bytes.slice_ref(leaf)).collect())
+            bytes = rest;
+        }
+        match error {
+            TileError::BundleTruncated { entry } => {
+                let at = LeafIndex(first.saturating_add(entry.into()));
+                Finding::at(Place::Leaf(at), Fault::Tile(error))
+            }
+            error => Finding::at(Place::Tile(*path), Fault::Tile(error)),
+        }
     }
 
     /// Bundle `index` of a tree of this size with its hashes, each leaf compared with its own. No bundle beyond the tree.
@@ -203,23 +227,29 @@ impl Mirror {
         let first = index.saturating_mul(TILE_WIDTH);
         for ((at, leaf), hash) in (first..).zip(&leaves).zip(&hashes) {
             if leaf_hash(leaf) != *hash {
-                return Err(self.blame(LeafIndex(at), &tile, &hashes, size)?.into());
+                return Err(self.blame(LeafIndex(at), &tile, &leaves, size)?.into());
             }
         }
         Ok(Some(Bundle { leaves, hashes }))
     }
 
-    /// Leaf and tile differ: which of the two is wrong, as the tile above says.
+    /// Leaf and tile differ: which of the two is wrong, as the tile above says, or, where there is none, the checkpoint.
     fn blame(
         &self,
         at: LeafIndex,
         tile: &TilePath,
-        hashes: &[Hash],
+        leaves: &[Bytes],
         size: TreeSize,
     ) -> Result<Finding, Error> {
         let leaf = Finding::at(Place::Leaf(at), Fault::LeafHash(*tile));
+        let by_leaves: Vec<Hash> = leaves.iter().map(|leaf| leaf_hash(leaf)).collect();
         if !tile.is_full() {
-            return Ok(leaf);
+            let tree = self.tree(size);
+            tree.tiles.borrow_mut().insert(*tile, by_leaves);
+            let sound = self.newest().is_ok_and(|newest| {
+                newest.size() == size && root_at(&tree, size).is_ok_and(|root| root == newest.checkpoint.root)
+            });
+            return Ok(if sound { Finding::at(Place::Tile(*tile), Fault::OpenTile) } else { leaf });
         }
         let Some(above) = tile_path(TileKind::Hashes(1), tile.index() / TILE_WIDTH, size) else {
             return Ok(leaf);
@@ -227,7 +257,7 @@ impl Mirror {
         let Ok(row) = self.hashes(&above) else { return Ok(leaf) };
         let place = usize::try_from(tile.index() % TILE_WIDTH).unwrap_or(usize::MAX);
         match row.get(place) {
-            Some(expected) if *expected != tree_root(hashes) => {
+            Some(expected) if *expected == tree_root(&by_leaves) => {
                 Ok(Finding::at(Place::Tile(*tile), Fault::TileRoot(above)))
             }
             _ => Ok(leaf),

@@ -125,7 +125,7 @@ pub fn note_of(
 pub fn note(mesh: &Mesh, certified: &CertifiedCheckpoint) -> Note {
     note_of(certified.checkpoint(), certified.cosignatures(), |node| {
         let boot = mesh.fleet.nodes.get(&node).expect("a member").boot();
-        (format!("node-{}", node.0), boot.cosign)
+        (mesh.state().policy().members.get(&node).expect("a member").name.clone(), boot.cosign)
     })
 }
 

@@ -1,2 +1,6 @@
 //! Tests of the whole crate over logs made by the real state machine.
+mod busy;
+mod copies;
 mod honest;
+mod proofs;
+mod tamper;
