@@ -7,9 +7,10 @@ use crate::directory::now;
 use crate::error::{Error, chain};
 use crate::{Client, TrustFile};
 use quorate_core::ids::{NodeId, RouteId};
-use quorate_core::policy::Policy;
+use quorate_core::policy::{Policy, Route};
 use quorate_proto::v1;
 use serde_json::json;
+use std::collections::BTreeMap;
 
 #[derive(clap::Args)]
 pub(crate) struct StatusArgs {
@@ -109,6 +110,9 @@ pub(crate) async fn status(args: StatusArgs) -> Outcome {
             "attested": verified.nodes.len(), "members_count": policy.members.len(), "quorum": policy.quorum(),
             "certified_size": directory.size(), "root": verified.certified.checkpoint().root.to_string(),
             "time": date(verified.time), "age_ms": age, "leader": leader, "members": members,
+            "credentials": policy.routes.values().filter_map(|r| Some(json!({ "route": r.id.as_str(),
+                "share_epoch": r.share_epoch(), "frozen": r.credential.as_ref()?.frozen,
+                "faults": Imposed::of(policy, &answers, r).json() }))).collect::<Vec<_>>(),
         }).to_string());
     }
     let text = format!(
@@ -128,6 +132,8 @@ pub(crate) async fn status(args: StatusArgs) -> Outcome {
     );
     text_out(&text)?;
     note_lacking(policy, &answers);
+    note_frozen(policy);
+    note_imposed(policy, &answers);
     Ok(())
 }
 
@@ -165,6 +171,102 @@ fn lacking(answers: &Answers, route: &RouteId) -> Vec<(NodeId, String)> {
     answers.iter().filter_map(of).collect()
 }
 
+/// What faults imposed on a route's credential, and which nodes say so. It follows from the log, but a hostile node says what it
+/// likes.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Imposed {
+    frozen: Vec<NodeId>,
+    /// By relay and keyer.
+    suspended: BTreeMap<(NodeId, NodeId), Vec<NodeId>>,
+}
+
+impl Imposed {
+    /// For the share epoch in force, on members of it: what nodes say of others is over, or nonsense.
+    fn of(policy: &Policy, answers: &Answers, route: &Route) -> Self {
+        let mut imposed = Self::default();
+        for (node, answer) in answers {
+            let said = answer.as_ref().map(|s| s.credentials.as_slice()).unwrap_or_default();
+            let this = |c: &&v1::CredentialStatus| {
+                c.route == route.id.as_str() && c.share_epoch == route.share_epoch()
+            };
+            let Some(said) = said.iter().find(this) else { continue };
+            if said.frozen {
+                imposed.frozen.push(*node);
+            }
+            for pair in &said.suspended {
+                let pair = (NodeId(pair.relay), NodeId(pair.keyer));
+                if pair.0 == pair.1 || ![pair.0, pair.1].iter().all(|n| policy.members.contains_key(n)) {
+                    continue;
+                }
+                let by = imposed.suspended.entry(pair).or_default();
+                if by.last() != Some(node) {
+                    by.push(*node);
+                }
+            }
+        }
+        imposed
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let ids = |nodes: &[NodeId]| nodes.iter().map(|n| n.0).collect::<Vec<_>>();
+        let pair = |((relay, keyer), by): (&(NodeId, NodeId), &Vec<NodeId>)| json!({ "relay": relay.0, "keyer": keyer.0, "said_by": ids(by) });
+        json!({ "frozen_said_by": ids(&self.frozen), "suspended": self.suspended.iter().map(pair).collect::<Vec<_>>() })
+    }
+
+    /// For the cell of a table.
+    fn cell(&self) -> String {
+        match (self.frozen.is_empty(), self.suspended.len()) {
+            (false, _) => ", FROZEN by faults".to_owned(),
+            (true, 0) => String::new(),
+            (true, 1) => ", 1 pair suspended".to_owned(),
+            (true, count) => format!(", {count} pairs suspended"),
+        }
+    }
+
+    /// What it is, who says so, what to do.
+    fn lines(&self, policy: &Policy, route: &RouteId) -> Vec<String> {
+        let name = |n: &NodeId| policy.members.get(n).map_or_else(|| n.to_string(), |m| m.name.clone());
+        let names = |nodes: &[NodeId]| nodes.iter().map(name).collect::<Vec<_>>().join(", ");
+        let mut lines = Vec::new();
+        if !self.frozen.is_empty() {
+            lines.push(format!(
+                "route {route}: faults of several clients froze its key, nothing is authorised on it (says {})",
+                names(&self.frozen)
+            ));
+        }
+        for ((relay, keyer), by) in &self.suspended {
+            lines.push(format!(
+                "route {route}: relay {} with keyer {} is suspended, after faults of several clients (says {})",
+                name(relay),
+                name(keyer),
+                names(by)
+            ));
+        }
+        if !lines.is_empty() {
+            lines.push(format!(
+                "find out which pairs bring a wrong key with `quorate admin credential check {route}`; then `credential lift {route}`, or `rotate` for another key"
+            ));
+        }
+        lines
+    }
+}
+
+/// Says what faults imposed, on which routes.
+fn note_imposed(policy: &Policy, answers: &Answers) {
+    for route in policy.routes.values().filter(|r| r.credential.is_some()) {
+        Imposed::of(policy, answers, route).lines(policy, &route.id).iter().for_each(|text| note(text));
+    }
+}
+
+/// Says which keys admins froze.
+fn note_frozen(policy: &Policy) {
+    for (route, _) in policy.routes.iter().filter(|(_, r)| r.credential.as_ref().is_some_and(|c| c.frozen)) {
+        note(&format!(
+            "route {route}: admins froze its key, nothing is authorised on it; `quorate admin credential lift {route}`, or `rotate` for another key"
+        ));
+    }
+}
+
 fn reason_of(answers: &Answers, node: u64) -> String {
     let said = answers.iter().filter_map(|(_, a)| a.as_ref().ok()).flat_map(|s| &s.nodes);
     let reason =
@@ -178,12 +280,12 @@ async fn routes(client: &Client, trust: &TrustFile, as_json: bool) -> Outcome {
     let answers = client.status().await;
     let granted = policy.clients.get(&trust.client).map(|g| g.routes.clone()).unwrap_or_default();
     let mut rows = vec![header(&["ROUTE", "GRANTED", "HOST", "DIALECT", "CREDENTIAL", "MODELS", "PATHS"])];
-    let mut frozen = Vec::new();
     let mut list = Vec::new();
     for (id, route) in &policy.routes {
         let d = &route.document;
         let yes = granted.contains(id);
         let lacking = lacking(&answers, id);
+        let imposed = Imposed::of(policy, &answers, route);
         rows.push(vec![
             id.to_string(),
             if yes { "yes".into() } else { "no".into() },
@@ -192,7 +294,7 @@ async fn routes(client: &Client, trust: &TrustFile, as_json: bool) -> Outcome {
             route.credential.as_ref().map_or_else(
                 || "none".to_owned(),
                 |c| {
-                    let state = if c.frozen { ", FROZEN" } else { "" };
+                    let state = if c.frozen { ", FROZEN".to_owned() } else { imposed.cell() };
                     let lacking = match lacking.len() {
                         0 => String::new(),
                         count => format!(", {count} without shares"),
@@ -203,12 +305,9 @@ async fn routes(client: &Client, trust: &TrustFile, as_json: bool) -> Outcome {
             d.models.join(" "),
             d.paths.iter().map(|p| format!("{}{p}", d.base_path)).collect::<Vec<_>>().join(" "),
         ]);
-        if route.credential.as_ref().is_some_and(|c| c.frozen) {
-            frozen.push(id.as_str());
-        }
         let credential = route.credential.as_ref().map(|c| {
             json!({ "scheme": c.scheme.as_str(), "share_epoch": c.share_epoch, "frozen": c.frozen,
-                "accept_echo": c.accept_echo, "lifted": c.lifted,
+                "accept_echo": c.accept_echo, "lifted": c.lifted, "faults": imposed.json(),
                 "without_shares": lacking.iter().map(|(node, reason)| json!({ "node": node.0, "reason": reason })).collect::<Vec<_>>() })
         });
         list.push(json!({ "route": id.as_str(), "granted": yes, "credential": credential, "host": d.host, "port": d.port, "dialect": d.dialect,
@@ -219,11 +318,8 @@ async fn routes(client: &Client, trust: &TrustFile, as_json: bool) -> Outcome {
     }
     text_out(&table(&rows))?;
     note_lacking(policy, &answers);
-    for route in frozen {
-        note(&format!(
-            "route {route}: admins froze its key, nothing is authorised on it; `quorate admin credential lift {route}`, or `rotate` for another key"
-        ));
-    }
+    note_frozen(policy);
+    note_imposed(policy, &answers);
     Ok(())
 }
 
@@ -271,4 +367,76 @@ async fn unproven(trust: &TrustFile, as_json: bool) -> Outcome {
     }
     note("nothing could be verified; this is what the nodes say of themselves:");
     text_out(&table(&rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quorate_core::testing::{Mesh, keyed, route};
+
+    /// Answers of nodes that say this of a route's credential.
+    fn answers(
+        said: &[(u64, &str, u32, bool, &[(u64, u64)])],
+    ) -> Vec<(NodeId, Result<v1::StatusReply, Error>)> {
+        let one = |(node, route, share_epoch, frozen, pairs): &(u64, &str, u32, bool, &[(u64, u64)])| {
+            let pair = |(relay, keyer): &(u64, u64)| v1::SuspendedPair { relay: *relay, keyer: *keyer };
+            let credential = v1::CredentialStatus {
+                route: (*route).to_owned(),
+                share_epoch: *share_epoch,
+                frozen: *frozen,
+                suspended: pairs.iter().map(pair).collect(),
+            };
+            (NodeId(*node), Ok(v1::StatusReply { credentials: vec![credential], ..Default::default() }))
+        };
+        said.iter().map(one).collect()
+    }
+
+    #[test]
+    fn what_faults_imposed_is_shown_with_who_says_so() {
+        let mesh = Mesh::new(4, 1, keyed);
+        let policy = mesh.state().policy();
+        let (id, own) = (route(), route().to_string());
+        let of = |answers: &Answers| Imposed::of(policy, answers, &policy.routes[&id]);
+
+        let nothing = of(&answers(&[(1, &own, 1, false, &[])]));
+        assert_eq!((nothing.cell(), nothing.lines(policy, &id)), (String::new(), vec![]));
+
+        let mut said = answers(&[(1, &own, 1, false, &[(1, 2), (3, 1)]), (2, &own, 1, false, &[(1, 2)])]);
+        said.push((NodeId(3), Err(Error::Closed)));
+        let suspended = of(&said);
+        assert_eq!(suspended.cell(), ", 2 pairs suspended");
+        let lines = suspended.lines(policy, &id);
+        let name = |n: u64| &policy.members[&NodeId(n)].name;
+        let (one, two, three) = (name(1), name(2), name(3));
+        assert!(lines[0].contains(&format!("relay {one} with keyer {two} is suspended")), "{lines:?}");
+        assert!(lines[0].ends_with(&format!("(says {one}, {two})")), "{lines:?}");
+        assert!(lines[1].contains(&format!("relay {three} with keyer {one}")), "{lines:?}");
+        assert!(lines[2].contains("quorate admin credential check"), "{lines:?}");
+        let expected = json!({ "frozen_said_by": [], "suspended": [
+            { "relay": 1, "keyer": 2, "said_by": [1, 2] }, { "relay": 3, "keyer": 1, "said_by": [1] } ] });
+        assert_eq!(suspended.json(), expected);
+
+        let frozen = of(&answers(&[(4, &own, 1, true, &[(1, 2)])]));
+        assert_eq!(frozen.cell(), ", FROZEN by faults");
+        assert!(frozen.lines(policy, &id)[0].contains("froze its key"));
+        assert_eq!(frozen.json()["frozen_said_by"], json!([4]));
+    }
+
+    #[test]
+    fn what_a_node_says_of_other_shares_or_of_strangers_is_not_shown() {
+        let mesh = Mesh::new(4, 1, keyed);
+        let policy = mesh.state().policy();
+        let own = route().to_string();
+        let of = |answers: &Answers| Imposed::of(policy, answers, &policy.routes[&route()]);
+        for (what, said) in [
+            ("an epoch that is over", answers(&[(1, &own, 2, true, &[(1, 2)])])),
+            ("another route", answers(&[(1, "other", 1, true, &[(1, 2)])])),
+            ("no members", answers(&[(1, &own, 1, false, &[(1, 9), (9, 1)])])),
+            ("no pair", answers(&[(1, &own, 1, false, &[(2, 2)])])),
+        ] {
+            assert_eq!(of(&said), Imposed::default(), "{what}");
+        }
+        let twice = of(&answers(&[(1, &own, 1, false, &[(1, 2), (1, 2)])]));
+        assert_eq!(twice.json()["suspended"], json!([{ "relay": 1, "keyer": 2, "said_by": [1] }]));
+    }
 }

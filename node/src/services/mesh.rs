@@ -146,6 +146,23 @@ impl MeshService {
         status.map(one).collect()
     }
 
+    /// What the metering of faults imposed, by the state as this node has applied it.
+    fn credential_status(&self, policy: &quorate_core::policy::Policy) -> Vec<v1::CredentialStatus> {
+        let one = |route: &quorate_core::policy::Route, state: &State| {
+            let meter = state.meter(&route.id)?;
+            let pair =
+                |p: quorate_core::state::Pair| v1::SuspendedPair { relay: p.relay.0, keyer: p.keyer.0 };
+            let status = v1::CredentialStatus {
+                route: route.id.to_string(),
+                share_epoch: meter.share_epoch(),
+                frozen: meter.is_frozen(),
+                suspended: meter.suspended().map(pair).collect(),
+            };
+            (status.frozen || !status.suspended.is_empty()).then_some(status)
+        };
+        self.ledger.read(|state| policy.routes.values().filter_map(|route| one(route, state)).collect())
+    }
+
     fn node_status(&self) -> Vec<v1::NodeStatus> {
         let (view, now) = (self.ledger.view(), crate::clock::now());
         let status = |member: &quorate_core::policy::Member| {
@@ -261,6 +278,7 @@ impl Mesh for MeshService {
             routes: view.policy.routes.keys().map(ToString::to_string).collect(),
             state_digest: digest.to_string(),
             shares: self.share_status(&view.policy),
+            credentials: self.credential_status(&view.policy),
         }))
     }
 }
@@ -368,6 +386,37 @@ mod tests {
         lab.vaults.relay.close(&policy, &crate::shares::Missing::NotSealed);
         let why = "the policy seals no share to this node".to_owned();
         assert_eq!(shares().await, ("llm".into(), 1, false, why));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn status_says_what_faults_imposed() {
+        let lab = Lab::keyed().await;
+        let credentials = async || {
+            let status = service(&lab).status(Request::new(v1::StatusRequest {})).await.unwrap().into_inner();
+            status.credentials
+        };
+        assert_eq!(credentials().await, []);
+        let (relay, keyer) = (lab.pool.relay, lab.pool.keyer);
+        let clients = ["b", "c", "d"];
+        lab.change_policy(|d| {
+            d.client.extend(clients.iter().map(|c| quorate_core::testing::client_document(c)))
+        });
+        for (at, client) in clients.iter().enumerate() {
+            assert_eq!(credentials().await, [], "{at} clients do nothing yet");
+            lab.refused_key(client, (relay, keyer));
+        }
+        let pair = v1::SuspendedPair { relay: relay.0, keyer: keyer.0 };
+        let mut expected = v1::CredentialStatus {
+            route: "llm".into(),
+            share_epoch: 1,
+            frozen: false,
+            suspended: vec![pair],
+        };
+        assert_eq!(credentials().await, [expected.clone()]);
+        let apart = lab.disjoint_pair((relay, keyer));
+        lab.refused_key("b", apart);
+        expected.frozen = true;
+        assert_eq!(credentials().await, [expected]);
     }
 
     #[tokio::test(flavor = "multi_thread")]

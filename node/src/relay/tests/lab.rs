@@ -422,6 +422,13 @@ impl Lab {
         self.leader.lock().unwrap().mesh.silent.extend(nodes.iter().map(|n| NodeId(*n)));
     }
 
+    /// All cosign again; what was decided meanwhile is certified with the next entry.
+    pub(crate) fn hear_all(&self) {
+        let mut leader = self.leader.lock().unwrap();
+        leader.mesh.silent.clear();
+        leader.apply(Vec::new());
+    }
+
     pub(crate) fn cluster(&self) -> quorate_core::crypto::Hash {
         self.leader.lock().unwrap().mesh.fleet.cluster()
     }
@@ -443,6 +450,36 @@ impl Lab {
         leader.apply(vec![change]);
         drop(leader);
         self.ledger().view().policy.clone()
+    }
+
+    /// A client asks over this pair, and reports that the provider refused the key.
+    pub(crate) fn refused_key(&self, client: &str, way: (NodeId, NodeId)) {
+        let mut leader = self.leader.lock().unwrap();
+        let state = leader.mesh.state().clone();
+        let pool = leader.mesh.fleet.pool_over(&state, way);
+        let open = leader.mesh.fleet.client(client, ClientCommand::OpenPool(pool.clone()));
+        leader.apply(vec![open]);
+        let state = leader.mesh.state().clone();
+        let asked = leader.mesh.fleet.request(&state, &pool);
+        let report = quorate_core::command::Report {
+            status: 401,
+            ..quorate_core::testing::Fleet::report(asked.request)
+        };
+        let ask = leader.mesh.fleet.client(client, ClientCommand::Authorise(asked));
+        let report = leader.mesh.fleet.client(client, ClientCommand::Report(vec![report]));
+        leader.apply(vec![ask]);
+        leader.apply(vec![report]);
+    }
+
+    /// A pair that the order of keyers allows and that has no node of this one.
+    pub(crate) fn disjoint_pair(&self, (relay, keyer): (NodeId, NodeId)) -> (NodeId, NodeId) {
+        let leader = self.leader.lock().unwrap();
+        let policy = leader.mesh.state().policy();
+        let attested: Vec<NodeId> = leader.mesh.state().attested_nodes().collect();
+        let custodian = &policy.clients[&ClientId::new(CLIENT).unwrap()].custodian;
+        let all = quorate_core::rendezvous::pairs(policy, &attested, &self.pool.route, custodian);
+        let apart = |(r, k): &(NodeId, NodeId)| ![*r, *k].iter().any(|n| [relay, keyer].contains(n));
+        all.into_iter().find(apart).unwrap()
     }
 
     /// The policy in force, as signed.
