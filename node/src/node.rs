@@ -611,18 +611,28 @@ async fn snapshot_points(ledger: Ledger, raft: Raft, every: u64) {
     }
 }
 
-/// The certified checkpoint as a signed note (C2SP tlog-checkpoint with cosignatures).
+/// The certified checkpoint as a signed note (C2SP tlog-checkpoint with cosignatures). None while this node's view is newer than
+/// the certificate, so that too few of its keys are known here any more: auditors would take such a note for a forgery.
 pub fn note(ledger: &Ledger) -> Option<String> {
     let certified = ledger.certified().borrow().clone()?;
     let checkpoint = certified.certified.checkpoint();
     let view = ledger.view();
-    let lines = certified.certified.cosignatures().iter().filter_map(|(node, cosignature)| {
-        let member = view.policy.members.get(node)?;
-        let key = view.attested(*node)?.cosign;
-        let name = KeyName::new(format!("{}/{}", checkpoint.origin, member.name)).ok()?;
-        Some(cosignature.to_note_signature(&name, &key))
-    });
-    Note::new(checkpoint.body(), lines.collect()).ok().map(|n| n.to_string())
+    let lines: Vec<_> = certified
+        .certified
+        .cosignatures()
+        .iter()
+        .filter_map(|(node, cosignature)| {
+            let member = view.policy.members.get(node)?;
+            let key = view.attested(*node)?.cosign;
+            cosignature.verify(checkpoint, &key).ok()?;
+            let name = KeyName::new(format!("{}/{}", checkpoint.origin, member.name)).ok()?;
+            Some(cosignature.to_note_signature(&name, &key))
+        })
+        .collect();
+    if lines.len() < view.policy.quorum() {
+        return None;
+    }
+    Note::new(checkpoint.body(), lines).ok().map(|n| n.to_string())
 }
 
 /// The vkey of a member's present boot key, for C2SP tools.
