@@ -31,6 +31,8 @@ pub struct WitnessPeer {
     pub key: VerifierKey,
     /// Signs what is submitted, for witnesses that do not follow the nodes' keys.
     pub feeder: Option<SigningKey>,
+    /// Whether checkpoints are submitted at all, or what it cosigned is only read (which `quorate-audit witness` serves).
+    pub feeds: bool,
 }
 
 /// What a witness made of a checkpoint.
@@ -71,7 +73,7 @@ pub enum FeedError {
     BadCosignature(NoteError),
 }
 
-/// Submits a checkpoint of the mirror; the mirror must hold the tree of `under`, which extends it or is it.
+/// Submits the mirror's newest checkpoint.
 pub async fn submit(
     client: &Client,
     peer: &WitnessPeer,
@@ -140,11 +142,16 @@ fn cosigned(
     let own = own.ok_or(FeedError::BadCosignature(NoteError::NoKnownKey))?;
     let lines: Vec<NoteSignature> = stored.note.signatures().iter().chain([own]).cloned().collect();
     let note = Note::new(text, lines).map_err(FeedError::BadCosignature)?;
+    keep(peer, mirror, &note)?;
+    Ok(note)
+}
+
+/// Keeps a note that this witness cosigned.
+pub fn keep(peer: &WitnessPeer, mirror: &Mirror, note: &Note) -> Result<(), Error> {
     let path = kept_path(peer, mirror);
     let folder = path.parent().unwrap_or(mirror.dir());
     std::fs::create_dir_all(folder).map_err(Error::disk("create", folder))?;
-    Disk::default().replace(&path, note.to_string().as_bytes()).map_err(Error::disk("write", &path))?;
-    Ok(note)
+    Disk::default().replace(&path, note.to_string().as_bytes()).map_err(Error::disk("write", &path))
 }
 
 /// Where the newest note is that this witness cosigned.

@@ -54,7 +54,8 @@ a log's own key, or for a quorate mesh the feeder's (`witness keygen`), which si
   quorate-audit witness keygen feeder.key --name quorate/demo/feeder
   quorate-audit witness feed log --genesis 0606c2e3… --witness http://127.0.0.1:7300 --witness-key VKEY --feed-key feeder.key
 
-(`monitor` does the same by itself with the same options). Any C2SP witness can be fed, and any C2SP log can use this one.
+(`monitor` does the same by itself with the same options; the keys of a mesh's nodes, which change with each restart, it keeps in
+DIR/monitor/keys: a witness beside it may follow those with `add-log --keys-file`, and a quorum as `--threshold`). Any C2SP witness can be fed, and any C2SP log can use this one.
 
 Never copy a witness's folder back from a backup: it would cosign sizes a second time. If it is lost, make a new witness with a
 new key. Put a proxy with TLS and timeouts before it if the public is to reach it.";
@@ -143,6 +144,9 @@ pub struct WitnessOptions {
     /// A signing key (`witness keygen`) that the witness knows for this log
     #[arg(long, value_name = "FILE", requires = "url")]
     feed_key: Option<PathBuf>,
+    /// Submit checkpoints without a key of your own: the witness follows the nodes' keys (`add-log --keys-file`)
+    #[arg(long, requires = "url")]
+    feed: bool,
 }
 
 impl WitnessOptions {
@@ -156,7 +160,8 @@ impl WitnessOptions {
         let feeder = feeder.transpose().map_err(|e| {
             Failure::new(chain(&e), "make one: `quorate-audit witness keygen FILE --name NAME`")
         })?;
-        Ok(Some(WitnessPeer { url: url.trim_end_matches('/').to_owned(), key: key.clone(), feeder }))
+        let feeds = self.feed || feeder.is_some();
+        Ok(Some(WitnessPeer { url: url.trim_end_matches('/').to_owned(), key: key.clone(), feeder, feeds }))
     }
 }
 
