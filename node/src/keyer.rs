@@ -189,7 +189,8 @@ impl Keyer {
         // For a credential it keeps what the hole needs, and nothing else.
         let checked = secret.check_head(&template, &records);
 
-        let certified = match self.inner.ledger.authorisation(request_id, AUTHORISATION_WAIT).await {
+        let ledger = &self.inner.ledger;
+        let certified = match ledger.authorisation(request_id, connection, AUTHORISATION_WAIT).await {
             Ok(certified) => certified,
             Err(error) => {
                 if share_epoch > 0 {
@@ -231,7 +232,8 @@ impl Keyer {
     /// As [`Self::deny`], for a request whose authorisation was not certified in time. Only if it names this connection: for any
     /// other, this request may have been answered over its own.
     async fn deny_late(self, request: RequestId, connection: ConnectionId) {
-        if let Ok(certified) = self.inner.ledger.authorisation(request, LATE_AUTHORISATION_WAIT).await {
+        let late = self.inner.ledger.authorisation(request, connection, LATE_AUTHORISATION_WAIT).await;
+        if let Ok(certified) = late {
             let a = certified.request();
             if (a.request, a.connection, a.share_epoch > 0) == (request, connection, true) {
                 self.deny(request);

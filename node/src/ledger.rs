@@ -8,10 +8,11 @@ use arc_swap::ArcSwap;
 use quorate_attest::evidence::BootKeys;
 use quorate_core::certificate::{CertifiedAuthorisation, CertifiedCheckpoint, CertifiedLeaf, Certifiers};
 use quorate_core::command::{
-    Alarm, COMMANDS_MAX, CheckpointRef, ClientCommand, Command, NodeCommand, NodeSigned, Settlement,
+    Alarm, Authorise, COMMANDS_MAX, CheckpointRef, ClientCommand, Command, NodeCommand, NodeSigned,
+    Settlement,
 };
 use quorate_core::crypto::{Hash, PublicKey};
-use quorate_core::ids::{NodeId, RequestId, Timestamp};
+use quorate_core::ids::{ConnectionId, NodeId, RequestId, Timestamp};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_core::policy::Policy;
 use quorate_core::proof::{LeafCertificate, ProvenLeaf};
@@ -200,9 +201,68 @@ struct AppliedOutcome {
 
 #[derive(Default)]
 struct Authorisations {
-    waiting: HashMap<RequestId, oneshot::Sender<(AppliedLeaf, TreeSize)>>,
-    seen: HashMap<RequestId, (AppliedLeaf, TreeSize)>,
+    waiting: HashMap<RequestId, Vec<Waiting>>,
+    seen: HashMap<RequestId, Found>,
     order: VecDeque<RequestId>,
+}
+
+/// A leaf, and the tree's size with which it is certified.
+type Found = (AppliedLeaf, TreeSize);
+
+/// Who asks for an authorisation, by the connection that the head came on.
+struct Waiting {
+    connection: ConnectionId,
+    answer: oneshot::Sender<Found>,
+}
+
+impl Authorisations {
+    /// The authorisation of a request, or a promise of it. Only who has its connection takes it away: any relay may name any
+    /// request beside a connection of its own.
+    fn ask(
+        &mut self,
+        request: RequestId,
+        connection: ConnectionId,
+    ) -> Result<Result<Found, oneshot::Receiver<Found>>, DecideError> {
+        if let Some(found) = self.seen.get(&request).cloned() {
+            if authorised(&found.0).is_some_and(|a| a.connection == connection) {
+                self.seen.remove(&request);
+            }
+            return Ok(Ok(found));
+        }
+        self.waiting.retain(|_, all| {
+            all.retain(|w| !w.answer.is_closed());
+            !all.is_empty()
+        });
+        if self.waiting.values().map(Vec::len).sum::<usize>() >= AUTHORISATIONS_MAX {
+            return Err(DecideError::Overloaded);
+        }
+        let (answer, promise) = oneshot::channel();
+        self.waiting.entry(request).or_default().push(Waiting { connection, answer });
+        Ok(Err(promise))
+    }
+
+    /// Tells whoever waits; kept unless one of them has the request's connection.
+    fn found(&mut self, request: RequestId, connection: ConnectionId, found: &Found) {
+        let mut taken = false;
+        for waiting in self.waiting.remove(&request).unwrap_or_default() {
+            let told = waiting.answer.send(found.clone()).is_ok();
+            taken |= told && waiting.connection == connection;
+        }
+        if !taken {
+            self.keep(request, found.clone());
+        }
+    }
+
+    fn keep(&mut self, request: RequestId, found: Found) {
+        if self.seen.insert(request, found).is_none() {
+            self.order.push_back(request);
+        }
+        while self.order.len() > AUTHORISATIONS_MAX {
+            if let Some(old) = self.order.pop_front() {
+                self.seen.remove(&old);
+            }
+        }
+    }
 }
 
 /// Digests of the last commands decided: a courier stops carrying those.
@@ -480,32 +540,26 @@ impl Ledger {
     pub async fn authorisation(
         &self,
         request: RequestId,
+        connection: ConnectionId,
         within: Duration,
     ) -> Result<CertifiedAuthorisation, DecideError> {
         let deadline = Instant::now() + within;
-        let known = {
-            let mut a = lock(&self.inner.authorisations);
-            match a.seen.remove(&request) {
-                Some(found) => Ok(found),
-                None => {
-                    let (tx, rx) = oneshot::channel();
-                    a.waiting.retain(|_, w| !w.is_closed());
-                    if a.waiting.len() >= AUTHORISATIONS_MAX {
-                        return Err(DecideError::Overloaded);
-                    }
-                    a.waiting.insert(request, tx);
-                    Err(rx)
-                }
-            }
-        };
+        let known = lock(&self.inner.authorisations).ask(request, connection)?;
         let (leaf, size) = match known {
             Ok(found) => found,
-            Err(rx) => tokio::time::timeout_at(deadline, rx)
+            Err(promise) => tokio::time::timeout_at(deadline, promise)
                 .await
                 .map_err(|_| DecideError::NoQuorum)?
                 .map_err(|_| DecideError::ShuttingDown)?,
         };
-        let certified = self.certified_at(size, deadline).await?;
+        let certified = match self.certified_at(size, deadline).await {
+            Ok(certified) => certified,
+            Err(error) => {
+                // It may be certified yet, and who asks again has to hear of it.
+                lock(&self.inner.authorisations).keep(request, (leaf, size));
+                return Err(error);
+            }
+        };
         let leaf =
             certified.certified.applied_leaf(&leaf, certified.own).map_err(|_| DecideError::NoQuorum)?;
         leaf.authorisation().ok_or(DecideError::NoQuorum)
@@ -573,29 +627,21 @@ impl Ledger {
 
     /// Remembers authorisations that name this node as keyer.
     fn remember(&self, leaves: &[AppliedLeaf], size: TreeSize) {
-        let mine = leaves.iter().filter_map(|leaf| Some((authorised_for(leaf, self.inner.me)?, leaf)));
         let mut a = lock(&self.inner.authorisations);
-        for (request, leaf) in mine {
-            if let Some(waiter) = a.waiting.remove(&request) {
-                let _gone = waiter.send((leaf.clone(), size));
-                continue;
-            }
-            a.seen.insert(request, (leaf.clone(), size));
-            a.order.push_back(request);
-            while a.order.len() > AUTHORISATIONS_MAX {
-                if let Some(old) = a.order.pop_front() {
-                    a.seen.remove(&old);
-                }
+        for leaf in leaves {
+            if let Some(mine) = authorised(leaf).filter(|a| a.keyer == self.inner.me) {
+                a.found(mine.request, mine.connection, &(leaf.clone(), size));
             }
         }
     }
 }
 
-fn authorised_for(leaf: &AppliedLeaf, keyer: NodeId) -> Option<RequestId> {
+/// What a leaf authorises.
+fn authorised(leaf: &AppliedLeaf) -> Option<&Authorise> {
     let Leaf::V1 { body, .. } = leaf.leaf();
     match body {
         LeafBody::Decided { command: Command::Client(c), outcome: Outcome::Authorised } => match &c.body {
-            ClientCommand::Authorise(a) if a.keyer == keyer => Some(a.request),
+            ClientCommand::Authorise(a) => Some(a),
             _ => None,
         },
         _ => None,

@@ -150,6 +150,41 @@ async fn a_keyer_without_its_share_answers_nothing() {
     assert_eq!(ask(&lab, &sealed, id).await, Err(("unknown_connection".to_owned(), true)), "as it said");
 }
 
+/// The keyer gave up before the authorisation was certified: the log hears that no hole was filled, once it is. It hears nothing
+/// of a request that a relay names beside another request's connection: that one is answered over its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keyer_that_gave_up_denies_what_is_authorised_later() {
+    let lab = Lab::keyed().await;
+    let late = lab.connect(1).await.seal(&lab.template, PATH, 2);
+    let beside = lab.connect(2).await.seal(&lab.template, PATH, 2);
+    let honest = lab.connect(3).await.seal(&lab.template, PATH, 2);
+    lab.silence(&[3, 4]);
+    let [late_id, honest_id] = [&late, &honest].map(|sealed| {
+        let (id, command) = lab.authorise(sealed.id, &sealed.head, |_| ());
+        lab.order(command);
+        id
+    });
+    let gave_up = tokio::join!(ask(&lab, &late, late_id), ask(&lab, &beside, honest_id));
+    let no_quorum = || Err(("no_quorum".to_owned(), true));
+    assert_eq!(gave_up, (no_quorum(), no_quorum()));
+    let denials = || {
+        let denial = |body: LeafBody| match body {
+            LeafBody::Decided { command: Command::Node(n), .. } => match n.body {
+                NodeCommand::Unanswered(requests) => Some(requests),
+                _ => None,
+            },
+            _ => None,
+        };
+        lab.leaves().into_iter().filter_map(denial).flatten().collect::<Vec<_>>()
+    };
+    assert_eq!(denials(), [], "not certified: there may be no such request");
+    lab.hear_all();
+    assert_eq!(denied(&lab, late_id).await, 1);
+    assert_eq!(ask(&lab, &late, late_id).await, Err(("unknown_connection".to_owned(), true)), "as it said");
+    assert!(ask(&lab, &honest, honest_id).await.is_ok(), "over its own connection");
+    assert_eq!(denials(), [late_id]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_keyer_without_its_share_takes_no_secret() {
     let lab = Lab::keyed().await;
