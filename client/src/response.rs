@@ -336,6 +336,8 @@ impl Exchange {
                                 let allowed_ms = u64::try_from(self.allowed.as_millis()).unwrap_or(u64::MAX);
                                 Error::TimedOut { what: "the request", allowed_ms }
                             }
+                            // The relay sees whole records and no answers.
+                            "complete" => truncated("the provider closed before its end"),
                             other => truncated(other),
                         }));
                     }

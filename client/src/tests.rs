@@ -191,6 +191,8 @@ struct MockNode {
 #[derive(Default)]
 struct MockLog {
     directory: Mutex<Vec<u8>>,
+    /// How often it was given.
+    looked: AtomicUsize,
     submitted: Mutex<Vec<Command>>,
     /// Nodes whose tunnels are refused as lapsed.
     lapsed: Mutex<BTreeSet<NodeId>>,
@@ -250,6 +252,7 @@ impl Mesh for MockNode {
         _: tonic::Request<v1::DirectoryRequest>,
     ) -> Result<Response<v1::DirectoryReply>, Status> {
         let log = self.log.as_ref().ok_or_else(no_log)?;
+        log.looked.fetch_add(1, Ordering::SeqCst);
         Ok(Response::new(v1::DirectoryReply { proof: log.directory.lock().unwrap().clone().into() }))
     }
     async fn submit(
