@@ -374,11 +374,11 @@ mod tests {
     use super::*;
     use quorate_core::testing::{Mesh, keyed, route};
 
-    /// Answers of nodes that say this of a route's credential.
-    fn answers(
-        said: &[(u64, &str, u32, bool, &[(u64, u64)])],
-    ) -> Vec<(NodeId, Result<v1::StatusReply, Error>)> {
-        let one = |(node, route, share_epoch, frozen, pairs): &(u64, &str, u32, bool, &[(u64, u64)])| {
+    /// A node, and what it says of a route's credential: route, share epoch, frozen, suspended.
+    type Said<'a> = (u64, &'a str, u32, bool, &'a [(u64, u64)]);
+
+    fn answers(said: &[Said<'_>]) -> Vec<(NodeId, Result<v1::StatusReply, Error>)> {
+        let one = |(node, route, share_epoch, frozen, pairs): &Said<'_>| {
             let pair = |(relay, keyer): &(u64, u64)| v1::SuspendedPair { relay: *relay, keyer: *keyer };
             let credential = v1::CredentialStatus {
                 route: (*route).to_owned(),
