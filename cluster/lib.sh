@@ -56,6 +56,8 @@ missing_packages() {
   if [ -n "${QUORATE_TESTS:-}" ]; then
     has nginx || echo nginx-light
     has javac || echo default-jdk-headless
+    # A browser, and a font for it, that the tests look at audit reports with.
+    has chromium || has google-chrome || printf '%s\n' chromium fonts-dejavu-core
   fi
   if ! has pkg-config; then
     echo pkg-config

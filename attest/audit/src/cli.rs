@@ -1,13 +1,13 @@
 //! The command line: one subcommand for each question an auditor has, and the one place that writes to the terminal.
 use crate::finding::{Error, Finding};
-use crate::{life, mirror, prove, verify, witness};
+use crate::{blast_radius, life, manifest, mirror, monitor, prove, prune, report, verify, witness};
 use clap::{Parser, Subcommand};
 use quorate_core::crypto::Hash;
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-/// How a command ends well.
+/// How a command ends.
 pub type Outcome = Result<Exit, Failure>;
 
 /// The exit codes that are not clap's (2: usage).
@@ -17,6 +17,8 @@ pub enum Exit {
     Good,
     /// 3: the log, or somebody who serves it, is proven wrong; what was found is on standard output.
     ProvenWrong,
+    /// 4: nothing is proven wrong, and somebody should look (`monitor`).
+    Alarmed,
 }
 
 /// Exit 1: it could not be done; says nothing about the log.
@@ -52,7 +54,8 @@ An audit begins with a copy and ends without trust in anybody:
 The genesis digest is the SHA-256 of the first policy: the cluster's identity, which your admins told you. It may stand in
 QUORATE_GENESIS.
 
-Exit codes: 0 what was asked holds; 1 it could not be done (disk, network); 2 usage; 3 something is proven wrong.";
+Exit codes: 0 what was asked holds; 1 it could not be done (disk, network); 2 usage; 3 something is proven wrong;
+4 an alarm (`monitor`).";
 
 /// Decide for yourself what a quorate mesh did, from its genesis digest and a copy of its log
 #[derive(Parser)]
@@ -72,26 +75,45 @@ enum Subcommands {
     Explain(life::ExplainArgs),
     /// Proofs of one request for others: a receipt, and a C2SP tlog-proof with its keys
     Prove(prove::ProveArgs),
+    /// Which requests met a binary or a package, by the evidence of the nodes that served them
+    BlastRadius(blast_radius::BlastRadiusArgs),
+    /// Release manifests: make one to sign, check a signed one
+    Manifest(manifest::ManifestArgs),
+    /// Cut off the beginning of a mirror; proofs of what remains stay possible
+    Prune(prune::PruneArgs),
+    /// One HTML page for people, from a whole mirror
+    Report(report::ReportArgs),
+    /// Follow all nodes: compare what they sign, verify what is new, raise what somebody should look at
+    Monitor(monitor::MonitorArgs),
     /// Cosign logs that only grow (C2SP tlog-witness), or feed a mirrored log to a witness
     Witness(witness::WitnessArgs),
 }
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
-        Subcommands::Mirror(args) => mirror::run(args),
-        Subcommands::Verify(args) => verify::run(args),
-        Subcommands::Explain(args) => life::run(args),
-        Subcommands::Prove(args) => prove::run(args),
-        Subcommands::Witness(args) => witness::run(args),
-    };
-    match outcome {
+    match dispatch(Cli::parse()) {
         Ok(Exit::Good) => ExitCode::SUCCESS,
         Ok(Exit::ProvenWrong) => ExitCode::from(3),
+        Ok(Exit::Alarmed) => ExitCode::from(4),
         Err(failure) => {
             report(&failure);
             ExitCode::FAILURE
         }
+    }
+}
+
+fn dispatch(cli: Cli) -> Outcome {
+    match cli.command {
+        Subcommands::Mirror(args) => mirror::run(args),
+        Subcommands::Verify(args) => verify::run(args),
+        Subcommands::Explain(args) => life::run(args),
+        Subcommands::Prove(args) => prove::run(args),
+        Subcommands::BlastRadius(args) => blast_radius::run(args),
+        Subcommands::Manifest(args) => manifest::run(args),
+        Subcommands::Prune(args) => prune::run(args),
+        Subcommands::Report(args) => report::run(args),
+        Subcommands::Monitor(args) => monitor::run(args),
+        Subcommands::Witness(args) => witness::run(args),
     }
 }
 
@@ -163,5 +185,49 @@ mod tests {
     #[test]
     fn the_grammar_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    /// 0 holds, 1 could not be done, 3 proven wrong: what scripts go by.
+    #[test]
+    fn how_commands_end() {
+        let mut mesh = quorate_core::testing::Mesh::four();
+        let pool = mesh.open_pool();
+        let request = mesh.authorise(&pool);
+        mesh.settle(&pool, request);
+        let (dir, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mirror = crate::testing::mirror_of(&mesh, dir.path(), &[]);
+        let genesis = mesh.fleet.cluster().to_string();
+        let run = |command: &str, dir: &std::path::Path, more: &[&str]| {
+            let line = ["quorate-audit", command, dir.to_str().unwrap(), "--genesis", &genesis];
+            dispatch(Cli::try_parse_from(line.iter().chain(more)).unwrap())
+        };
+        let (id, there) = (request.to_string(), out.path().to_str().unwrap());
+        for json in [&[][..], &["--json"]] {
+            assert_eq!(run("verify", dir.path(), json), Ok(Exit::Good));
+            assert_eq!(run("explain", dir.path(), &[&[id.as_str()], json].concat()), Ok(Exit::Good));
+            assert_eq!(
+                run("prove", dir.path(), &[&[id.as_str(), "--out", there], json].concat()),
+                Ok(Exit::Good)
+            );
+        }
+        for kind in ["receipt", "leaf", "tlog-proof", "vkeys"] {
+            assert!(out.path().join(format!("{id}.{kind}")).is_file(), "{kind}");
+        }
+        assert!(run("verify", out.path(), &[]).unwrap_err().hint.contains("quorate-audit mirror"));
+        let unknown = run("explain", dir.path(), &["00000000000000000000000000000000"]).unwrap_err();
+        assert!(unknown.message.contains("no leaf"), "{unknown:?}");
+
+        let note = std::fs::read_to_string(mirror.checkpoint_path()).unwrap();
+        let (kept, _) = note.rsplit_once("\u{2014}").unwrap();
+        let (kept, _) = kept.rsplit_once("\u{2014}").unwrap();
+        std::fs::write(mirror.checkpoint_path(), kept).unwrap();
+        for json in [&[][..], &["--json"]] {
+            assert_eq!(run("verify", dir.path(), json), Ok(Exit::ProvenWrong));
+            assert_eq!(run("explain", dir.path(), &[&[id.as_str()], json].concat()), Ok(Exit::ProvenWrong));
+            assert_eq!(
+                run("prove", dir.path(), &[&[id.as_str(), "--out", there], json].concat()),
+                Ok(Exit::ProvenWrong)
+            );
+        }
     }
 }
