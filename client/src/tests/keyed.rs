@@ -1,5 +1,8 @@
 //! Routes with a credential: the hole, the share epoch, faults and what the client makes of them. The log is the real state
 //! machine; the keyers' masks are those of `quorate_core::testing`, whose secret is zeros.
+//!
+//! **These bite**: [`a_pair_whose_keyers_answer_does_not_fit_is_left_out`] failed when refused requests were not reported, and with
+//! [`a_pair_over_which_a_request_failed_is_left_out`] when what accuses a node went to one node only.
 use super::*;
 use crate::error::Fault;
 use quorate_core::command::{Authorise, Report};

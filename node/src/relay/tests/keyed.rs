@@ -1,4 +1,8 @@
 //! Requests of a route with a credential, through real ledgers, relay and keyer, to a provider that checks the key.
+//!
+//! **These bite**: [`a_keyer_that_gave_up_denies_what_is_authorised_later`] failed with each of these changed for a moment, alone:
+//! the keyer waits no longer, or denies whatever connection the leaf names; the ledger forgets what was not certified in time, or
+//! lets whoever asks first take it.
 use super::lab::{Lab, PREFIX, SECRET, Sealed, credential};
 use super::*;
 use quorate_core::shares::Share;
