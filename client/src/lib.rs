@@ -28,6 +28,7 @@ mod directory;
 mod error;
 pub mod http1;
 mod openai;
+mod pace;
 mod pool;
 mod request;
 mod response;

@@ -11,6 +11,7 @@
 use crate::client::Inner;
 use crate::directory::now;
 use crate::error::Error;
+use crate::pace::Pace;
 use crate::route::{RouteTls, head_template};
 use crate::shun::Stamp;
 use crate::wire::{Conn, danger_open_direct, mesh_client, open_tunnel, random_id};
@@ -51,9 +52,11 @@ impl Default for PoolOptions {
 const OPENING_MAX: usize = 16;
 /// How often a keeper looks after idle connections and demand.
 const TICK: Duration = Duration::from_millis(200);
-/// Ticks after which demand is forgotten by half.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
 const SUBMIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a lane with connections left waits before it opens the next: by then the request that took one is on its way, and
+/// no handshake competes with it for the processor.
+const CALM: Duration = Duration::from_millis(4);
 /// Failures in a row that end a lane.
 const FAILURES_MAX: u32 = 2;
 /// Lanes tried for one connection.
@@ -134,6 +137,7 @@ pub(crate) struct Lane {
     over: OnceLock<Error>,
     draining: AtomicBool,
     last_used: Mutex<Instant>,
+    pub(crate) pace: Pace,
     options: PoolOptions,
 }
 
@@ -154,6 +158,7 @@ impl Lane {
             over: OnceLock::new(),
             draining: AtomicBool::new(false),
             last_used: Mutex::new(Instant::now()),
+            pace: Pace::default(),
             options,
         });
         tokio::spawn(keep(lane.clone()));
@@ -338,6 +343,7 @@ async fn keep(lane: Arc<Lane>) {
     let mut demand = 0usize;
     let mut ticked = Instant::now();
     let mut pause_until = Instant::now();
+    let mut calm_until: Option<Instant> = None;
     while !lane.is_over() {
         if let Some(error) = lane.lapsed() {
             lane.end(error);
@@ -358,7 +364,13 @@ async fn keep(lane: Arc<Lane>) {
                 demand.clamp(lane.options.pool_size, lane.options.pool_size_max.max(1))
             };
             let wanted = ahead + waiting;
-            while lane.idle_count() + opening.len() < wanted && opening.len() < OPENING_MAX {
+            let coming = lane.idle_count() + opening.len();
+            let now = Instant::now();
+            let calm = coming >= wanted || (waiting == 0 && coming >= ahead.div_ceil(2));
+            let since = calm_until.filter(|_| calm && coming < wanted);
+            calm_until = (calm && coming < wanted).then(|| since.unwrap_or(now + CALM));
+            while calm_until.is_none_or(|until| now >= until)
+                && lane.idle_count() + opening.len() < wanted && opening.len() < OPENING_MAX {
                 opening.spawn(lane.clone().open());
             }
         }
@@ -381,7 +393,7 @@ async fn keep(lane: Arc<Lane>) {
                 Err(_) => lane.end(Error::Closed),
             },
             () = lane.wake.notified() => {}
-            () = tokio::time::sleep(TICK) => {}
+            () = tokio::time::sleep(if calm_until.is_some() { CALM } else { TICK }) => {}
         }
     }
 }
@@ -391,7 +403,6 @@ pub(crate) struct RouteLanes {
     route: RouteId,
     lanes: Mutex<Vec<Arc<Lane>>>,
     opening: tokio::sync::Mutex<()>,
-    next: AtomicUsize,
     spare: AtomicBool,
 }
 
@@ -401,7 +412,6 @@ impl RouteLanes {
             route,
             lanes: Mutex::default(),
             opening: tokio::sync::Mutex::new(()),
-            next: AtomicUsize::new(0),
             spare: AtomicBool::new(false),
         }
     }
@@ -487,12 +497,11 @@ impl RouteLanes {
             .filter(|l| l.serves() && !avoid.contains(&(l.relay(), l.keyer())))
             .filter(|l| !inner.is_shunned(&self.route, l.pair()))
             .collect();
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        let ready: Vec<&&Arc<Lane>> = usable.iter().filter(|l| l.idle_count() > 0).collect();
-        match ready.len() {
-            0 => usable.get(turn % usable.len().max(1)).map(|l| Arc::clone(l)),
-            n => ready.get(turn % n).map(|l| Arc::clone(l)),
-        }
+        // What has no connection ready costs a handshake.
+        let now = Instant::now();
+        let rank = |l: &&&Arc<Lane>| (l.idle_count() == 0, l.pace.cost(now));
+        let order = |a: &(bool, f64), b: &(bool, f64)| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1));
+        usable.iter().min_by(|a, b| order(&rank(a), &rank(b))).map(|l| Arc::clone(l))
     }
 
     async fn open_or_wait(
@@ -597,12 +606,21 @@ impl RouteLanes {
         for lane in ending {
             if lock(&lane.last_used).elapsed() < IDLE_LANE
                 && !inner.is_shunned(&self.route, lane.pair())
+                && !self.is_misplaced(inner, &lane)
                 && let Ok(successor) = inner.open_pool(&self.route, lane.relay(), lane.keyer(), None).await
             {
                 lock(&self.lanes).push(successor);
             }
             lane.draining.store(true, Ordering::Relaxed);
         }
+    }
+}
+
+impl RouteLanes {
+    /// Whether another lane in its place would go through the leader, as none does.
+    fn is_misplaced(&self, inner: &Inner, lane: &Lane) -> bool {
+        let Some(leader) = inner.directory().leader_hint().filter(|l| *l != lane.keyer()) else { return false };
+        !lock(&self.lanes).iter().any(|l| l.serves() && l.relay() == leader)
     }
 }
 
@@ -646,7 +664,7 @@ impl Inner {
     }
 
     /// Pairs in the order to try: neither avoided nor shunned; nodes that failed lately, pairs that no other is disjoint to and
-    /// relays in use last; else at random.
+    /// relays in use last; the leader as the relay first, which saves a hop; else at random.
     fn candidates(
         &self,
         route: &RouteId,
@@ -673,7 +691,8 @@ impl Inner {
             // A 400 that comes over such a pair could not be repeated over others.
             let alone = keyed && !has_disjoint(&pairs, Pair { relay, keyer });
             let cold = cold(&relay) || cold(&keyer);
-            ranked.push((cold, alone, in_use.contains(&relay), dice, (relay, keyer)));
+            let farther = directory.leader_hint() != Some(relay);
+            ranked.push((cold, alone, in_use.contains(&relay), farther, dice, (relay, keyer)));
         }
         if ranked.is_empty() && shunned {
             return Err(Error::NoPairLeft { route: route.as_str().to_owned() });

@@ -253,7 +253,8 @@ impl Mesh for MockNode {
     ) -> Result<Response<v1::DirectoryReply>, Status> {
         let log = self.log.as_ref().ok_or_else(no_log)?;
         log.looked.fetch_add(1, Ordering::SeqCst);
-        Ok(Response::new(v1::DirectoryReply { proof: log.directory.lock().unwrap().clone().into() }))
+        let proof = log.directory.lock().unwrap().clone().into();
+        Ok(Response::new(v1::DirectoryReply { proof, leader: 0 }))
     }
     async fn submit(
         &self,

@@ -206,7 +206,8 @@ impl Mesh for MeshService {
         _: Request<v1::DirectoryRequest>,
     ) -> Result<Response<v1::DirectoryReply>, Status> {
         let proof = self.directory.directory().await.map_err(|p| p.status())?;
-        Ok(Response::new(v1::DirectoryReply { proof }))
+        let leader = self.facts.leader().map_or(0, |n| n.0);
+        Ok(Response::new(v1::DirectoryReply { proof, leader }))
     }
 
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitReply>, Status> {
