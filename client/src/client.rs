@@ -417,8 +417,7 @@ impl Inner {
         let lost = || Error::NodeLost { node, reason: "no directory in time".into() };
         let reply = timeout(CALL_TIMEOUT, mesh_client(&link).directory(v1::DirectoryRequest {})).await;
         let reply = reply.map_err(|_| lost())?.map_err(|s| Error::from_status(node, &s))?;
-        let directory =
-            verify_off_thread(reply.into_inner(), self.trust.clone(), node.to_string()).await?;
+        let directory = verify_off_thread(reply.into_inner(), self.trust.clone(), node.to_string()).await?;
         directory.check_fresh(now(), self.trust.freshness_ms)?;
         self.adopt(directory)
     }

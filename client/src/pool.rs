@@ -370,7 +370,9 @@ async fn keep(lane: Arc<Lane>) {
             let since = calm_until.filter(|_| calm && coming < wanted);
             calm_until = (calm && coming < wanted).then(|| since.unwrap_or(now + CALM));
             while calm_until.is_none_or(|until| now >= until)
-                && lane.idle_count() + opening.len() < wanted && opening.len() < OPENING_MAX {
+                && lane.idle_count() + opening.len() < wanted
+                && opening.len() < OPENING_MAX
+            {
                 opening.spawn(lane.clone().open());
             }
         }
@@ -619,7 +621,9 @@ impl RouteLanes {
 impl RouteLanes {
     /// Whether another lane in its place would go through the leader, as none does.
     fn is_misplaced(&self, inner: &Inner, lane: &Lane) -> bool {
-        let Some(leader) = inner.directory().leader_hint().filter(|l| *l != lane.keyer()) else { return false };
+        let Some(leader) = inner.directory().leader_hint().filter(|l| *l != lane.keyer()) else {
+            return false;
+        };
         !lock(&self.lanes).iter().any(|l| l.serves() && l.relay() == leader)
     }
 }

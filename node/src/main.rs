@@ -11,6 +11,9 @@ use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Exit code of a node that must be started again (EX_TEMPFAIL).
 const START_ME_AGAIN: u8 = 75;
 
