@@ -51,6 +51,7 @@ struct Kept {
 pub fn arm(folder: &Path) {
     let _armed_before = FOLDER.set(folder.to_owned());
     quorate_splitkey::danger_hostile::arm(off);
+    quorate_core::danger_hostile::arm(off);
 }
 
 /// What stands behind `WORD=`.

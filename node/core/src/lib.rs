@@ -5,9 +5,14 @@
 //! client and the auditor run this same code, so that a decision can be replayed by anyone who has the tlog.
 #![forbid(unsafe_code)]
 
+#[cfg(all(feature = "danger-hostile", not(debug_assertions)))]
+compile_error!("danger-hostile switches defences off: it is for tests, and no release can contain it");
+
 pub mod certificate;
 pub mod command;
 pub mod crypto;
+#[cfg(feature = "danger-hostile")]
+pub mod danger_hostile;
 pub mod ids;
 pub mod leaf;
 pub mod policy;

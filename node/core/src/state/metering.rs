@@ -817,6 +817,10 @@ impl Run<'_> {
         kind: FaultKind,
         used: &CredentialUse,
     ) {
+        #[cfg(feature = "danger-hostile")]
+        if crate::danger_hostile::off("Metering") {
+            return;
+        }
         let data = &mut self.state.data;
         let Some(meter) = meter_of(&mut data.meters, used) else { return };
         let fault = Fault { pair, client, request, authorised: used.authorised, kind };
