@@ -9,7 +9,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::Duration;
 
 /// Its name.
 pub const PROGRAM: &str = "quorated-hostile";
@@ -83,6 +82,3 @@ pub fn runs(lab: &Lab, node: u64) -> anyhow::Result<bool> {
     let pid = lab.mesh.site(node)?.pid().context("it does not run")?;
     Ok(fs::read_link(format!("/proc/{pid}/exe"))?.file_name().is_some_and(|name| name == PROGRAM))
 }
-
-/// For something to show in a trace.
-pub const SHOWS: Duration = Duration::from_secs(20);

@@ -24,7 +24,6 @@ use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 /// Inner content types.
 pub mod inner {
@@ -499,6 +498,3 @@ impl Link {
         ending(&mut self.tunnel).await
     }
 }
-
-/// Patience for what should not come.
-pub const MOMENT: Duration = Duration::from_millis(300);

@@ -22,7 +22,7 @@ use quorate_tests::lab::{Key, Make};
 use quorate_tests::raw::{RawClient, Verdict, random_id};
 use quorate_tests::recorder::{Recorder, Seen};
 use quorate_tests::rogue::{CLOSE_NOTIFY, Fate, Hello, KEY_UPDATE, Link, Sealer, Way, inner};
-use quorate_tests::{Lab, Shared, Tlog, run, wait_for};
+use quorate_tests::{Lab, Shared, Tlog, http_get, run, wait_for};
 use quorate_transport::Connected;
 use std::collections::BTreeMap;
 use std::fs;
@@ -34,7 +34,7 @@ static LAB: Shared = Shared::new(Make { name: "hostile", provider: &[], key: Key
 /// For something to show in the log.
 const SHOWS: Duration = Duration::from_secs(20);
 /// Routes to the recorder, each with shares and a meter of its own.
-const ROUTES: usize = 6;
+const ROUTES: usize = 7;
 /// Clients beside the lab's own.
 const CLIENTS: [&str; 3] = ["ada", "bo", "cy"];
 /// What a hostile client puts before the head: all that follows is its body.
@@ -144,6 +144,20 @@ fn prepare(lab: &Lab, provider: &Recorder) -> anyhow::Result<()> {
     })
 }
 
+/// The clients, each with a connection to every node.
+fn parties(lab: &Lab) -> anyhow::Result<BTreeMap<&'static str, Party>> {
+    let mut parties = BTreeMap::new();
+    for name in CLIENTS.into_iter().chain(["app"]) {
+        let raw = RawClient::new(lab.trust(name)?)?;
+        let mut links = BTreeMap::new();
+        for site in &lab.mesh.sites {
+            links.insert(site.id, lab.block(raw.connect(&site.grpc))?);
+        }
+        parties.insert(name, Party { raw, links });
+    }
+    Ok(parties)
+}
+
 impl<'a> Field<'a> {
     fn new(lab: &'a Lab) -> anyhow::Result<Self> {
         let provider = Recorder::start(&lab.mesh, "recorder", true)?;
@@ -161,16 +175,7 @@ impl<'a> Field<'a> {
             }
             Ok(())
         })?;
-        let directory = lab.client("app")?.directory();
-        let mut parties = BTreeMap::new();
-        for name in CLIENTS.into_iter().chain(["app"]) {
-            let raw = RawClient::new(lab.trust(name)?)?;
-            let mut links = BTreeMap::new();
-            for site in &lab.mesh.sites {
-                links.insert(site.id, lab.block(raw.connect(&site.grpc))?);
-            }
-            parties.insert(name, Party { raw, links });
-        }
+        let (directory, parties) = (lab.client("app")?.directory(), parties(lab)?);
         let secret = lab.mesh.secret()?.to_vec();
         let policy = directory.verified().policy.version;
         Ok(Self { lab, provider, elsewhere, secret, policy, directory, parties, owned, keyer })
@@ -300,6 +305,36 @@ impl<'a> Field<'a> {
         })
     }
 
+    /// Whether what came to the provider, from some connection on, ended with a request's body.
+    fn nothing_beyond(&self, from: usize) -> anyhow::Result<()> {
+        self.provider.since(from).iter().try_for_each(|seen| {
+            let end = seen.requests.first().map_or(seen.stream.len(), |first| first.body.end);
+            ensure!(seen.stream.len() == end && seen.error.is_none(), "the provider saw {seen:?}");
+            Ok(())
+        })
+    }
+
+    /// How often a node counted this.
+    fn metric(&self, node: u64, name: &str, code: &str) -> anyhow::Result<u64> {
+        let (_, all) = http_get(&self.lab.mesh.site(node)?.http, "/metrics")?;
+        let begins = format!("quorate_{name}_total{{code=\"{code}\"}} ");
+        Ok(all.lines().find_map(|line| line.strip_prefix(&begins)?.trim().parse().ok()).unwrap_or(0))
+    }
+
+    /// Does something, and whether the keyer then counted such an answer once more.
+    fn answered<T>(
+        &self,
+        keyer: u64,
+        code: &str,
+        body: impl FnOnce() -> anyhow::Result<T>,
+    ) -> anyhow::Result<(T, String)> {
+        let before = self.metric(keyer, "keyer_answers", code)?;
+        let done = body()?;
+        let after = self.metric(keyer, "keyer_answers", code)?;
+        ensure!(after == before + 1, "keyer_answers of {code}: {before}, then {after}");
+        Ok((done, format!("metric keyer_answers of the keyer: {code}")))
+    }
+
     /// Head and body of an honest request over a link, sealed.
     fn honest_parts(&self, way: Way<'_>, secret: &[u8; 32]) -> anyhow::Result<(Vec<u8>, Vec<u8>)> {
         let (one, two) = way.parts(BODY.len() as u64)?;
@@ -401,31 +436,51 @@ fn stopped(
     off: &[&str],
     shows: impl Fn(&Seen) -> Option<String>,
 ) -> Found {
+    let (relay, keyer) = f.owned;
+    let twin = match stops {
+        Stops::Relay => (relay, f.keyer),
+        Stops::Keyer => f.pair(0, None, Some(keyer))?,
+    };
+    stopped_over(f, attack, (stops, code), off, shows, twin)
+}
+
+/// The same, over this pair with the check off.
+fn stopped_over(
+    f: &Field<'_>,
+    attack: Attack<'_>,
+    (stops, code): (Stops, &str),
+    off: &[&str],
+    shows: impl Fn(&Seen) -> Option<String>,
+    twin: (u64, u64),
+) -> Found {
     let pair = f.pair(0, None, None)?;
     let path = f.open("app", 0, pair)?;
-    let from = f.provider.count();
+    let (from, before) = (f.provider.count(), f.metric(pair.0, "requests_refused", code)?);
     let (fate, request) = attack(f, f.way("app", &path)?)?;
     let ending = fate.ending.clone().with_context(|| format!("not stopped: {}", fate.show()))?;
     ensure!(ending.refused && ending.code == code, "stopped by {ending}, not by {code}");
     ensure!(!fate.released || code == "body_refused", "it was released: {}", fate.show());
     f.proper(from)?;
+    let counted = format!("metric requests_refused of the relay: {code}");
     let evidence = match stops {
         Stops::Keyer => {
             f.no_key(from)?;
             format!("leaf HeadRefused({}); the provider decrypted no byte of the key", f.alarm(request)?)
         }
-        Stops::Relay if code == "body_refused" => "nothing beyond the body reached the provider".to_owned(),
         Stops::Relay => {
-            f.no_key(from)?;
-            "the provider decrypted no byte of the key".to_owned()
+            let refused = f.metric(pair.0, "requests_refused", code)?;
+            ensure!(refused == before + 1, "{counted}: {before}, then {refused}");
+            if code == "body_refused" {
+                f.nothing_beyond(from)?;
+                format!("{counted}; the provider decrypted nothing beyond the body")
+            } else {
+                f.no_key(from)?;
+                format!("{counted}; the provider decrypted no byte of the key")
+            }
         }
     };
-    let (relay, keyer) = f.owned;
-    let (owned, pair) = match stops {
-        Stops::Relay => (relay, (relay, f.keyer)),
-        Stops::Keyer => (keyer, f.pair(0, None, Some(keyer))?),
-    };
-    let path = f.open("app", 0, pair)?;
+    let owned = if stops == Stops::Relay { twin.0 } else { twin.1 };
+    let path = f.open("app", 0, twin)?;
     let honest = f.honest("app", &path)?.0;
     ensure!(honest.status() == Some(200), "the honest twin: {}", honest.show());
     let from = f.provider.count();
@@ -534,7 +589,7 @@ fn hostile_clients(f: &Field<'_>, report: &mut Report) {
             let hello = Hello::new(way.route, true)?.with_early_data(f.provider.port, OWN)?;
             through(f, way, &hello)
         };
-        let off = ["off:EarlyDataOffered", "off:PskOffered"];
+        let off = ["off:EarlyDataOffered"];
         stopped(f, attack, (Stops::Relay, "handshake_refused"), &off, key_in(f, "the body"))
     });
     report.row(who, "another server name at the provider's address", || {
@@ -613,6 +668,12 @@ fn aims(f: &Field<'_>, report: &mut Report) {
     });
 }
 
+/// The header of the client's own that no keyer saw stands beside the key.
+fn smuggled(f: &Field<'_>, seen: &Seen) -> Option<String> {
+    let there = seen.stream.windows(18).any(|w| w == b"\r\ncookie: smuggled");
+    (there && !seen.secret_at(&f.secret).is_empty()).then(|| "the header stands beside the key".to_owned())
+}
+
 /// Heads and bodies in other records than they belong in.
 fn framing(f: &Field<'_>, report: &mut Report) {
     report.row(
@@ -625,13 +686,35 @@ fn framing(f: &Field<'_>, report: &mut Report) {
                 let two = format!("\r\ncontent-length: {}\r\n", rest.len());
                 with_head(f, way, &one, &two, rest, rest.len() as u64)
             };
-            let shows = |seen: &Seen| {
-                let there = seen.stream.windows(18).any(|w| w == b"\r\ncookie: smuggled")
-                    && !seen.secret_at(&f.secret).is_empty();
-                there.then(|| "the header stands beside the key".to_owned())
-            };
+            let shows = |seen: &Seen| smuggled(f, seen);
             let code = (Stops::Keyer, "head_connection_close");
             stopped(f, attack, code, &["off:ConnectionClose"], shows)
+        },
+    );
+    report.row(
+        "client",
+        "splits the head over three records, the last of them with a header of its own",
+        || {
+            let attack: Attack<'_> = &|f, way| {
+                f.lab.block(async {
+                    let mut link = Link::honest(way).await?;
+                    let (one, _) = way.parts(2)?;
+                    let rest = b"cookie: smuggled\r\nconnection: close\r\n\r\n{}";
+                    let two = format!("\r\ncontent-length: {}\r\n", rest.len());
+                    let (head, rest) = sealed(&link.client, one.as_bytes(), two.as_bytes(), rest)?;
+                    let authorise = link.authorise(way, f.policy, &head, 1000)?;
+                    let head = [head, rest.clone()].concat();
+                    let fate = link.ask(&f.party("app")?.raw, &authorise, &head, &rest).await?;
+                    Ok((fate, authorise.request))
+                })
+            };
+            let (_, keyer) = f.owned;
+            let off = ["off:HeadTrailing", "off:ConnectionClose"];
+            // Relay and keyer both want two records, and the keyer a whole head in them: three checks.
+            f.while_ordered(&[(keyer, &off)], || {
+                let shows = |seen: &Seen| smuggled(f, seen);
+                stopped_over(f, attack, (Stops::Relay, "head_malformed"), &off, shows, f.owned)
+            })
         },
     );
     report.row("client", "pads a head's record", || {
@@ -757,11 +840,11 @@ fn hostile_relays(f: &Field<'_>, report: &mut Report) {
             word(f, relay, a.request, about)
         };
         let twice: (u64, &[&str]) = (relay, &["relay:ask-twice"]);
-        let stopped = ask(f.keyer, &[twice])?;
+        let (stopped, counted) = f.answered(f.keyer, "unknown_connection", || ask(f.keyer, &[twice]))?;
         ensure!(stopped == "unknown_connection", "{stopped}");
         let given = ask(keyer, &[twice, (keyer, &["off:UnknownConnection"])])?;
         ensure!(given == "given", "{given}");
-        Ok((format!("keyer: {stopped}"), "no second answer".into(), "a second answer".into()))
+        Ok((format!("keyer: {stopped}"), counted, "a second answer".into()))
     });
     report.row(who, "uses one route's leaf to ask for a head of another route", || {
         let attack = |keyer: u64, orders: &[(u64, &[&str])]| -> anyhow::Result<(Fate, RequestId, usize)> {
@@ -774,15 +857,17 @@ fn hostile_relays(f: &Field<'_>, report: &mut Report) {
             ensure!(!f.is_authorised(a.request)?, "it asked for a leaf");
             Ok((fate, a.request, from))
         };
-        let (fate, _, from) = attack(f.keyer, &[])?;
+        let code = "authorisation_mismatch";
+        let ((fate, _, from), counted) = f.answered(f.keyer, code, || attack(f.keyer, &[]))?;
         let ending = fate.ending.context("not stopped")?;
-        ensure!(ending.code == "authorisation_mismatch", "{ending}");
+        ensure!(ending.code == code, "{ending}");
         f.no_key(from)?;
         let (_, _, from) = attack(keyer, &[(keyer, &["off:Mismatch"])])?;
         let shows = |seen: &Seen| (!seen.secret_at(&f.secret).is_empty()).then_some(());
         f.provider.wait("the key arrives", from, shows)?;
         let off = "the key is used for a request without a leaf".into();
-        Ok((format!("keyer: {}", ending.code), "the provider decrypted no byte of the key".into(), off))
+        let evidence = format!("{counted}; the provider decrypted no byte of the key");
+        Ok((format!("keyer: {code}"), evidence, off))
     });
     report.row(who, "forwards without a leaf", || {
         let attack = |keyer: u64, orders: &[(u64, &[&str])]| -> anyhow::Result<(Fate, usize)> {
@@ -793,15 +878,16 @@ fn hostile_relays(f: &Field<'_>, report: &mut Report) {
             ensure!(!f.is_authorised(a.request)?, "it asked for a leaf");
             Ok((fate, from))
         };
-        let (fate, from) = attack(f.keyer, &[])?;
+        let ((fate, from), counted) = f.answered(f.keyer, "no_quorum", || attack(f.keyer, &[]))?;
         let ending = fate.ending.context("not stopped")?;
-        ensure!(ending.refused, "{ending}");
+        ensure!(ending.refused && ending.code == "no_quorum", "{ending}");
         f.no_key(from)?;
         let (_, from) = attack(keyer, &[(keyer, &["keyer:no-leaf"])])?;
         let shows = |seen: &Seen| (!seen.secret_at(&f.secret).is_empty()).then_some(());
         f.provider.wait("the key arrives", from, shows)?;
         let off = "the key is used without a leaf".into();
-        Ok((format!("keyer: {ending}"), "the provider decrypted no byte of the key".into(), off))
+        let evidence = format!("{counted}; the provider decrypted no byte of the key");
+        Ok(("keyer: no such leaf is certified".into(), evidence, off))
     });
     report.row(who, "connects elsewhere", || {
         let address = format!("relay:elsewhere=127.0.0.1:{}", f.elsewhere.port);
@@ -850,6 +936,40 @@ fn hostile_relays(f: &Field<'_>, report: &mut Report) {
         let pair = f.pair(5, Some(relay), None)?;
         flips(f, 5, pair, (relay, "relay:flip"))
     });
+}
+
+/// Stands in a row whose twin comes last: it takes all nodes.
+const NOT_YET: &str = "";
+/// Tries of one client over one pair, where the second is refused otherwise.
+const TRIES: usize = 8;
+
+/// The metering is of the state machine, so it is off in every node or in none: from here on all run the hostile build.
+fn metering_off(f: &mut Field<'_>, report: &mut Report) -> anyhow::Result<()> {
+    let all: Vec<u64> = f.lab.mesh.sites.iter().map(|s| s.id).collect();
+    let others: Vec<u64> = all.iter().copied().filter(|n| *n != f.owned.0 && *n != f.owned.1).collect();
+    hostile_build::take_over(f.lab, &others)?;
+    f.directory = f.lab.client("app")?.directory();
+    f.parties = parties(f.lab)?;
+    let (relay, route) = (f.owned.0, ROUTES - 1);
+    let from = f.leaves()?;
+    let pair = f.pair(route, Some(relay), None)?;
+    for node in all {
+        f.order(node, if node == relay { &["off:Metering", "relay:flip"] } else { &["off:Metering"] })?;
+    }
+    for number in 1..=TRIES {
+        let path = f.open("ada", route, pair).with_context(|| format!("try {number}"))?;
+        let (fate, a) = f.honest("ada", &path)?;
+        ensure!(fate.status() == Some(401), "try {number}: {}", fate.show());
+        f.report("ada", pair.0, &fate, a.request)?;
+    }
+    let tlog = f.tlog()?;
+    let metered = |body: &LeafBody| matches!(body, LeafBody::PairSuspended { .. } | LeafBody::Anomaly { .. });
+    ensure!(!tlog.bodies(from).any(metered), "metered all the same");
+    for row in report.rows.iter_mut().filter(|row| row.off == NOT_YET) {
+        row.off =
+            format!("off in all nodes: one client's {TRIES} tries over one pair all reach the provider");
+    }
+    Ok(())
 }
 
 /// What the provider's TLS refuses; its client reports that, and uses the pair no more.
@@ -905,7 +1025,7 @@ fn flips(f: &Field<'_>, route: usize, pair: (u64, u64), (node, words): (u64, &st
     ensure!(refused == "pair_suspended", "{refused}");
     let evidence =
         "the provider saw an altered key in the credential header, three times; leaf PairSuspended".into();
-    Ok(("metering: three 401 of three clients".into(), evidence, "see the metering's own tests".into()))
+    Ok(("metering: three 401 of three clients".into(), evidence, NOT_YET.into()))
 }
 
 fn hostile_keyers(f: &Field<'_>, report: &mut Report) {
@@ -967,12 +1087,17 @@ fn hostile_keyers(f: &Field<'_>, report: &mut Report) {
 
 #[test]
 fn one_hostile_party_at_a_time() {
+    // Before there is a mesh that would wait for it; what failed is said where it is needed.
+    let _built = hostile_build::build();
     LAB.run("one_hostile_party_at_a_time", |lab| {
-        let f = Field::new(lab)?;
+        let mut f = Field::new(lab)?;
         let mut report = Report::default();
         hostile_clients(&f, &mut report);
         hostile_relays(&f, &mut report);
         hostile_keyers(&f, &mut report);
+        if let Err(error) = metering_off(&mut f, &mut report) {
+            report.failures.push(format!("the metering off: {error:#}"));
+        }
         report.print();
         ensure!(
             report.failures.is_empty(),
