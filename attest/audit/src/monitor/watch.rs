@@ -32,7 +32,7 @@ const SIGNERS_MAX: usize = 4096;
 
 /// The rules' memory after some batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
-pub struct Watch {
+pub(super) struct Watch {
     /// `host:port` of every route in any policy so far.
     destinations: BTreeSet<String>,
     /// Requests that were authorised and not settled by their relay.
@@ -75,12 +75,12 @@ impl Leaves<'_> {
 
 impl Watch {
     /// At genesis: its destinations are known.
-    pub fn genesis(policy: &Policy) -> Self {
+    pub(super) fn genesis(policy: &Policy) -> Self {
         Self { destinations: destinations(policy).map(|(_, to)| to).collect(), dark: true, ..Self::default() }
     }
 
     /// Takes one batch; `before` is the policy that was in force before it, `state` the state after.
-    pub fn observe(&mut self, step: &Step, before: &Policy, state: &State) -> Vec<Alarm> {
+    pub(super) fn observe(&mut self, step: &Step, before: &Policy, state: &State) -> Vec<Alarm> {
         let mut alarms = Vec::new();
         for leaf in &step.leaves {
             let Leaf::V1 { body, .. } = leaf.leaf();
@@ -247,7 +247,7 @@ impl Watch {
     }
 
     /// Every key that history ever let sign checkpoints, as far as remembered.
-    pub fn signers(&self) -> Vec<VerifierKey> {
+    pub(super) fn signers(&self) -> Vec<VerifierKey> {
         self.signers.iter().filter_map(|(name, key)| cosigner(name, *key)).collect()
     }
 }
@@ -257,7 +257,7 @@ fn cosigner(name: &str, key: [u8; 32]) -> Option<VerifierKey> {
 }
 
 /// The keys that may cosign now, as verifier keys.
-pub fn present_signers(state: &State, origin: &Origin) -> Vec<VerifierKey> {
+pub(super) fn present_signers(state: &State, origin: &Origin) -> Vec<VerifierKey> {
     let keys = state.nodes().iter().filter_map(|(node, record)| {
         let name = &state.policy().members.get(node)?.name;
         cosigner(&format!("{origin}/{name}"), record.attested()?.cosign)
