@@ -334,8 +334,8 @@ impl Copy<'_> {
             Ok((accept(&signed)?, signed))
         };
         let (bytes, (digest, signed)) = self.get("genesis", GENESIS_BYTES_MAX, decode).await?;
-        write(&self.mirror.blob_path(&digest), &signed.document)?;
-        write(&self.mirror.genesis_path(), &bytes)?;
+        write(self.mirror, &self.mirror.blob_path(&digest), &signed.document)?;
+        write(self.mirror, &self.mirror.genesis_path(), &bytes)?;
         Ok(digest)
     }
 
@@ -343,7 +343,7 @@ impl Copy<'_> {
     fn fork(&self, note: &[u8], offered: &StoredCheckpoint, held: Hash) -> Result<Finding, Error> {
         let said = offered.checkpoint.root;
         let name = format!("{}-{said}", offered.size());
-        write(&self.mirror.dir().join("forks").join(name), note)?;
+        write(self.mirror, &self.mirror.dir().join("forks").join(name), note)?;
         Ok(Finding::at(Place::Checkpoint, Fault::Fork { said, held }))
     }
 
@@ -391,7 +391,7 @@ impl Copy<'_> {
         if let Some((path, hashes)) = tile_path(TileKind::Hashes(0), size.0 / TILE_WIDTH, size)
             .and_then(|path| Some((path, known.tiles().get(&path)?.clone())))
         {
-            write(&self.mirror.tile_file(&path), &quorate_core::tlog::encode_tile(&hashes))?;
+            write(self.mirror, &self.mirror.tile_file(&path), &quorate_core::tlog::encode_tile(&hashes))?;
         }
         Ok(())
     }
@@ -422,7 +422,7 @@ impl Copy<'_> {
             Some(hashes) => accept(hashes)?,
             None => self.get(&path.to_string(), FULL_TILE_BYTES, |b| accept(decoded(path, b)?)).await?.1,
         };
-        write(&self.mirror.tile_file(path), &quorate_core::tlog::encode_tile(&hashes))?;
+        write(self.mirror, &self.mirror.tile_file(path), &quorate_core::tlog::encode_tile(&hashes))?;
         Ok(hashes)
     }
 
@@ -504,7 +504,7 @@ impl Copy<'_> {
             Some(leaves) => leaves,
             None => {
                 let (bytes, leaves) = self.get(&entries.to_string(), BUNDLE_BYTES_MAX, accept).await?;
-                write(&file, &bytes)?;
+                write(self.mirror, &file, &bytes)?;
                 leaves
             }
         };
@@ -531,7 +531,7 @@ impl Copy<'_> {
         match self.get(&format!("blob/{digest}"), BLOB_BYTES_MAX, accept).await {
             Ok((bytes, ())) => {
                 self.blobs.fetch_add(1, Ordering::Relaxed);
-                write(&self.mirror.blob_path(digest), &bytes)?;
+                write(self.mirror, &self.mirror.blob_path(digest), &bytes)?;
                 Ok(true)
             }
             Err(MirrorError::Fetch(error)) if error.is_not_found() => Ok(false),
@@ -549,14 +549,15 @@ impl Copy<'_> {
         if let Some(held) = held {
             let last = self.mirror.older()?.last().map_or(0, |size| size.0);
             if held.size().0.saturating_sub(last) >= OLDER_SPACING {
-                write(&self.mirror.older_path(held.size()), held.note.to_string().as_bytes())?;
+                write(self.mirror, &self.mirror.older_path(held.size()), held.note.to_string().as_bytes())?;
             }
         }
-        write(&self.mirror.checkpoint_path(), note)?;
+        write(self.mirror, &self.mirror.checkpoint_path(), note)?;
+        // What stays behind here and below harms nobody.
+        let _left = std::fs::remove_dir_all(drafts(self.mirror));
         if let Some(held) = held {
             let now: BTreeSet<TilePath> = open_tiles(offered.size()).collect();
             for path in open_tiles(held.size()).filter(|path| !now.contains(path)) {
-                // One that stays behind harms nobody.
                 let file = self.mirror.tile_file(&path);
                 let _left = std::fs::remove_file(&file);
                 let _not_empty = file.parent().map(std::fs::remove_dir);
@@ -588,13 +589,13 @@ fn decoded(path: &TilePath, bytes: &[u8]) -> Result<Vec<Hash>, Error> {
     decode_tile(bytes, path.width()).map_err(|e| Finding::at(Place::Tile(*path), Fault::Tile(e)).into())
 }
 
-/// Writes a file beside its name, durably, then renames it.
-fn write(file: &Path, bytes: &[u8]) -> Result<(), Error> {
+/// Writes a file durably among the drafts, then renames it. Drafts that a killed run left go when one comes to its end.
+fn write(mirror: &Mirror, file: &Path, bytes: &[u8]) -> Result<(), Error> {
     static DRAFTS: AtomicU64 = AtomicU64::new(0);
-    let draft = format!("draft-{}-{}", std::process::id(), DRAFTS.fetch_add(1, Ordering::Relaxed));
-    let draft = file.with_extension(draft);
+    let draft = format!("{}-{}", std::process::id(), DRAFTS.fetch_add(1, Ordering::Relaxed));
+    let draft = drafts(mirror).join(draft);
     let written = || -> std::io::Result<()> {
-        if let Some(folder) = file.parent() {
+        for folder in [draft.parent(), file.parent()].into_iter().flatten() {
             std::fs::create_dir_all(folder)?;
         }
         let mut out = std::fs::File::create(&draft)?;
@@ -603,4 +604,8 @@ fn write(file: &Path, bytes: &[u8]) -> Result<(), Error> {
         std::fs::rename(&draft, file)
     };
     written().map_err(Error::disk("write", file))
+}
+
+fn drafts(mirror: &Mirror) -> PathBuf {
+    mirror.dir().join("drafts")
 }

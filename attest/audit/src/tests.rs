@@ -1,6 +1,7 @@
 //! Tests of the whole crate over logs made by the real state machine.
 mod busy;
 mod copies;
+mod foreign;
 mod honest;
 mod proofs;
 mod tamper;

@@ -102,6 +102,7 @@ fn a_mirror_resumes_follows_and_refuses() {
     };
     lab.site.answers.store(i64::MAX, Ordering::SeqCst);
     assert!(runs > 2, "{runs} runs: nothing was resumed");
+    assert!(!copy.path().join("drafts").exists());
     assert_eq!((mirrored.genesis, mirrored.before), (mesh.fleet.cluster(), TreeSize(0)));
     holds(&mesh, copy.path());
     let again = lab.mirror(copy.path()).unwrap();
