@@ -1,5 +1,6 @@
 //! The witness as a process that is killed again and again while it cosigns: what it told anybody it remembers, it never goes
 //! back, and it cosigns no second root at one size.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "test code: a broken invariant should stop the test")]
 use quorate_audit::fetch::Client;
 use quorate_audit::witness::key::SigningKey;
 use quorate_audit::witness::request::AddCheckpoint;

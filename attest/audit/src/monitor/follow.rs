@@ -1,6 +1,7 @@
 //! History as far as it is verified, and the next part of it: leaves from a node (or from the mirror, after a restart) go through
 //! the state machine, and the very same leaves must come out; the checkpoint must be certified by who the state says. Only then
-//! does anything of it count: a part that fails leaves no trace but blobs, whose names prove them.
+//! does anything of it count. Blobs are staged until then, and how much a node may send before it has proven anything is
+//! bounded: leaves that are never certified can be had for nothing.
 use super::alarm::Alarm;
 use super::grow::{Growing, write};
 use super::watch::Watch;
@@ -22,6 +23,9 @@ use std::time::Duration;
 
 /// Most bytes of one batch: its commands are 1,024 leaves at most, and what follows by itself is small.
 const BATCH_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Most bytes of leaves and blobs that are taken before a certificate covers them; a log that is larger begins as a copy made by
+/// `mirror`.
+const UNPROVEN_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024;
 /// Leaves that are fetched to see whether a history that breaks the rules is really under a root, at most …
 const LEAVES_MAX: u64 = 1 << 20;
 /// … and for so long.
@@ -103,6 +107,7 @@ impl Follower {
         mut growing: Option<&mut Growing<'_>>,
     ) -> Result<(Self, Vec<Alarm>), NotFollowed> {
         let (mut after, mut alarms, mut last) = (self.clone(), Vec::new(), None);
+        let mut staged = Staged::new(mirror)?;
         let (first, size) = (self.size(), target.size());
         let (mut batch, mut batch_bytes, mut begins) = (Vec::new(), 0, LeafIndex(first.0));
         let skip = usize::try_from(first.0 % TILE_WIDTH).unwrap_or(usize::MAX);
@@ -118,6 +123,7 @@ impl Follower {
                 }
                 let ends = matches!(leaf, Leaf::V1 { body: LeafBody::BatchEnd(_), .. });
                 batch_bytes += bytes.len();
+                staged.count(bytes.len())?;
                 batch.push((bytes, leaf));
                 if batch_bytes > BATCH_BYTES_MAX {
                     return Err(Finding::at(Place::Leaf(at), Fault::EndlessBatch(begins)).into());
@@ -125,7 +131,7 @@ impl Follower {
                 if ends {
                     let leaves = std::mem::take(&mut batch);
                     batch_bytes = 0;
-                    let applied = after.batch(source, mirror, begins, leaves, &mut alarms).await?;
+                    let applied = after.batch(source, &mut staged, begins, leaves, &mut alarms).await?;
                     begins = LeafIndex(applied.checkpoint.size.0);
                     last = Some(applied);
                 }
@@ -137,6 +143,7 @@ impl Follower {
         let applied = last.ok_or_else(|| Finding::at(Place::Checkpoint, Fault::NotABatchEnd))?;
         replay::certify(target, &applied, &after.state)
             .map_err(|fault| Finding::at(Place::Checkpoint, fault))?;
+        staged.keep()?;
         Ok((after, alarms))
     }
 
@@ -169,7 +176,7 @@ impl Follower {
     async fn batch(
         &mut self,
         source: &Source<'_>,
-        mirror: &Mirror,
+        staged: &mut Staged<'_>,
         first: LeafIndex,
         leaves: Vec<(Bytes, Leaf)>,
         alarms: &mut Vec<Alarm>,
@@ -188,7 +195,7 @@ impl Follower {
             match body {
                 LeafBody::Decided { command, outcome } => {
                     if outcome != Outcome::Refused(Refusal::MissingBlob) {
-                        source.blobs(mirror, &command, index).await?;
+                        source.blobs(staged, &command, index).await?;
                     }
                     commands.push(command);
                 }
@@ -200,7 +207,7 @@ impl Follower {
         let before = Arc::clone(self.state.policy());
         let applied = match undecodable {
             Some(entry) => self.state.apply_undecodable(entry),
-            None => self.state.apply_batch(Batch { time, proposer, commands }, &Mirrored(mirror)),
+            None => self.state.apply_batch(Batch { time, proposer, commands }, &*staged),
         };
         let alike = said.len() == applied.leaf_bytes.len()
             && said.iter().zip(&applied.leaf_bytes).all(|(said, rules)| said.as_ref() == rules.as_slice());
@@ -234,10 +241,15 @@ impl Source<'_> {
         }
     }
 
-    /// Every blob that a command names is in the mirror afterwards.
-    async fn blobs(&self, mirror: &Mirror, command: &Command, at: LeafIndex) -> Result<(), NotFollowed> {
+    /// Every blob that a command names is at hand afterwards.
+    async fn blobs(
+        &self,
+        staged: &mut Staged<'_>,
+        command: &Command,
+        at: LeafIndex,
+    ) -> Result<(), NotFollowed> {
         for digest in command.blobs() {
-            match (mirror.blob(&digest), self) {
+            match (staged.get(&digest), self) {
                 (Ok(_), _) => {}
                 (Err(_), Self::Node(client, url)) => {
                     let bytes = get(client, &format!("{url}/blob/{digest}"), BLOB_BYTES_MAX).await?;
@@ -246,7 +258,7 @@ impl Source<'_> {
                         let fault = Fault::OtherDigest(got);
                         return Err(Finding::at(Place::Blob(digest, Some(at)), fault).into());
                     }
-                    write(&mirror.blob_path(&digest), &bytes)?;
+                    staged.put(&digest, &bytes)?;
                 }
                 (Err(error), Self::Mirror) => return Err(error.into()),
             }
@@ -263,11 +275,68 @@ async fn get(client: &Client, url: &str, bytes_max: usize) -> Result<Bytes, NotF
     }
 }
 
-/// Blobs as the state machine asks for them; what must be there was made sure of before.
-struct Mirrored<'a>(&'a Mirror);
+/// Blobs of leaves that nobody has certified yet, beside the mirror; gone if it comes to nothing.
+struct Staged<'m> {
+    mirror: &'m Mirror,
+    beside: Mirror,
+    bytes: u64,
+}
 
-impl Blobs for Mirrored<'_> {
+impl<'m> Staged<'m> {
+    fn new(mirror: &'m Mirror) -> Result<Self, Error> {
+        let dir = mirror.dir().join("monitor").join("staged");
+        // What a crash left.
+        match std::fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::disk("remove", dir)(e)),
+            _ => Ok(Self { mirror, beside: Mirror::at(&dir), bytes: 0 }),
+        }
+    }
+
+    fn count(&mut self, bytes: usize) -> Result<(), Finding> {
+        self.bytes = self.bytes.saturating_add(bytes as u64);
+        match self.bytes > UNPROVEN_BYTES_MAX {
+            true => Err(Finding::at(Place::Checkpoint, Fault::TooLong(UNPROVEN_BYTES_MAX))),
+            false => Ok(()),
+        }
+    }
+
+    fn get(&self, digest: &Hash) -> Result<Vec<u8>, Error> {
+        self.mirror.blob(digest).or_else(|_| self.beside.blob(digest))
+    }
+
+    fn put(&mut self, digest: &Hash, bytes: &[u8]) -> Result<(), NotFollowed> {
+        self.count(bytes.len())?;
+        Ok(write(&self.beside.blob_path(digest), bytes)?)
+    }
+
+    /// A certificate covers the leaves that name them.
+    fn keep(&self) -> Result<(), Error> {
+        let from = self.beside.dir().join("blob");
+        let to = self.mirror.dir().join("blob");
+        let entries = match std::fs::read_dir(&from) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(Error::disk("list", from)(e)),
+        };
+        std::fs::create_dir_all(&to).map_err(Error::disk("create", &to))?;
+        for entry in entries {
+            let name = entry.map_err(Error::disk("list", &from))?.file_name();
+            std::fs::rename(from.join(&name), to.join(&name))
+                .map_err(Error::disk("move", from.join(&name)))?;
+        }
+        std::fs::File::open(&to).and_then(|dir| dir.sync_all()).map_err(Error::disk("sync", to))
+    }
+}
+
+impl Drop for Staged<'_> {
+    fn drop(&mut self) {
+        let _left = std::fs::remove_dir_all(self.beside.dir());
+    }
+}
+
+impl Blobs for Staged<'_> {
+    /// What must be there was made sure of before.
     fn blob(&self, digest: &Hash) -> Option<Vec<u8>> {
-        self.0.blob(digest).ok()
+        self.get(digest).ok()
     }
 }

@@ -350,6 +350,10 @@ impl Monitor {
                 if uncertified {
                     return Ok(Some((Kind::Uncertified, finding.to_string(), 0)));
                 }
+                if let Place::Blob(..) = finding.place {
+                    // Its name says that it is not the one that the leaf names: nobody signed this one.
+                    return Ok(Some((Kind::Unserved, finding.to_string(), patience)));
+                }
                 // Only what is really under the signed root breaks the rules; other leaves are the node's own invention.
                 let source = Source::Node(&self.client, url);
                 let genuine = self.follower.leads_to(&source, &self.mirror, stored).await;

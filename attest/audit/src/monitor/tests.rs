@@ -1,4 +1,20 @@
 //! The monitor over logs that the real state machine made, served over HTTP by nodes that lie one way at a time.
+//!
+//! **These bite.** Each of these was taken out for a moment, alone, and a test failed:
+//!
+//! | what was taken out | what noticed it |
+//! |---|---|
+//! | the comparison of roots; that both checkpoints are of one log | `a_split_view_is_caught_…`, also from cron and by the witness |
+//! | who signed the other history | `a_made_up_history_convicts_…` |
+//! | that leaves are what the rules give; the certificate; that the leaves are those of the tree; that a blob is the one named, and accuses nobody; that what is not certified is not kept; that the log is this one | `a_node_that_lies_…` |
+//! | that an alarm is known; that half a line is cut; that the mirror is not older than the snapshot | `a_restart_…` |
+//! | patience | `conditions_…` |
+//! | that an alarm was printed; that the webhook took it | `alarms_are_told_once_…` |
+//! | that a destination is known; time that nobody explains; more time than there was; how much slower is slow; each half of odd statuses; that the dark is told once | `each_kind_of_leaf_…` |
+//! | that partial tiles go | `an_honest_log_…` |
+//!
+//! Two made no difference: a condition that was raised is not raised again by its id alone, and a log that ends within a batch
+//! is refused for its root too.
 use super::alarm::{Alarm, Kind, Severity, Turn};
 use super::compare::{NotASplit, SplitView, signed_by};
 use super::poll::{Monitor, OpenError, Settings};
@@ -18,7 +34,9 @@ use axum::Router;
 use axum::extract::State as Shared;
 use axum::http::{StatusCode, Uri};
 use axum::routing::post;
-use quorate_core::command::{Alarm as Raised, CheckpointRef, ClientCommand, NodeCommand, Report, Settlement};
+use quorate_core::command::{
+    Alarm as Raised, CheckpointRef, ClientCommand, Command, NodeCommand, Report, Settlement,
+};
 use quorate_core::crypto::{Hash, PublicKey};
 use quorate_core::ids::{NodeId, RequestId, Timestamp};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
@@ -314,6 +332,15 @@ async fn a_node_that_lies_is_named_and_nothing_of_it_is_followed() {
     std::fs::copy(longer.join("checkpoint"), swapped.join("checkpoint")).unwrap();
     let withheld = bench.publish("withheld", &mesh);
     std::fs::remove_dir_all(withheld.join("tile/entries")).unwrap();
+    // The right tiles over altered leaves, and the right leaves that name a blob which is another's.
+    let other_leaves = bench.publish("other leaves", &mesh);
+    let partial = |dir: &Path| {
+        let mut entries: Vec<_> = std::fs::read_dir(dir.join("tile/entries")).unwrap().flatten().collect();
+        assert_eq!(entries.len(), 1);
+        let folder = entries.remove(0).path();
+        std::fs::read_dir(folder).unwrap().flatten().next().unwrap().path()
+    };
+    std::fs::copy(partial(&broken), partial(&other_leaves)).unwrap();
     let (garbage, elsewhere) = (bench.publish("garbage", &mesh), bench.publish("elsewhere", &mesh));
     std::fs::write(garbage.join("checkpoint"), "nonsense").unwrap();
     let other = Mesh::new(4, 1, |d| d.cluster = "other".into());
@@ -328,6 +355,7 @@ async fn a_node_that_lies_is_named_and_nothing_of_it_is_followed() {
         (&two_signed, Kind::Uncertified, Severity::Warning),
         (&swapped, Kind::Unserved, Severity::Warning),
         (&withheld, Kind::Unserved, Severity::Warning),
+        (&other_leaves, Kind::Unserved, Severity::Warning),
         (&garbage, Kind::BadCheckpoint, Severity::Warning),
         (&elsewhere, Kind::BadCheckpoint, Severity::Warning),
         (&cut, Kind::RulesBroken, Severity::Proven),
@@ -349,6 +377,30 @@ async fn a_node_that_lies_is_named_and_nothing_of_it_is_followed() {
     lying.serve(&longer);
     assert_eq!(poll(&mut monitor).await, []);
     assert_eq!(monitor.size(), mesh.log.tree.size());
+    honest.serve(&longer);
+    // A blob that is not the one its leaf names proves nothing against those who certified the leaf, and is not kept.
+    let change = mesh.fleet.change_policy(|d| d.client[0].requests_per_minute += 1);
+    let Command::Policy(named) = &change else { unreachable!("it is one") };
+    let blob = named.document.to_string();
+    mesh.apply(vec![change]);
+    let other_blob = bench.publish("other blob", &mesh);
+    std::fs::write(other_blob.join("blob").join(&blob), "another").unwrap();
+    lying.serve(&other_blob);
+    assert_eq!(kinds(&poll(&mut monitor).await), [Kind::Unserved]);
+    let (kept, staged) = (bench.path("mirror/blob").join(&blob), bench.path("mirror/monitor/staged"));
+    assert!(!kept.exists() && !staged.exists());
+    lying.serve(&bench.publish("right blob", &mesh));
+    assert_eq!(kinds(&poll(&mut monitor).await), [Kind::PolicyChanged, Kind::Unserved]);
+    assert!(kept.exists() && !staged.exists());
+    honest.serve(&bench.path("right blob"));
+    // Leaves that nobody certified leave none of theirs behind either.
+    let change = mesh.fleet.change_policy(|d| d.client[0].requests_per_minute += 1);
+    let Command::Policy(named) = &change else { unreachable!("it is one") };
+    let blob = bench.path("mirror/blob").join(named.document.to_string());
+    mesh.apply(vec![change]);
+    lying.serve(&forge(&bench, "one signed", &mesh, &mesh.log.leaves.clone(), 1));
+    assert_eq!(kinds(&poll(&mut monitor).await), [Kind::Uncertified]);
+    assert!(!blob.exists() && !staged.exists());
     let verdict = verify(&bench.mirror(), mesh.fleet.cluster(), Options { threads: 1 }, |_, _| ()).unwrap();
     assert!(matches!(verdict, Verdict::Holds(_)), "{verdict:?}");
 }
@@ -625,7 +677,7 @@ async fn a_restart_neither_repeats_nor_misses() {
     }
     // Killed before the alarm was whole on disk, nothing after it done: it is raised again.
     let text = std::fs::read_to_string(&log).unwrap();
-    std::fs::write(&log, &text[..text.len() - 9]).unwrap();
+    std::fs::write(&log, text[..text.len() - 9].to_owned() + &"x".repeat(999)).unwrap();
     std::fs::write(&snapshot, &old).unwrap();
     let mut monitor = bench.open(&mesh, &[&node]).await;
     assert_eq!((poll(&mut monitor).await, written()), (vec![], 2));

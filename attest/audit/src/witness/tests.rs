@@ -1,4 +1,17 @@
 //! The witness by its specification: every status, its memory through crashes, and what it reports.
+//!
+//! **These bite.** Each of these was taken out for a moment, alone, and a test failed:
+//!
+//! | what was taken out | what noticed it |
+//! |---|---|
+//! | the log's signatures, the old size, its bound, equal roots, the proof | `each_refusal_…`, `over_http_…` |
+//! | the write before the answer, its fsync | `a_write_that_fails_…`, `it_is_durable_…` |
+//! | one request of a log at a time | `races_never_roll_back` |
+//! | that time never goes back | `a_log_that_grows_…` |
+//! | that a threshold counts keys | `a_threshold_…` |
+//! | that a bad proof proves nothing | `forks_are_kept_…` |
+//! | the own cosignature under the memory; that a memory is begun once | `a_lost_or_damaged_memory_…` |
+//! | the feeder's check of what a witness answers | `a_witness_that_answers_nonsense_…` |
 use super::config::{Config, LogDocument, WitnessDocument};
 use super::decide::{Answer, NotSigned, Witness};
 use super::disk::{Disk, Step, When};
@@ -347,7 +360,8 @@ fn a_lost_or_damaged_memory_stops_the_witness() {
     let file = dir.path().join("w/logs").join(log_id(&origin()).to_string()).join("cosigned");
     let good = std::fs::read(&file).unwrap();
     let mut flipped = good.clone();
-    flipped[ORIGIN.len() + 1] ^= 1;
+    // Its size, 10, becomes 11: only the own cosignature tells.
+    flipped[ORIGIN.len() + 2] ^= 1;
     for bytes in [&flipped[..], &good[..good.len() / 2], b""] {
         std::fs::write(&file, bytes).unwrap();
         assert!(matches!(open_with(dir.path(), Disk::default()), Err(StateError::Damaged(_))));
@@ -444,4 +458,56 @@ async fn over_http_it_is_what_the_specification_says() {
     ] {
         assert!(metrics.contains(line), "{line} in {metrics}");
     }
+}
+
+/// The feeder's side: a 200 counts by its cosignature alone, and whatever else is no answer is an error, not a loop.
+#[tokio::test]
+async fn a_witness_that_answers_nonsense_is_not_believed() {
+    use super::feed::{Fed, FeedError, WitnessPeer, kept, submit};
+    use crate::store::{Mirror, StoredCheckpoint};
+    let log = TestLog::new(20, "log");
+    let dir = tempfile::tempdir().unwrap();
+    let mirror = Mirror::at(dir.path());
+    let stored = StoredCheckpoint::parse(log.note(10).to_string().as_bytes()).unwrap();
+    let own = SigningKey::generate(KeyName::new("w.example/1").unwrap(), KeyKind::CosignatureV1).unwrap();
+    let stranger =
+        SigningKey::generate(KeyName::new("w.example/1").unwrap(), KeyKind::CosignatureV1).unwrap();
+    let line = |key: &SigningKey, text: &str| {
+        let note = Note::new(text, vec![key.cosign(text, NOW)]).unwrap().to_string();
+        note[text.len() + 1..].to_owned()
+    };
+    let (text, other) = (log.note(10).text().to_owned(), log.note(11).text().to_owned());
+    let good = line(&own, &text);
+    let answer = async |status: u16, body: String| {
+        let status = StatusCode::from_u16(status).unwrap();
+        let router = axum::Router::new().fallback(async move || (status, body));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move { axum::serve(listener, router).await });
+        let peer = WitnessPeer { url, key: own.verifier_key(), feeder: None, feeds: true };
+        let fed = submit(&crate::fetch::Client::new(), &peer, &mirror, &stored).await;
+        server.abort();
+        (fed, kept(&peer, &mirror).unwrap())
+    };
+    for (status, body, expected) in [
+        (200, line(&own, &other), "does not verify"),
+        (200, line(&stranger, &text), "no known key"),
+        (200, String::new(), "the witness's cosignature"),
+        (409, "x\n".into(), "409 without a size"),
+        (409, "0\n".into(), "409 with the size it was given"),
+        (403, "no\u{7} thanks\n".into(), "403: no thanks"),
+        (500, String::new(), "500"),
+    ] {
+        let (fed, kept) = answer(status, body).await;
+        let error: FeedError = fed.unwrap_err();
+        assert!(error.to_string().contains(expected), "{expected:?} in {error}");
+        assert_eq!(kept, None);
+    }
+    assert_eq!(answer(409, "11\n".into()).await.0.unwrap(), Fed::Ahead(TreeSize(11)));
+    assert_eq!(answer(422, String::new()).await.0.unwrap(), Fed::Inconsistent(TreeSize(0)));
+    // Lines of strangers beside the right one are ignored, and not kept.
+    let (fed, kept) = answer(200, line(&stranger, &text) + &good).await;
+    let Fed::Cosigned(note) = fed.unwrap() else { panic!("it is cosigned") };
+    assert_eq!(note.signatures().len(), 2);
+    assert_eq!(kept.unwrap().note, note);
 }
