@@ -277,7 +277,8 @@ impl SignedRelease {
             Err(error) => return Err(error),
         };
         let name = Path::new(&manifest.sbom.file);
-        if name.file_name() != Some(name.as_os_str()) {
+        let odd = manifest.sbom.file.chars().any(char::is_control);
+        if odd || name.file_name() != Some(name.as_os_str()) {
             return Err(ManifestError::SbomName(manifest.sbom.file));
         }
         let sbom = read(&path.with_file_name(name), SBOM_BYTES_MAX)?;
@@ -540,7 +541,7 @@ pub struct ManifestArgs {
 #[derive(Debug, clap::Subcommand)]
 enum ManifestCommand {
     /// Write the manifest of a release and its SBOM, to be signed with `ssh-keygen -Y sign -n quorate-release`
-    Make(MakeArgs),
+    Make(Box<MakeArgs>),
     /// Check a manifest, its signature and its SBOM, and print its digest
     Check(CheckArgs),
 }
@@ -606,7 +607,7 @@ struct CheckArgs {
 /// Runs the command.
 pub fn run(args: ManifestArgs) -> Outcome {
     match args.command {
-        ManifestCommand::Make(args) => run_make(args),
+        ManifestCommand::Make(args) => run_make(*args),
         ManifestCommand::Check(args) => run_check(args),
     }
 }
@@ -817,6 +818,7 @@ pub(crate) mod tests {
         assert!(matches!(refused(&|m| m.format = 2, none), E::Format(2)));
         assert!(matches!(refused(&|m| m.sbom.file = "../app.cdx.json".into(), none), E::SbomName(_)));
         assert!(matches!(refused(&|m| m.sbom.file = "/etc/passwd".into(), none), E::SbomName(_)));
+        assert!(matches!(refused(&|m| m.sbom.file = "\u{1b}[2J.json".into(), none), E::SbomName(_)));
         let bad_pcr = |m: &mut Manifest| drop(m.pcrs.insert("04".into(), BTreeSet::new()));
         assert!(matches!(refused(&bad_pcr, none), E::NotAPcr(_)));
     }
@@ -864,6 +866,47 @@ pub(crate) mod tests {
         assert_eq!(keys.values().next().unwrap(), "alice@example.com");
         let trust = Trust { keys, ..Trust::default() };
         assert!(SignedRelease::read(&path).unwrap().vouch(&trust).is_ok());
+    }
+
+    #[test]
+    fn what_is_made_and_signed_checks() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("quorated"), b"a binary").unwrap();
+        std::fs::write(at("pub"), ssh_line(&key("releaser"))).unwrap();
+        run_make(MakeArgs {
+            name: "quorated".into(),
+            version: "0.1.0".into(),
+            binaries: vec![at("quorated")],
+            pcrs: vec![format!("11={}", Hash([3; 32]))],
+            lock: Some(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.lock").into()),
+            package: None,
+            sbom: None,
+            source: "https://example.com/quorate".into(),
+            revision: "abc".into(),
+            toolchain: "rustc 1.95".into(),
+            builder: String::new(),
+            out: dir.path().into(),
+        })
+        .unwrap();
+        let file = at("quorated-0.1.0.release.json");
+        let signature = ssh_sign_in(&key("releaser"), RELEASE_NAMESPACE, &std::fs::read(&file).unwrap());
+        std::fs::write(with_suffix(&file, ".sig"), pem(&signature)).unwrap();
+        let signed = SignedRelease::read(&file).unwrap();
+        assert_eq!(signed.manifest().binaries[0].sha256, sha256(b"a binary"));
+        assert!(signed.components().iter().any(|c| c.purl.starts_with("pkg:cargo/rustls@")));
+        let args = CheckArgs {
+            file: file.clone(),
+            signers: vec![at("pub")],
+            reference_values: Some(at("values.toml")),
+            ima: true,
+            json: false,
+        };
+        assert_eq!(run_check(args), Ok(Exit::Good));
+        let values: ReferenceValues =
+            toml::from_str(&std::fs::read_to_string(at("values.toml")).unwrap()).unwrap();
+        assert_eq!(values.pcrs, BTreeMap::from([(11, vec![[3; 32]])]));
+        assert_eq!(values.ima, Some(BTreeSet::from([sha256(b"a binary").0])));
     }
 
     #[test]

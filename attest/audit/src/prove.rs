@@ -155,10 +155,14 @@ impl Desk {
     /// Looks through all leaves for a request, on several threads.
     pub fn find(&self, request: RequestId) -> Result<Whereabouts, Error> {
         let (size, next) = (self.newest.size(), AtomicU64::new(0));
+        let cut = crate::prune::pruned(&self.mirror);
         let search = || -> Result<Vec<(LeafIndex, Trace)>, Error> {
             let mut found = Vec::new();
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
+                if cut.as_ref().is_some_and(|cut| cut.lacks_bundle(number)) {
+                    continue;
+                }
                 let Some(Bundle { leaves, .. }) = self.mirror.checked_bundle(number, size)? else {
                     return Ok(found);
                 };

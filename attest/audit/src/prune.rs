@@ -1,8 +1,9 @@
 //! `prune DIR --before …`: cuts a prefix off a mirror, as C2SP tlog-tiles ("Pruning") describes.
 //!
 //! Deleted are full tiles and entry bundles whose end index is at or below the **minimum index**, and blobs that no leaf which
-//! remains rests on. Everything else stays: checkpoints, the tiles of higher levels, policies, partial tiles. The tree, its name
-//! and its roots do not change.
+//! remains rests on. Everything else stays: checkpoints, the tiles of higher levels, partial tiles, policies and the bundles that
+//! hold their signatures. The tree, its name and its roots do not change. `DIR/pruned` notes what was cut; it is the auditor's
+//! own, `mirror` never fetches one.
 //!
 //! | afterwards | |
 //! |---|---|
@@ -11,24 +12,25 @@
 //! | the evidence that requests from the minimum index on rest on, and its logs | are there: the cut is moved back until they are |
 //! | proofs that were made before | hold as they did |
 //! | [`check`] (`prune DIR --check`) | every leaf that remains is under the certified root, every proof that can be made from here is good |
-//! | `verify`, `report`, `explain`, `blast-radius` | cannot run: they begin at genesis, and history before the cut is gone. Run them first and keep what they say, or keep one whole mirror |
+//! | `prove` and `explain` | of requests from the minimum index on: as before |
+//! | `verify`, `report`, `blast-radius` | cannot run: they replay from genesis, and history before the cut is gone. Run them first and keep what they say, or keep one whole mirror |
 //! | `mirror` into this folder | would fetch again what was cut off; mirror into another one |
 //!
 //! **Refuses** to cut what does not verify: after the cut nobody can find out from this copy. **Assumes** that somebody decided
 //! how long history is kept; the cut cannot be undone here, only by mirroring again.
-use crate::cli::{self, Exit, Failure, GenesisArg, Outcome};
+use crate::cli::{self, Exit, Failure, GenesisArg};
 use crate::finding::{Error, Fault, Finding, Place};
 use crate::replay::{Options, Replay};
 use crate::store::{Mirror, tile_paths};
 use quorate_core::command::Command;
 use quorate_core::crypto::Hash;
 use quorate_core::ids::{NodeId, Timestamp};
-use quorate_core::leaf::{Leaf, LeafBody};
+use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_core::tlog::{
     LeafIndex, TILE_HEIGHT, TILE_WIDTH, TileKind, TilePath, TreeSize, root_at, tree_root,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 /// `prune`'s arguments.
@@ -87,13 +89,29 @@ fn unix_ms(d: &toml::value::Datetime) -> Option<Timestamp> {
 }
 
 /// What an earlier cut left behind, as `DIR/pruned` says it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pruned {
     /// First leaf that is there (C2SP tlog-tiles, "Pruning").
     pub minimum_index: LeafIndex,
     /// Leaves under the checkpoint up to which everything was verified before the cut.
     pub verified: TreeSize,
+    /// Bundles before it that are there all the same: they hold signatures over policies.
+    pub kept: BTreeSet<u64>,
+}
+
+impl Pruned {
+    /// Whether the cut took this bundle.
+    pub fn lacks_bundle(&self, number: u64) -> bool {
+        number < self.minimum_index.0 / TILE_WIDTH && !self.kept.contains(&number)
+    }
+    /// Whether the cut took this tile or bundle.
+    fn lacks(&self, path: &TilePath) -> bool {
+        match path.kind() {
+            TileKind::Entries | TileKind::Hashes(0) => path.is_full() && self.lacks_bundle(path.index()),
+            TileKind::Hashes(_) => end_of(path).is_some_and(|end| end <= self.minimum_index.0),
+        }
+    }
 }
 
 /// A cut that may be made: all of the log was verified, and what remains can stand alone.
@@ -131,6 +149,7 @@ pub fn plan(
     let mut wanted = None;
     let mut rests_on = Rests::default();
     let mut blobs = Blobs::default();
+    let mut policies = BTreeSet::new();
     while let Some(step) = replay.step()? {
         let reached = match before {
             Before::Leaf(leaf) => step.checkpoint.size.0 > leaf.0,
@@ -142,8 +161,11 @@ pub fn plan(
         for leaf in &step.leaves {
             let Leaf::V1 { body, .. } = leaf.leaf();
             match body {
-                LeafBody::Decided { command, .. } => {
+                LeafBody::Decided { command, outcome } => {
                     blobs.named(leaf.index(), command);
+                    if matches!(outcome, Outcome::PolicyChanged { .. }) {
+                        policies.insert(leaf.index().0 / TILE_WIDTH);
+                    }
                     if let Command::Evidence(c) = command {
                         // The nonce is a checkpoint: its consistency with later ones must remain provable.
                         let nonce = c.nonce.size.0.saturating_sub(1);
@@ -162,11 +184,12 @@ pub fn plan(
     // A moment after the end keeps what the newest batch rests on.
     let wanted = wanted.unwrap_or_else(|| rests_on.first().unwrap_or(size.0));
     let minimum = wanted / TILE_WIDTH * TILE_WIDTH;
-    let tiles = tile_paths(size).filter(|path| end_of(path).is_some_and(|end| end <= minimum)).collect();
+    let kept = policies.into_iter().take_while(|number| *number < minimum / TILE_WIDTH).collect();
+    let pruned = Pruned { minimum_index: LeafIndex(minimum), verified: size, kept };
     Ok(Plan {
         mirror: mirror.clone(),
-        pruned: Pruned { minimum_index: LeafIndex(minimum), verified: size },
-        tiles,
+        tiles: tile_paths(size).filter(|path| pruned.lacks(path)).collect(),
+        pruned,
         blobs: blobs.last_named_before(LeafIndex(minimum)),
     })
 }
@@ -287,24 +310,21 @@ pub fn pruned(mirror: &Mirror) -> Option<Pruned> {
 /// checkpoint is certified was decided before the cut; it is the same one or this gives a finding. Gives the leaves that are there.
 pub fn check(mirror: &Mirror) -> Result<u64, Error> {
     let newest = mirror.newest()?;
-    let Some(pruned) = pruned(mirror) else {
-        return Err(Finding::at(Place::Leaf(LeafIndex(0)), Fault::Missing).into());
-    };
+    let whole = Pruned { minimum_index: LeafIndex(0), verified: newest.size(), kept: BTreeSet::new() };
+    let pruned = pruned(mirror).unwrap_or(whole);
     if newest.size() != pruned.verified {
         return Err(Finding::at(Place::Checkpoint, Fault::OtherSize(newest.size())).into());
     }
     let mut leaves = 0;
-    let mut number = pruned.minimum_index.0 / TILE_WIDTH;
-    while let Some(bundle) = mirror.checked_bundle(number, newest.size())? {
-        leaves += bundle.leaves.len() as u64;
-        number += 1;
+    let first = pruned.minimum_index.0 / TILE_WIDTH;
+    for number in pruned.kept.iter().copied().chain(first..) {
+        let Some(bundle) = mirror.checked_bundle(number, newest.size())? else { break };
+        if number >= first {
+            leaves += bundle.leaves.len() as u64;
+        }
     }
     // From the tiles that are there, each against the one above it.
-    let mut above: VecDeque<TilePath> = tile_paths(newest.size())
-        .filter(|path| matches!(path.kind(), TileKind::Hashes(_)))
-        .filter(|path| end_of(path).is_none_or(|end| end > pruned.minimum_index.0))
-        .collect();
-    while let Some(path) = above.pop_front() {
+    for path in tile_paths(newest.size()).filter(|path| !pruned.lacks(path)) {
         let TileKind::Hashes(level) = path.kind() else { continue };
         let hashes = mirror.hashes(&path)?;
         if !path.is_full() {
@@ -312,7 +332,8 @@ pub fn check(mirror: &Mirror) -> Result<u64, Error> {
         }
         let over =
             crate::store::tile_path(TileKind::Hashes(level + 1), path.index() / TILE_WIDTH, newest.size());
-        let Some(over) = over else { continue };
+        // What stands over a bundle that was kept for its policies may be gone.
+        let Some(over) = over.filter(|over| !pruned.lacks(over)) else { continue };
         let place = usize::try_from(path.index() % TILE_WIDTH).unwrap_or(usize::MAX);
         if mirror.hashes(&over)?.get(place) != Some(&tree_root(&hashes)) {
             return Err(Finding::at(Place::Tile(path), Fault::TileRoot(over)).into());
@@ -327,7 +348,7 @@ pub fn check(mirror: &Mirror) -> Result<u64, Error> {
 }
 
 /// Runs the command.
-pub fn run(args: PruneArgs) -> Outcome {
+pub fn run(args: PruneArgs) -> cli::Outcome {
     let mirror = Mirror::open(&args.dir)?;
     let wrong = |finding: Finding| {
         cli::say(&format!(
@@ -374,9 +395,12 @@ pub fn run(args: PruneArgs) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::life::explain;
+    use crate::prove::{Desk, NoProof};
     use crate::testing::mirror_of;
     use crate::verify::{Verdict, verify};
-    use quorate_core::testing::Mesh;
+    use quorate_core::command::ClientCommand;
+    use quorate_core::testing::{Mesh, route_document};
     use quorate_core::tlog::{
         leaf_hash, prove_consistency, prove_inclusion, verify_consistency, verify_inclusion,
     };
@@ -386,6 +410,10 @@ mod tests {
         let mut mesh = Mesh::four();
         for i in 0..30u64 {
             mesh.wait(20_000);
+            if i == 2 {
+                let change = mesh.fleet.change_policy(|d| d.route.push(route_document("second")));
+                mesh.decide(change);
+            }
             for node in 1..=4 {
                 // Another event log each time.
                 if i % 10 == 9 {
@@ -418,10 +446,16 @@ mod tests {
         let minimum = plan.minimum_index();
         assert!(minimum <= wanted && minimum.0 > 0 && minimum.0 % 256 == 0, "{minimum}");
         let would = plan.measure();
-        assert_eq!(mirror.leaf(LeafIndex(0), size).unwrap(), mesh.log.leaves[0], "a plan deletes nothing");
+        assert_eq!(
+            mirror.leaf(LeafIndex(300), size).unwrap(),
+            mesh.log.leaves[300],
+            "a plan deletes nothing"
+        );
         let cut = plan.cut().unwrap();
         assert_eq!(cut, would);
-        assert_eq!(cut.tiles, 2 * minimum.0 / 256);
+        // The bundle with the policy's signatures stays, and its tile.
+        assert_eq!(cut.tiles, 2 * (minimum.0 / 256 - 1));
+        assert_eq!(pruned(&mirror).unwrap().kept, BTreeSet::from([0]));
         assert!(cut.blobs > 0 && blobs() == before - cut.blobs as usize, "{cut:?}");
 
         // C2SP tlog-tiles, "Pruning": any available entry, its inclusion, consistency of any two available checkpoints.
@@ -454,6 +488,21 @@ mod tests {
                 }
             }
         }
+        // Requests from there on have their proofs and their lives; older ones are not in this mirror any more.
+        let request = |bytes: &Vec<u8>| match borsh::from_slice(bytes).unwrap() {
+            Leaf::V1 { body: LeafBody::Decided { command: Command::Client(c), .. }, .. } => match c.body {
+                ClientCommand::Authorise(a) => Some(a.request),
+                _ => None,
+            },
+            _ => None,
+        };
+        let desk = Desk::open(mirror.clone()).unwrap();
+        let later = mesh.log.leaves[wanted.0 as usize..].iter().find_map(request).unwrap();
+        assert_eq!(desk.prove(later, genesis).unwrap().receipt.0.chain.len(), 2);
+        assert!(explain(&desk, later, genesis).is_ok());
+        let older = mesh.log.leaves[..minimum.0 as usize].iter().filter_map(request).last().unwrap();
+        assert!(matches!(desk.prove(older, genesis), Err(NoProof::NoSuchRequest(_))));
+
         assert_eq!(check(&mirror).unwrap(), size.0 - minimum.0);
         // What is gone is gone, and verifying says so.
         assert!(mirror.leaf(LeafIndex(minimum.0 - 1), size).is_err());
@@ -476,6 +525,29 @@ mod tests {
         let level1 = tile_paths(size).find(|p| p.kind() == TileKind::Hashes(1)).unwrap();
         fails(mirror.tile_file(&level1), "tile_root");
         assert_eq!(check(&mirror).unwrap(), size.0 - minimum.0);
+    }
+
+    #[test]
+    fn the_command_cuts_once_and_checks_after() {
+        let dir = tempfile::tempdir().unwrap();
+        let mesh = mesh();
+        let mirror = mirror_of(&mesh, dir.path(), &[]);
+        let args = |before: Option<&str>, dry_run| PruneArgs {
+            dir: dir.path().into(),
+            genesis: GenesisArg { genesis: mesh.fleet.cluster() },
+            before: before.map(|b| b.parse().unwrap()),
+            dry_run,
+            check: before.is_none(),
+        };
+        assert_eq!(run(args(Some("900"), true)), Ok(Exit::Good));
+        assert_eq!(pruned(&mirror), None, "a dry run changes nothing");
+        assert_eq!(run(args(None, false)), Ok(Exit::Good), "it is whole");
+        assert_eq!(run(args(Some("900"), false)), Ok(Exit::Good));
+        assert!(pruned(&mirror).unwrap().minimum_index.0 >= 512);
+        assert_eq!(run(args(None, false)), Ok(Exit::Good));
+        assert!(run(args(Some("900"), false)).unwrap_err().message.contains("it was cut before"));
+        std::fs::remove_file(note_path(&mirror)).unwrap();
+        assert_eq!(run(args(None, false)), Ok(Exit::ProvenWrong), "a cut that nobody noted is damage");
     }
 
     #[test]

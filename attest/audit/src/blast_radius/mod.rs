@@ -96,7 +96,7 @@ pub fn run(args: BlastRadiusArgs) -> Outcome {
         .map(|release| release.vouch(&trust))
         .collect::<Result<_, _>>()?;
     if args.json {
-        tell::json(&mirror, &args, &target, &named, &found, |line| cli::say_json(line))?;
+        tell::json(&mirror, &args, &target, &named, &found, cli::say_json)?;
     } else {
         cli::say(&tell::text(&args, &target, &named, &found))?;
     }

@@ -244,6 +244,35 @@ fn every_leaf_comes_with_a_proof() {
 }
 
 #[test]
+fn the_command_believes_releases_from_whom_it_is_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut mesh = Mesh::four();
+    let mut requests = Vec::new();
+    round(&mut mesh, &mut requests, 0);
+    let log = dir.path().join("log");
+    mirror_of(&mesh, &log, &[]);
+    let file = release(dir.path(), |_| ());
+    let signer = dir.path().join("releaser.pub");
+    std::fs::write(&signer, quorate_core::testing::ssh_line(&quorate_core::testing::key("releaser")))
+        .unwrap();
+    let args = |signers: Vec<PathBuf>, genesis: Hash| BlastRadiusArgs {
+        dir: log.clone(),
+        genesis: GenesisArg { genesis },
+        binaries: vec![],
+        package: Some("ssl@1.1.1".parse().unwrap()),
+        releases: vec![file.clone()],
+        signers,
+        certified: false,
+        json: false,
+    };
+    let genesis = mesh.fleet.cluster();
+    let refused = run(args(vec![], genesis)).unwrap_err();
+    assert!(refused.message.starts_with("nobody vouches for release app 1.0.0"), "{refused:?}");
+    assert_eq!(run(args(vec![signer.clone()], genesis)), Ok(Exit::Good));
+    assert_eq!(run(args(vec![signer], digest())), Ok(Exit::ProvenWrong));
+}
+
+#[test]
 fn nothing_follows_from_a_log_that_does_not_hold() {
     let mut mesh = Mesh::four();
     let mut requests = Vec::new();

@@ -230,7 +230,9 @@ impl<'t> Trace<'t> {
                 LeafBody::Decided { command, outcome } => {
                     self.decided(step.time, leaf.index(), command, outcome, state, &mut authorised);
                 }
-                LeafBody::Unsettled { request, relay: true, .. } => drop(self.open.remove(request)),
+                LeafBody::Unsettled { request, relay: true, .. } => {
+                    self.open.remove(request);
+                }
                 LeafBody::BatchEnd(end) => {
                     for (node, _) in &end.attested {
                         self.certifies(*node, &authorised);
@@ -279,7 +281,9 @@ impl<'t> Trace<'t> {
             }
             (Command::Node(c), Outcome::Settled(refused)) => {
                 if let NodeCommand::Settle(list) = &c.body {
-                    taken(list, refused).for_each(|s| drop(self.open.remove(&s.request)));
+                    for settlement in taken(list, refused) {
+                        self.open.remove(&settlement.request);
+                    }
                 }
             }
             _ => {}

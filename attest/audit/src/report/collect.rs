@@ -394,7 +394,7 @@ impl Collector {
                 cosigners: certified.cosignatures().iter().map(|(n, _)| *n).collect(),
             });
         }
-        if self.batches % SWEEP_BATCHES == 0 {
+        if self.batches.is_multiple_of(SWEEP_BATCHES) {
             self.open.retain(|request, _| state.request(request).is_some());
         }
     }

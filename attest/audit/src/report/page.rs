@@ -523,14 +523,14 @@ fn tallies<K: Ord + Display>(h: &mut Html, caption: &str, head: &str, tallies: &
             for n in [t.authorised, t.refused, t.settled, t.incomplete, t.anomalies] {
                 num(h, words::count(n));
             }
-            num(h, format_args!("{} / {}", bytes(t.bytes_up), bytes(t.bytes_down)));
+            pair(h, &bytes(t.bytes_up), &bytes(t.bytes_down));
             match (t.first_byte.quantile(500), t.first_byte.quantile(950)) {
                 (Some(half), Some(most)) => {
-                    num(h, format_args!("{} / {}", duration(half.into()), duration(most.into())));
+                    pair(h, &duration(half.into()), &duration(most.into()));
                 }
                 _ => num(h, "–"),
             }
-            num(h, format_args!("{} / {}", words::count(t.tokens_in), words::count(t.tokens_out)));
+            pair(h, &words::count(t.tokens_in), &words::count(t.tokens_out));
             let classes = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
             let said: Vec<String> = classes
                 .iter()
@@ -571,7 +571,7 @@ fn events(h: &mut Html, c: &Collected) {
 fn request(h: &mut Html, event: &Event) {
     h.raw("<td>");
     if let Some((id, of)) = &event.request {
-        h.element("span", &[("class", &"hash")], id);
+        h.element("span", &[("class", &"hash id")], id);
         if let Some((client, route)) = of {
             h.raw("<br>").text(format_args!("{client} over {route}"));
         }
@@ -867,6 +867,11 @@ fn td(h: &mut Html, text: impl Display) {
 fn num(h: &mut Html, text: impl Display) {
     h.element("td", &[("class", &"n")], text);
 }
+/// Two numbers, on two lines where there is no room for one.
+fn pair(h: &mut Html, one: &str, other: &str) {
+    let whole = |text: &str| text.replace(' ', "\u{a0}");
+    h.element("td", &[("class", &"n pair")], format_args!("{}\u{a0}/ {}", whole(one), whole(other)));
+}
 fn time(h: &mut Html, at: Timestamp) {
     h.open("td", &[("class", &"when")])
         .element("time", &[("datetime", &words::date(at))], when(at))
@@ -980,9 +985,9 @@ fn duration(ms: u64) -> String {
     let s = ms / 1000;
     match s {
         0 => format!("{ms} ms"),
-        1..60 if ms % 1000 == 0 => format!("{s} s"),
+        1..60 if ms.is_multiple_of(1000) => format!("{s} s"),
         1..60 => format!("{:.1} s", ms as f64 / 1000.),
-        60..3600 if s % 60 == 0 => format!("{} min", s / 60),
+        60..3600 if s.is_multiple_of(60) => format!("{} min", s / 60),
         60..3600 => format!("{} min {} s", s / 60, s % 60),
         3600..86_400 if s % 3600 < 60 => format!("{} h", s / 3600),
         3600..86_400 => format!("{} h {} min", s / 3600, s / 60 % 60),

@@ -1,5 +1,5 @@
 //! A history in which something happens, the page made of it, and what a real browser makes of the page.
-use super::{Report, make};
+use super::{Exit, Report, make};
 use crate::replay::Options;
 use crate::store::Mirror;
 use crate::testing::mirror_of;
@@ -238,6 +238,26 @@ fn what_happened_shows_and_nothing_else() {
     if let Some(kept) = std::env::var_os("QUORATE_SCREENSHOTS") {
         std::fs::write(Path::new(&kept).join("report.html"), html).unwrap();
     }
+}
+
+#[test]
+fn the_command_writes_a_page_whatever_it_finds() {
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = quiet(3);
+    let log = dir.path().join("log");
+    mirror_of(&mesh, &log, &[]);
+    let genesis = mesh.fleet.cluster();
+    for (genesis, exit, text) in [
+        (genesis, Exit::Good, "Everything in this copy of the log holds."),
+        (quorate_core::crypto::Hash([0; 32]), Exit::ProvenWrong, "other_genesis"),
+    ] {
+        let out = dir.path().join("report.html");
+        let genesis = crate::cli::GenesisArg { genesis };
+        let args = super::ReportArgs { dir: log.clone(), genesis, out: out.clone() };
+        assert_eq!(super::run(args), Ok(exit));
+        assert!(std::fs::read_to_string(&out).unwrap().contains(text));
+    }
+    assert_eq!(walk(dir.path()).iter().filter(|p| p.extension().is_some_and(|e| e == "part")).count(), 0);
 }
 
 #[test]
