@@ -8,11 +8,19 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::indexing_slicing, reason = "test code")]
 use anyhow::{Context as _, bail, ensure};
+use quorate_audit::fetch::Client as Http;
+use quorate_audit::life::explain;
+use quorate_audit::mirror::{Source, mirror_log};
+use quorate_audit::prove::Desk;
+use quorate_audit::replay::Options;
+use quorate_audit::store::Mirror;
+use quorate_audit::verify::{Verdict, verify};
 use quorate_client::Client;
 use quorate_core::command::{Alarm, Command, NodeCommand};
 use quorate_core::ids::NodeId;
 use quorate_core::leaf::{LeafBody, Outcome};
 use quorate_core::state::State;
+use quorate_core::tlog::Note;
 use quorate_tests::hostile::Taken;
 use quorate_tests::lab::{Key, Make, WHOLE};
 use quorate_tests::tlog::{checkpoint, cosigners};
@@ -373,6 +381,59 @@ fn genesis_is_not_taken_from_another_cluster() {
         if state.cluster() != lab.trust("app")?.genesis {
             bail!("the node's genesis is another than the trust file's");
         }
+        Ok(())
+    });
+}
+
+/// Any node's log, mirrored while it grows, replays from the genesis digest to the last leaf, whatever the other tests did to the
+/// mesh before; and a request in it is explained and proven.
+#[test]
+fn an_auditor_needs_nobodys_word() {
+    LAB.run("an_auditor_needs_nobodys_word", |lab| {
+        let client = lab.client("app")?;
+        let (genesis, from) = (lab.trust("app")?.genesis, checkpoint(&lab.mesh.sites[0].http)?.0.size);
+        let request = lab.ask(&client)?.provenance.request;
+        wait_for("a settlement and a report", SHOWS, || {
+            let tlog = Tlog::read(&lab.mesh.sites[0].http)?;
+            ensure!(tlog.settlement(request).is_some() && tlog.report(request).is_some(), "not yet");
+            Ok(())
+        })?;
+        // Those that are members still; the first is mirrored a second time, a request later.
+        let members: Vec<_> = lab.mesh.sites.iter().filter(|s| lab.mesh.health(s.id).is_ok()).collect();
+        for (dir, site) in
+            members.iter().chain(members.first()).enumerate().map(|(n, s)| (n % members.len(), s))
+        {
+            let mirror = Mirror::at(&lab.mesh.dir.join(format!("audit-{dir}")));
+            let source = Source {
+                urls: vec![format!("http://{}", site.http)],
+                genesis: Some(genesis),
+                connections: 4,
+            };
+            let copied = wait_for(&format!("{} to serve the request", site.name), SHOWS, || {
+                let copied = lab.block(mirror_log(&Http::new(), &source, &mirror, &|_, _| ()))?;
+                ensure!(copied.size > from, "only {} leaves", copied.size);
+                Ok(copied)
+            })?;
+            match verify(&mirror, genesis, Options::default(), |_, _| ())? {
+                Verdict::Holds(verified) => {
+                    ensure!(verified.size == copied.size && verified.cosigners.len() >= 3, "{verified:?}");
+                }
+                Verdict::Fails { findings, upto } => {
+                    bail!("{}: after {upto} leaves: {findings:?}", site.name)
+                }
+            }
+            lab.ask(&client)?;
+        }
+        let desk = Desk::open(Mirror::at(&lab.mesh.dir.join("audit-0")))?;
+        let life = explain(&desk, request, genesis)?;
+        ensure!(
+            life.settled.is_some() && life.nodes.iter().filter(|n| !n.part.is_empty()).count() == 2,
+            "{life:?}"
+        );
+        let proven = desk.prove(request, genesis)?;
+        let note = desk.tlog_proof(&proven.receipt.0.leaves[0]);
+        let note = Note::parse(note.split_once("\n\n").context("no note")?.1.as_bytes())?;
+        ensure!(note.verified_by(&desk.verifier_keys(&proven))?.len() >= 3, "too few keys verify");
         Ok(())
     });
 }

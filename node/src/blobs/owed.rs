@@ -5,9 +5,7 @@ use crate::ledger::Ledger;
 use crate::peers::Peers;
 use crate::tilestore::TileReader;
 use quorate_core::leaf::{Leaf, LeafBody};
-use quorate_core::tlog::{
-    Hash, TILE_WIDTH, TileKind, TilePath, TreeSize, decode_bundle, sha256,
-};
+use quorate_core::tlog::{Hash, TILE_WIDTH, TileKind, TilePath, TreeSize, decode_bundle, sha256};
 use quorate_proto::v1::BlobRequest;
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -70,7 +68,10 @@ pub async fn pay(ledger: Ledger, peers: Peers, blobs: BlobStore) {
                         blobs.paid(size);
                         tracing::info!(size = size.0, "every blob that leaves name is here");
                     } else {
-                        tracing::warn!(left, "blobs of history are missing here, and no peer that is reached has them");
+                        tracing::warn!(
+                            left,
+                            "blobs of history are missing here, and no peer that is reached has them"
+                        );
                     }
                 }
                 Ok(Err(error)) => {
