@@ -20,17 +20,32 @@ pub fn build() -> anyhow::Result<PathBuf> {
     built.clone().map_err(anyhow::Error::msg)
 }
 
-fn compile() -> anyhow::Result<PathBuf> {
+/// Checks that the lowest crate with hooks, which all others bring in, does not build without debug assertions: no release
+/// profile has them.
+pub fn refuses_release() -> anyhow::Result<()> {
+    let package = "quorate-splitkey";
+    let mut check = cargo(&["check", "--locked", "--package", package, "--features", "danger-hostile"])?;
+    check.arg("--config").arg(format!("profile.dev.package.{package}.debug-assertions=false"));
+    let refused = run(&mut check).err().context("it builds without debug assertions")?;
+    ensure!(format!("{refused:#}").contains("no release can contain it"), "{refused:#}");
+    Ok(())
+}
+
+fn cargo(arguments: &[&str]) -> anyhow::Result<Command> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     let target = bin_dir()?.parent().context("no target folder")?.to_owned();
+    cargo.args(arguments).arg("--target-dir").arg(target);
+    cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    Ok(cargo)
+}
+
+fn compile() -> anyhow::Result<PathBuf> {
     // Features as in the build of the whole workspace, so that only the crates with hooks are built anew. Always the dev
     // profile: with another it does not build.
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Command::new(cargo);
-    build.args(["build", "--quiet", "--locked", "--workspace", "--bin", PROGRAM]);
-    build.args(["--features", "quorated/danger-hostile", "--target-dir"]).arg(&target);
-    build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    let arguments = ["build", "--quiet", "--locked", "--workspace", "--bin", PROGRAM];
+    let mut build = cargo(&[&arguments[..], &["--features", "quorated/danger-hostile"]].concat())?;
     run(&mut build)?;
-    Ok(target.join("debug").join(PROGRAM))
+    Ok(bin_dir()?.with_file_name("debug").join(PROGRAM))
 }
 
 /// Admins approve it beside the product's own: reference values, and the approvals under which its TPMs open shares.

@@ -1086,6 +1086,11 @@ fn hostile_keyers(f: &Field<'_>, report: &mut Report) {
 }
 
 #[test]
+fn no_release_contains_it() -> anyhow::Result<()> {
+    hostile_build::refuses_release()
+}
+
+#[test]
 fn one_hostile_party_at_a_time() {
     // Before there is a mesh that would wait for it; what failed is said where it is needed.
     let _built = hostile_build::build();
