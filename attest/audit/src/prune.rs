@@ -500,7 +500,7 @@ mod tests {
         let later = mesh.log.leaves[wanted.0 as usize..].iter().find_map(request).unwrap();
         assert_eq!(desk.prove(later, genesis).unwrap().receipt.0.chain.len(), 2);
         assert!(explain(&desk, later, genesis).is_ok());
-        let older = mesh.log.leaves[..minimum.0 as usize].iter().filter_map(request).last().unwrap();
+        let older = mesh.log.leaves[..minimum.0 as usize].iter().rev().find_map(request).unwrap();
         assert!(matches!(desk.prove(older, genesis), Err(NoProof::NoSuchRequest(_))));
 
         assert_eq!(check(&mirror).unwrap(), size.0 - minimum.0);
