@@ -46,16 +46,21 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 const AFTER_HELP: &str = "\
 An audit begins with a copy and ends without trust in anybody:
 
-  quorate-audit mirror http://node-1.example:7102 log     # any node, or another mirror; resumes
-  quorate-audit verify log --genesis 0606c2e3…            # every signature, quote and decision again
-  quorate-audit explain log --genesis 0606c2e3… REQUEST   # the life of one request
-  quorate-audit prove log --genesis 0606c2e3… REQUEST     # for others to check
+  mirror http://node-1.example:7102 log        any node, or another mirror; resumes, and follows
+  verify log                                   every signature, quote and decision, again
+  report log --out log.html                    one page for people
+  explain log REQUEST                          the life of one request
+  prove log REQUEST                            proofs of it that others can check
+  blast-radius log --package openssl@3.0.1 --release app.release.json
+                                               who was served by nodes that ran it
+  monitor log --node http://node-1.example:7102 --node …
+                                               all nodes, from now on
 
-The genesis digest is the SHA-256 of the first policy: the cluster's identity, which your admins told you. It may stand in
-QUORATE_GENESIS.
+All of them take --genesis HEX, or QUORATE_GENESIS: the SHA-256 of the first policy, which is
+the cluster's identity and what your admins told you. Nothing else is believed.
 
-Exit codes: 0 what was asked holds; 1 it could not be done (disk, network); 2 usage; 3 something is proven wrong;
-4 an alarm (`monitor`).";
+Exit codes: 0 what was asked holds; 1 it could not be done (disk, network); 2 usage;
+3 something is proven wrong; 4 somebody should look (`monitor`).";
 
 /// Decide for yourself what a quorate mesh did, from its genesis digest and a copy of its log
 #[derive(Parser)]
