@@ -49,7 +49,7 @@ pub(super) enum NotFollowed {
     Fetch(#[source] FetchError),
     /// What it serves is wrong. Says nothing about whether its checkpoint is of this history.
     #[error(transparent)]
-    Found(Finding),
+    Found(Box<Finding>),
     /// The monitor's own disk.
     #[error(transparent)]
     Own(Error),
@@ -58,7 +58,7 @@ pub(super) enum NotFollowed {
 impl From<Error> for NotFollowed {
     fn from(error: Error) -> Self {
         match error {
-            Error::Found(finding) => Self::Found(*finding),
+            Error::Found(finding) => Self::Found(finding),
             own => Self::Own(own),
         }
     }
@@ -66,7 +66,7 @@ impl From<Error> for NotFollowed {
 
 impl From<Finding> for NotFollowed {
     fn from(finding: Finding) -> Self {
-        Self::Found(finding)
+        Self::Found(Box::new(finding))
     }
 }
 
@@ -287,15 +287,15 @@ impl<'m> Staged<'m> {
         let dir = mirror.dir().join("monitor").join("staged");
         // What a crash left.
         match std::fs::remove_dir_all(&dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::disk("remove", dir)(e)),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::disk("remove", dir)(e)),
             _ => Ok(Self { mirror, beside: Mirror::at(&dir), bytes: 0 }),
         }
     }
 
-    fn count(&mut self, bytes: usize) -> Result<(), Finding> {
+    fn count(&mut self, bytes: usize) -> Result<(), NotFollowed> {
         self.bytes = self.bytes.saturating_add(bytes as u64);
         match self.bytes > UNPROVEN_BYTES_MAX {
-            true => Err(Finding::at(Place::Checkpoint, Fault::TooLong(UNPROVEN_BYTES_MAX))),
+            true => Err(Finding::at(Place::Checkpoint, Fault::TooLong(UNPROVEN_BYTES_MAX)).into()),
             false => Ok(()),
         }
     }

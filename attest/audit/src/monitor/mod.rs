@@ -45,22 +45,21 @@ Name every node: who is not asked cannot be caught telling another history.
 
   export QUORATE_LOG_URLS=\"http://node-1.example:7102 http://node-2.example:7102 …\"
   quorate-audit monitor log --genesis 0606c2e3…                       # until it is stopped
-  quorate-audit monitor log --genesis 0606c2e3… --once --json         # from cron: the exit code says whether to look
+  quorate-audit monitor log --genesis 0606c2e3… --once --json         # from cron
   quorate-audit monitor log --genesis 0606c2e3… --webhook https://alerts.example/hook
 
-DIR is a mirror: one that `mirror` made is taken over, and what the monitor keeps there can be verified, explained, mirrored.
-Beside it, DIR/monitor holds every alarm (alarms.jsonl), evidence that convinces others, and what a restart needs: no alarm is
-missed, and none is raised twice. An alarm has a stable `id`; a webhook may see one twice after a crash.
+DIR is a mirror: one that `mirror` made is taken over, and what the monitor keeps there can be verified, explained, \
+mirrored. Beside it, DIR/monitor holds every alarm (alarms.jsonl), evidence that convinces others, and what a restart needs: \
+no alarm is missed, and none is raised twice. An alarm has a stable `id`; a webhook may see one twice after a crash.
 
-Alarms:
-  proven    split_view rules_broken equivocation witness_other_history
-  warning   uncertified bad_checkpoint unserved lapsed appraisal_refused admission_refused new_destination odd_status anomaly
-            detour unsettled withheld head_refused credential_stopped dark undecodable unreachable node_behind stale
-            witness_behind witness_failing
-  notice    policy_changed recovered
+Alarms that prove that somebody lied: split_view, rules_broken, equivocation, witness_other_history.
+Warnings: uncertified, bad_checkpoint, unserved, lapsed, appraisal_refused, admission_refused, new_destination, odd_status, \
+anomaly, detour, unsettled, withheld, head_refused, credential_stopped, dark, undecodable, unreachable, node_behind, stale, \
+witness_behind, witness_failing.
+Notices: policy_changed, recovered.
 
-Exit codes of --once: 0 all is well; 3 somebody is proven to have lied; 4 another alarm was raised, or still stands; 1 it could
-not look (disk). Notices do not count.";
+Exit codes of --once: 0 all is well, or a notice; 3 somebody is proven to have lied; 4 another alarm was raised, or still \
+stands; 1 it could not look (disk).";
 
 /// Follow all nodes: compare what they sign, verify what is new, raise what somebody should look at
 #[derive(clap::Args)]

@@ -584,7 +584,7 @@ pub enum TellError<E> {
 impl From<NotFollowed> for Error {
     fn from(error: NotFollowed) -> Self {
         match error {
-            NotFollowed::Found(finding) => finding.into(),
+            NotFollowed::Found(finding) => Self::Found(finding),
             NotFollowed::Own(own) => own,
             // Only a node's leaves are fetched.
             NotFollowed::Fetch(_) => Finding::at(Place::Checkpoint, Fault::Missing).into(),

@@ -346,7 +346,7 @@ async fn a_node_that_lies_is_named_and_nothing_of_it_is_followed() {
     let other = Mesh::new(4, 1, |d| d.cluster = "other".into());
     std::fs::copy(bench.publish("other", &other).join("checkpoint"), elsewhere.join("checkpoint")).unwrap();
 
-    let lying = Served::at(&honest.dir.lock().unwrap().clone()).await;
+    let lying = Served::at(&bench.path("honest")).await;
     let mut monitor = bench.open(&mesh, &[&honest, &lying]).await;
     assert_eq!(kinds(&poll(&mut monitor).await), [Kind::Recovered]);
     let size = monitor.size();
@@ -368,7 +368,7 @@ async fn a_node_that_lies_is_named_and_nothing_of_it_is_followed() {
         assert_eq!(raised[0].subject.as_deref(), Some(lying.url.as_str()));
         assert_eq!(raised[0].evidence.is_some(), kind == Kind::RulesBroken);
         assert_eq!(monitor.size(), size, "nothing of it counts");
-        lying.serve(&honest.dir.lock().unwrap().clone());
+        lying.serve(&bench.path("honest"));
         let alarms = poll(&mut monitor).await;
         assert!(alarms.iter().all(|a| a.state == Turn::Cleared && a.kind == kind), "{alarms:?}");
         assert_eq!(alarms.len(), 1);

@@ -48,17 +48,19 @@ A witness is a folder: its key, its configuration, and what it cosigned last of 
   quorate-audit witness add-log w --origin quorate/demo/0606c2e3d4e5f6a7 --key VKEY
   quorate-audit witness serve w
 
-init prints the witness's key: whoever wants its cosignature under a checkpoint is told that line. VKEY is whoever may submit:
-a log's own key, or for a quorate mesh the feeder's (`witness keygen`), which signs what is submitted with
+init prints the witness's key: whoever wants its cosignature under a checkpoint is told that line. VKEY is whoever may \
+submit: a log's own key, or for a quorate mesh the feeder's, which signs what is submitted:
 
   quorate-audit witness keygen feeder.key --name quorate/demo/feeder
-  quorate-audit witness feed log --genesis 0606c2e3… --witness http://127.0.0.1:7300 --witness-key VKEY --feed-key feeder.key
+  quorate-audit witness feed log --genesis 0606c2e3… \\
+      --witness http://127.0.0.1:7300 --witness-key VKEY --feed-key feeder.key
 
-(`monitor` does the same by itself with the same options; the keys of a mesh's nodes, which change with each restart, it keeps in
-DIR/monitor/keys: a witness beside it may follow those with `add-log --keys-file`, and a quorum as `--threshold`). Any C2SP witness can be fed, and any C2SP log can use this one.
+`monitor` does the same by itself with the same options. The keys of a mesh's nodes change with each restart; a monitor keeps \
+the present ones in DIR/monitor/keys, and a witness beside it may follow those instead (`add-log --keys-file`, with a quorum \
+as --threshold). Any C2SP witness can be fed, and any C2SP log can use this one.
 
-Never copy a witness's folder back from a backup: it would cosign sizes a second time. If it is lost, make a new witness with a
-new key. Put a proxy with TLS and timeouts before it if the public is to reach it.";
+Never copy a witness's folder back from a backup: it would cosign sizes a second time. If it is lost, make a new witness with \
+a new key. Put a proxy with TLS and timeouts before it if the public is to reach it.";
 
 /// Cosign logs that only grow (C2SP tlog-witness), or feed a mirrored log to a witness
 #[derive(clap::Args)]
