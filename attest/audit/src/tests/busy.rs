@@ -157,7 +157,7 @@ pub(super) fn conspired(mesh: &Mesh, leaves: &[Vec<u8>], dir: &Path) -> Mirror {
 
 /// A request that was settled and reported.
 pub(super) fn some_request(mesh: &Mesh) -> RequestId {
-    let ids = mesh.log.leaves.iter().filter_map(|leaf| match borsh::from_slice(leaf).unwrap() {
+    let mut ids = mesh.log.leaves.iter().filter_map(|leaf| match borsh::from_slice(leaf).unwrap() {
         Leaf::V1 {
             body: LeafBody::Decided { command: Command::Client(c), outcome: Outcome::Authorised },
             ..
@@ -167,5 +167,5 @@ pub(super) fn some_request(mesh: &Mesh) -> RequestId {
         },
         _ => None,
     });
-    ids.skip(1).next().unwrap()
+    ids.nth(1).unwrap()
 }

@@ -161,11 +161,13 @@ fn a_history_that_all_nodes_conspire_to_alter_contradicts_itself() {
     summary(&format!("{kinds} kinds of leaf, {ways} changes each, signed by every node: all found"));
 }
 
+type Pick<'p> = &'p dyn Fn(&Command, &Outcome) -> Option<(Command, Outcome)>;
+
 /// What more than a quorum of hostile nodes might want to have said.
 #[test]
 fn a_decision_that_the_rules_do_not_give_is_named_with_both() {
     let leaves = &mesh().log.leaves;
-    let rewrite = |what: &str, pick: &dyn Fn(&Command, &Outcome) -> Option<(Command, Outcome)>| {
+    let rewrite = |what: &str, pick: Pick<'_>| {
         let mut forged = leaves.clone();
         let at = leaves.iter().position(|leaf| match borsh::from_slice(leaf).unwrap() {
             Leaf::V1 { body: LeafBody::Decided { command, outcome }, .. } => {
