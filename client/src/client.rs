@@ -302,21 +302,18 @@ async fn ask_directory(address: &Address, trust: &TrustFile, key: &ClientKey) ->
         Some(refusal) => Contact::Judged(Error::Refused(refusal)),
         None => Contact::Failed(status_text(&status)),
     })?;
-    let directory = verify_off_thread(reply.into_inner(), trust.clone(), address.to_string())
-        .await
-        .map_err(Contact::Judged)?;
+    let proof = reply.into_inner().proof;
+    let directory =
+        verify_off_thread(proof, trust.clone(), address.to_string()).await.map_err(Contact::Judged)?;
     directory.check_fresh(now(), trust.freshness_ms).map_err(Contact::Judged)?;
     Ok(directory)
 }
 
 /// Quotes and signatures of a whole mesh take milliseconds: not on a thread that serves requests.
-async fn verify_off_thread(
-    reply: v1::DirectoryReply,
-    trust: TrustFile,
-    node: String,
-) -> Result<Directory, Error> {
-    let verify = move || Directory::verify(&reply.proof, &trust, &node).map(|d| d.with_leader(reply.leader));
-    tokio::task::spawn_blocking(verify).await.unwrap_or(Err(Error::Closed))
+async fn verify_off_thread(proof: Bytes, trust: TrustFile, node: String) -> Result<Directory, Error> {
+    tokio::task::spawn_blocking(move || Directory::verify(&proof, &trust, &node))
+        .await
+        .unwrap_or(Err(Error::Closed))
 }
 
 async fn darkness(trust: &TrustFile, key: &ClientKey) -> Option<Darkness> {
@@ -417,7 +414,8 @@ impl Inner {
         let lost = || Error::NodeLost { node, reason: "no directory in time".into() };
         let reply = timeout(CALL_TIMEOUT, mesh_client(&link).directory(v1::DirectoryRequest {})).await;
         let reply = reply.map_err(|_| lost())?.map_err(|s| Error::from_status(node, &s))?;
-        let directory = verify_off_thread(reply.into_inner(), self.trust.clone(), node.to_string()).await?;
+        let directory =
+            verify_off_thread(reply.into_inner().proof, self.trust.clone(), node.to_string()).await?;
         directory.check_fresh(now(), self.trust.freshness_ms)?;
         self.adopt(directory)
     }

@@ -28,7 +28,6 @@ const CERTIFIED_KEPT: usize = 64;
 pub struct Directory {
     verified: Verified,
     document: Vec<u8>,
-    leader: Option<NodeId>,
     /// Newest last. Verified by this directory's keys, and forgotten with them.
     certified: Mutex<VecDeque<Arc<CertifiedCheckpoint>>>,
 }
@@ -40,7 +39,7 @@ impl Directory {
         let mut proof = Proof::from_bytes(bytes).map_err(failed)?;
         let verified = proof.verify(trust.genesis).map_err(failed)?;
         let document = proof.chain.pop().map(|s| s.document).unwrap_or_default();
-        Ok(Self { verified, document, leader: None, certified: Mutex::default() })
+        Ok(Self { verified, document, certified: Mutex::default() })
     }
 
     /// Checks that a leaf's certificate proves the authorisation of this client's request. The cosignatures of one checkpoint
@@ -76,16 +75,6 @@ impl Directory {
     /// The proven facts.
     pub fn verified(&self) -> &Verified {
         &self.verified
-    }
-
-    /// With what the node that sent it says of Raft's leader: no part of the proof, and believed for no more than an order.
-    pub(crate) fn with_leader(self, leader: u64) -> Self {
-        Self { leader: (leader != 0).then_some(NodeId(leader)), ..self }
-    }
-
-    /// Raft's leader, by one node's word.
-    pub(crate) fn leader_hint(&self) -> Option<NodeId> {
-        self.leader
     }
 
     /// Certified leaves.

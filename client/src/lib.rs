@@ -28,7 +28,6 @@ mod directory;
 mod error;
 pub mod http1;
 mod openai;
-mod pace;
 mod pool;
 mod request;
 mod response;

@@ -11,7 +11,6 @@
 use crate::client::Inner;
 use crate::directory::now;
 use crate::error::Error;
-use crate::pace::Pace;
 use crate::route::{RouteTls, head_template};
 use crate::shun::Stamp;
 use crate::wire::{Conn, danger_open_direct, mesh_client, open_tunnel, random_id};
@@ -137,7 +136,6 @@ pub(crate) struct Lane {
     over: OnceLock<Error>,
     draining: AtomicBool,
     last_used: Mutex<Instant>,
-    pub(crate) pace: Pace,
     options: PoolOptions,
 }
 
@@ -158,7 +156,6 @@ impl Lane {
             over: OnceLock::new(),
             draining: AtomicBool::new(false),
             last_used: Mutex::new(Instant::now()),
-            pace: Pace::default(),
             options,
         });
         tokio::spawn(keep(lane.clone()));
@@ -364,11 +361,9 @@ async fn keep(lane: Arc<Lane>) {
                 demand.clamp(lane.options.pool_size, lane.options.pool_size_max.max(1))
             };
             let wanted = ahead + waiting;
-            let coming = lane.idle_count() + opening.len();
-            let now = Instant::now();
-            let calm = coming >= wanted || (waiting == 0 && coming >= ahead.div_ceil(2));
-            let since = calm_until.filter(|_| calm && coming < wanted);
-            calm_until = (calm && coming < wanted).then(|| since.unwrap_or(now + CALM));
+            let (now, coming) = (Instant::now(), lane.idle_count() + opening.len());
+            let calm = coming < wanted && waiting == 0 && coming >= ahead.div_ceil(2);
+            calm_until = calm.then(|| calm_until.unwrap_or(now + CALM));
             while calm_until.is_none_or(|until| now >= until)
                 && lane.idle_count() + opening.len() < wanted
                 && opening.len() < OPENING_MAX
@@ -405,6 +400,7 @@ pub(crate) struct RouteLanes {
     route: RouteId,
     lanes: Mutex<Vec<Arc<Lane>>>,
     opening: tokio::sync::Mutex<()>,
+    next: AtomicUsize,
     spare: AtomicBool,
 }
 
@@ -414,6 +410,7 @@ impl RouteLanes {
             route,
             lanes: Mutex::default(),
             opening: tokio::sync::Mutex::new(()),
+            next: AtomicUsize::new(0),
             spare: AtomicBool::new(false),
         }
     }
@@ -499,11 +496,12 @@ impl RouteLanes {
             .filter(|l| l.serves() && !avoid.contains(&(l.relay(), l.keyer())))
             .filter(|l| !inner.is_shunned(&self.route, l.pair()))
             .collect();
-        // What has no connection ready costs a handshake.
-        let now = Instant::now();
-        let rank = |l: &&&Arc<Lane>| (l.idle_count() == 0, l.pace.cost(now));
-        let order = |a: &(bool, f64), b: &(bool, f64)| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1));
-        usable.iter().min_by(|a, b| order(&rank(a), &rank(b))).map(|l| Arc::clone(l))
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        let ready: Vec<&&Arc<Lane>> = usable.iter().filter(|l| l.idle_count() > 0).collect();
+        match ready.len() {
+            0 => usable.get(turn % usable.len().max(1)).map(|l| Arc::clone(l)),
+            n => ready.get(turn % n).map(|l| Arc::clone(l)),
+        }
     }
 
     async fn open_or_wait(
@@ -608,23 +606,12 @@ impl RouteLanes {
         for lane in ending {
             if lock(&lane.last_used).elapsed() < IDLE_LANE
                 && !inner.is_shunned(&self.route, lane.pair())
-                && !self.is_misplaced(inner, &lane)
                 && let Ok(successor) = inner.open_pool(&self.route, lane.relay(), lane.keyer(), None).await
             {
                 lock(&self.lanes).push(successor);
             }
             lane.draining.store(true, Ordering::Relaxed);
         }
-    }
-}
-
-impl RouteLanes {
-    /// Whether another lane in its place would go through the leader, as none does.
-    fn is_misplaced(&self, inner: &Inner, lane: &Lane) -> bool {
-        let Some(leader) = inner.directory().leader_hint().filter(|l| *l != lane.keyer()) else {
-            return false;
-        };
-        !lock(&self.lanes).iter().any(|l| l.serves() && l.relay() == leader)
     }
 }
 
@@ -668,7 +655,7 @@ impl Inner {
     }
 
     /// Pairs in the order to try: neither avoided nor shunned; nodes that failed lately, pairs that no other is disjoint to and
-    /// relays in use last; the leader as the relay first, which saves a hop; else at random.
+    /// relays in use last; else at random.
     fn candidates(
         &self,
         route: &RouteId,
@@ -695,8 +682,7 @@ impl Inner {
             // A 400 that comes over such a pair could not be repeated over others.
             let alone = keyed && !has_disjoint(&pairs, Pair { relay, keyer });
             let cold = cold(&relay) || cold(&keyer);
-            let farther = directory.leader_hint() != Some(relay);
-            ranked.push((cold, alone, in_use.contains(&relay), farther, dice, (relay, keyer)));
+            ranked.push((cold, alone, in_use.contains(&relay), dice, (relay, keyer)));
         }
         if ranked.is_empty() && shunned {
             return Err(Error::NoPairLeft { route: route.as_str().to_owned() });

@@ -226,12 +226,11 @@ impl Inner {
         };
         let reporter = Reporter { inner: Arc::downgrade(self), lane: lane.clone(), request: id };
         let limits = Limits { response_bytes_max, allowed: Duration::from_millis(allowed_ms) };
-        let wait = lane.pace.begin();
         let mut exchange = start(lane, conn, request, sign, limits).await?;
         exchange.report = Some(reporter);
         exchange.same_as = same_as;
         match timeout(AUTHORISE_TIMEOUT, exchange.wait_authorised()).await {
-            Ok(Ok(First::Authorised)) => wait.over(),
+            Ok(Ok(First::Authorised)) => {}
             Ok(Ok(First::Refused(error))) => {
                 match share_epoch {
                     // There is no open request to report on.

@@ -253,8 +253,7 @@ impl Mesh for MockNode {
     ) -> Result<Response<v1::DirectoryReply>, Status> {
         let log = self.log.as_ref().ok_or_else(no_log)?;
         log.looked.fetch_add(1, Ordering::SeqCst);
-        let proof = log.directory.lock().unwrap().clone().into();
-        Ok(Response::new(v1::DirectoryReply { proof, leader: 0 }))
+        Ok(Response::new(v1::DirectoryReply { proof: log.directory.lock().unwrap().clone().into() }))
     }
     async fn submit(
         &self,

@@ -713,7 +713,8 @@ mod tests {
     fn a_draft_grows_into_a_policy_that_checks() {
         let dir = tempfile::tempdir().unwrap();
         let draft = draft(dir.path());
-        reference_values(&draft, "dev".into(), &[format!("4={}", "ab".repeat(32))], None, &[], false).unwrap();
+        reference_values(&draft, "dev".into(), &[format!("4={}", "ab".repeat(32))], None, &[], false)
+            .unwrap();
         reference_values(&draft, "dev".into(), &[format!("4={}", "cd".repeat(32))], None, &[], true).unwrap();
         route_add(RouteAddArgs {
             draft: draft.clone(),

@@ -206,8 +206,7 @@ impl Mesh for MeshService {
         _: Request<v1::DirectoryRequest>,
     ) -> Result<Response<v1::DirectoryReply>, Status> {
         let proof = self.directory.directory().await.map_err(|p| p.status())?;
-        let leader = self.facts.leader().map_or(0, |n| n.0);
-        Ok(Response::new(v1::DirectoryReply { proof, leader }))
+        Ok(Response::new(v1::DirectoryReply { proof }))
     }
 
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitReply>, Status> {
