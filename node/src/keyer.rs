@@ -41,6 +41,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 /// Secrets that may wait at a time, 100 MB at most with everything around them.
@@ -130,7 +131,20 @@ impl Keyer {
 
     /// Judges the head of one connection. `from` is the caller, authenticated.
     pub async fn check_head(&self, from: NodeId, request: v1::CheckHeadRequest) -> v1::CheckHeadReply {
-        let answer = self.judge(from, &request).await;
+        // In a task of its own: a caller that has gone must not end it before it has said what became of the request.
+        let (told, answer) = oneshot::channel();
+        let this = self.clone();
+        tokio::spawn(async move {
+            let judged = this.judge(from, &request).await;
+            if let Err(Ok(Answer::Hole(_))) = told.send(judged)
+                && let Ok(id) = <[u8; 16]>::try_from(request.request.as_ref())
+            {
+                // Nobody has it, and nobody will.
+                this.deny(RequestId(id));
+            }
+        });
+        let answer =
+            answer.await.unwrap_or(Err(Refused::Problem(Problem::Internal("a head was not judged"))));
         let answer = match answer {
             Ok(answer) => {
                 self.inner.metrics.keyer_answer("approved");
@@ -194,7 +208,7 @@ impl Keyer {
             Ok(certified) => certified,
             Err(error) => {
                 if share_epoch > 0 {
-                    tokio::spawn(self.clone().deny_late(request_id, connection));
+                    tokio::spawn(self.clone().deny_late(request_id, connection, (pool.id, from)));
                 }
                 return Err(Problem::from(error).into());
             }
@@ -231,11 +245,12 @@ impl Keyer {
 
     /// As [`Self::deny`], for a request whose authorisation was not certified in time. Only if it names this connection: for any
     /// other, this request may have been answered over its own.
-    async fn deny_late(self, request: RequestId, connection: ConnectionId) {
+    async fn deny_late(self, request: RequestId, connection: ConnectionId, (pool, from): (PoolId, NodeId)) {
         let late = self.inner.ledger.authorisation(request, connection, LATE_AUTHORISATION_WAIT).await;
         if let Ok(certified) = late {
             let a = certified.request();
-            if (a.request, a.connection, a.share_epoch > 0) == (request, connection, true) {
+            let named = (a.request, a.connection, a.pool, a.relay, a.share_epoch > 0);
+            if named == (request, connection, pool, from, true) {
                 self.deny(request);
             }
         }

@@ -189,6 +189,27 @@ async fn a_keyer_that_gave_up_denies_what_is_authorised_later() {
     assert_eq!(denials(), [late_id]);
 }
 
+/// A relay hangs up on its keyer before there is an answer: the log hears that nobody has one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keyer_that_nobody_listens_to_any_more_says_so() {
+    let lab = Lab::keyed().await;
+    let sealed = lab.connect(1).await.seal(&lab.template, PATH, 2);
+    lab.silence(&[3, 4]);
+    let (id, command) = lab.authorise(sealed.id, &sealed.head, |_| ());
+    lab.order(command);
+    let taken = async {
+        while lab.keyer.waiting() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        answer = ask(&lab, &sealed, id) => panic!("{answer:?} without a certificate"),
+        () = taken => {}
+    }
+    lab.hear_all();
+    assert_eq!(denied(&lab, id).await, 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_keyer_without_its_share_takes_no_secret() {
     let lab = Lab::keyed().await;
