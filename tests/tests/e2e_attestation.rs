@@ -292,7 +292,11 @@ fn a_fifth_member_joins_and_one_leaves() {
             Ok(())
         })?;
         let one = Tlog::read(&fifth.http)?;
-        let other = Tlog::read_to(&lab.mesh.sites[0].http, one.leaves.len() as u64)?;
+        let size = one.leaves.len() as u64;
+        let other = wait_for("the first certifies as much", SHOWS, || {
+            ensure!(checkpoint(&lab.mesh.sites[0].http)?.0.size.0 >= size);
+            Tlog::read_to(&lab.mesh.sites[0].http, size)
+        })?;
         ensure!(one.bytes == other.bytes, "the fifth has another history");
         lab.ask(&client)?;
         lab.ask(&lab.client("app")?)?;
