@@ -205,7 +205,7 @@ impl Node {
             chain: chain.clone(),
             metrics: Arc::clone(&metrics),
         };
-        let archive = http::archive::router(blobs.clone(), chain.clone());
+        let archive = http::archive::router(blobs.clone(), chain.clone(), Default::default());
         let directory = Directory::new(ledger.clone(), blobs.clone(), chain, index);
         let queue = Queue::default();
         let contributor = Contributor::new(ledger.clone(), boot.clone(), attester.clone(), cosigner.clone());
@@ -494,11 +494,12 @@ impl HeadChecker for Keyer {
 async fn publish_notes(ledger: Ledger, notes: watch::Sender<Arc<str>>) {
     let mut certified = ledger.certified();
     while certified.changed().await.is_ok() {
+        // Auditors poll by the second; rendering each one under load would be waste, and the moment of a certificate is the one
+        // in which requests wait for the processor.
+        tokio::time::sleep(Duration::from_millis(50)).await;
         if let Some(text) = note(&ledger) {
             notes.send_replace(text.into());
         }
-        // Auditors poll by the second; rendering each one under load would be waste.
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
