@@ -16,7 +16,7 @@ use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_core::policy::{Policy, SignedPolicy};
 use quorate_core::proof::{PROOF_BYTES_MAX, Proof, ProvenEvidence, ProvenLeaf, taken};
 use quorate_core::state::{AppliedLeaf, Blobs};
-use quorate_core::tlog::{LeafIndex, TreeSize};
+use quorate_core::tlog::{LeafIndex, TreeSize, sha256};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::io::Write as _;
@@ -37,7 +37,22 @@ const INDEX_MAX: usize = 262_144;
 #[derive(Clone)]
 pub struct PolicyChain {
     folder: Arc<PathBuf>,
-    chain: Arc<RwLock<Vec<Arc<SignedPolicy>>>>,
+    chain: Arc<RwLock<Versions>>,
+}
+
+#[derive(Default)]
+struct Versions {
+    signed: Vec<Arc<SignedPolicy>>,
+    /// Strangers ask by digest; no document is hashed for them.
+    by_digest: HashMap<Hash, Arc<SignedPolicy>>,
+}
+
+impl Versions {
+    fn push(&mut self, signed: SignedPolicy) {
+        let signed = Arc::new(signed);
+        self.by_digest.insert(sha256(&signed.document), Arc::clone(&signed));
+        self.signed.push(signed);
+    }
 }
 
 /// Why the policy chain cannot be kept.
@@ -80,7 +95,7 @@ impl PolicyChain {
             if parsed.version.0 != version || first_differs {
                 return Err(ChainError::Damaged(path));
             }
-            this.write().push(Arc::new(signed));
+            this.write().push(signed);
         }
         if this.len() == 0 {
             this.push(genesis)?;
@@ -108,7 +123,7 @@ impl PolicyChain {
             File::open(self.folder.as_path())?.sync_all()
         };
         written().map_err(|e| ChainError::Disk(path.clone(), e))?;
-        self.write().push(Arc::new(signed));
+        self.write().push(signed);
         Ok(())
     }
 
@@ -116,14 +131,16 @@ impl PolicyChain {
     pub fn upto(&self, version: PolicyVersion) -> Option<Vec<SignedPolicy>> {
         let chain = self.chain.read().unwrap_or_else(PoisonError::into_inner);
         let wanted = usize::try_from(version.0).ok()?;
-        Some(chain.get(..wanted)?.iter().map(|signed| SignedPolicy::clone(signed)).collect())
+        Some(chain.signed.get(..wanted)?.iter().map(|signed| SignedPolicy::clone(signed)).collect())
     }
 
     /// The document of that digest, if one of the versions is it.
     pub fn document(&self, digest: &Hash) -> Option<Vec<u8>> {
-        let chain = self.chain.read().unwrap_or_else(PoisonError::into_inner);
-        let found = chain.iter().find(|signed| quorate_core::tlog::sha256(&signed.document) == *digest);
-        found.map(|signed| signed.document.clone())
+        let found = {
+            let chain = self.chain.read().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(chain.by_digest.get(digest)?)
+        };
+        Some(found.document.clone())
     }
 
     /// The newest version kept.
@@ -132,9 +149,9 @@ impl PolicyChain {
     }
 
     fn len(&self) -> u64 {
-        self.chain.read().unwrap_or_else(PoisonError::into_inner).len() as u64
+        self.chain.read().unwrap_or_else(PoisonError::into_inner).signed.len() as u64
     }
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Vec<Arc<SignedPolicy>>> {
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Versions> {
         self.chain.write().unwrap_or_else(PoisonError::into_inner)
     }
     fn path(&self, version: PolicyVersion) -> PathBuf {
@@ -451,6 +468,14 @@ mod tests {
         assert_eq!(again.upto(PolicyVersion(2)), Some(vec![signed(1), signed(2)]));
         assert_eq!(again.upto(PolicyVersion(1)), Some(vec![signed(1)]));
         assert_eq!(again.upto(PolicyVersion(3)), None);
+        // The one read and the one pushed are both found, and nothing else.
+        for chain in [&chain, &again] {
+            for version in 1..=2 {
+                let document = signed(version).document;
+                assert_eq!(chain.document(&sha256(&document)), Some(document));
+            }
+            assert_eq!(chain.document(&sha256(&signed(3).document)), None);
+        }
         std::fs::write(folder.path().join("policy-00000002"), b"x").unwrap();
         assert!(matches!(PolicyChain::open(folder.path(), signed(1)), Err(ChainError::Damaged(_))));
     }
