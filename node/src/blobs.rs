@@ -9,7 +9,7 @@ use quorate_core::tlog::{Hash, sha256};
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Largest blob: a full IMA list of a busy machine.
@@ -19,6 +19,8 @@ pub const BLOB_BYTES_MAX: usize = 16 * 1024 * 1024;
 #[derive(Debug, Clone)]
 pub struct BlobStore {
     folder: Arc<PathBuf>,
+    /// Held while the note of what is owed changes.
+    noting: Arc<Mutex<()>>,
 }
 
 /// Why a blob was not kept.
@@ -37,7 +39,7 @@ impl BlobStore {
     pub fn open(data: &Path) -> std::io::Result<Self> {
         let folder = data.join("blobs");
         std::fs::create_dir_all(&folder)?;
-        Ok(Self { folder: Arc::new(folder) })
+        Ok(Self { folder: Arc::new(folder), noting: Arc::default() })
     }
 
     fn path(&self, digest: &Hash) -> PathBuf {
