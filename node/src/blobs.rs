@@ -9,8 +9,8 @@ use quorate_core::tlog::{Hash, sha256};
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Largest blob: a full IMA list of a busy machine.
 pub const BLOB_BYTES_MAX: usize = 16 * 1024 * 1024;
