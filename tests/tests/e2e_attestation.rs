@@ -21,6 +21,7 @@ use quorate_core::ids::NodeId;
 use quorate_core::leaf::{LeafBody, Outcome};
 use quorate_core::state::State;
 use quorate_core::tlog::Note;
+use quorate_proto::v1::StatusReply;
 use quorate_tests::hostile::Taken;
 use quorate_tests::lab::{Key, Make, WHOLE};
 use quorate_tests::tlog::{checkpoint, cosigners};
@@ -75,8 +76,12 @@ fn is_out(lab: &Lab, client: &Client, node: u64, from: u64) -> anyhow::Result<()
         }
         Ok(())
     })?;
-    let (_, note) = checkpoint(&http)?;
-    ensure!(!cosigners(&note).contains(&format!("n{node}")));
+    // What they apply is ahead of what they have certified.
+    wait_for("it cosigns no more", SHOWS, || {
+        let (_, note) = checkpoint(&http)?;
+        ensure!(!cosigners(&note).contains(&format!("n{node}")), "{note:?}");
+        Ok(())
+    })?;
     for _ in 0..4 {
         let provenance = lab.ask(&lab.client("app")?)?.provenance;
         ensure!(provenance.relay.0 != node && provenance.keyer.0 != node, "{provenance:?}");
@@ -86,11 +91,18 @@ fn is_out(lab: &Lab, client: &Client, node: u64, from: u64) -> anyhow::Result<()
 }
 
 /// The size from which on the log is about what comes now: the node is stopped, and what it said before is in.
-fn stopped(lab: &Lab, node: u64) -> anyhow::Result<u64> {
+fn stopped(lab: &Lab, client: &Client, node: u64) -> anyhow::Result<u64> {
     lab.mesh.kill_node(node)?;
     let http = lab.http_but(node).remove(0);
     wait_for("it has lapsed", SHOWS, || {
+        // All of them say so first, and then their log: it may still be behind what they apply, and end at an older lapse.
+        let statuses = lab.statuses(client);
+        let others: Vec<_> = statuses.iter().filter(|s| s.node != node).collect();
+        let counts = |s: &&StatusReply| s.nodes.iter().any(|n| n.node == node && n.attested);
+        ensure!(others.len() >= 3 && !others.iter().any(counts), "it still counts");
+        let size = others.iter().map(|s| s.tree_size).max().unwrap_or_default();
         let tlog = Tlog::read(&http)?;
+        ensure!(tlog.leaves.len() as u64 >= size, "the log ends at {} of {size}", tlog.leaves.len());
         let lapsed =
             tlog.bodies(0).rposition_of(|b| matches!(b, LeafBody::Lapsed { node: n } if n.0 == node));
         let lapsed = lapsed.context("no such leaf")?;
@@ -114,7 +126,7 @@ fn a_node_whose_pcrs_differ() {
     LAB.run("a_node_whose_pcrs_differ", |lab| {
         let client = lab.client("app")?;
         let node = lab.leader(&client)? % 4 + 1;
-        let from = stopped(lab, node)?;
+        let from = stopped(lab, &client, node)?;
         let site = lab.mesh.site(node)?.clone();
         // Something that no event log explains went into PCR 7.
         lab.mesh.tpm(&site, "power-cycle")?;
@@ -163,7 +175,7 @@ fn a_node_with_another_tpm() {
     LAB.run("a_node_with_another_tpm", |lab| {
         let client = lab.client("app")?;
         let node = lab.leader(&client)? % 4 + 1;
-        let from = stopped(lab, node)?;
+        let from = stopped(lab, &client, node)?;
         let site = lab.mesh.site(node)?.clone();
         lab.mesh.tpm(&site, "stop")?;
         // A genuine TPM by the same maker, and it has an AK: not the enrolled one.
@@ -199,7 +211,7 @@ fn an_old_quote_played_again() {
         let client = lab.client("app")?;
         let leader = lab.leader(&client)?;
         let node = leader % 4 + 1;
-        let from = stopped(lab, node)?;
+        let from = stopped(lab, &client, node)?;
         let (site, http) = (lab.mesh.site(node)?.clone(), lab.http_but(node).remove(0));
         let directory = client.directory();
         let verified = directory.verified();

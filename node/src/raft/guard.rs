@@ -157,25 +157,26 @@ pub fn commit_of(rpc: &AppendEntriesRequest<TypeConfig>, ours: Option<LogId>) ->
     }
 }
 
-/// Position of the first entry with a membership that neither the policy nor the membership in effect names.
+/// Position of the first entry with a membership of sets that no policy in `named` has, nor the membership in effect.
 ///
 /// Raft's members take effect when they are appended: a leader that named itself the only voter, and then fell silent,
-/// would leave nobody who may campaign.
+/// would leave nobody who may campaign. `held` says of an entry that this node's log has it already: a leader that does not
+/// know how far a restarted node's log reaches sends again what lies behind it, and that was judged when it came first.
 pub fn foreign_membership(
     entries: &[Entry],
-    members: &BTreeSet<RaftNodeId>,
+    held: impl Fn(&LogId) -> bool,
+    named: &[BTreeSet<RaftNodeId>],
     in_effect: &Membership,
 ) -> Option<usize> {
-    let mut known: Vec<BTreeSet<RaftNodeId>> = in_effect.get_joint_config().clone();
-    known.push(members.clone());
-    let anybody: BTreeSet<RaftNodeId> = known.iter().flatten().copied().collect();
+    let known: Vec<&BTreeSet<RaftNodeId>> = in_effect.get_joint_config().iter().chain(named).collect();
+    let anybody: BTreeSet<RaftNodeId> = known.iter().copied().flatten().copied().collect();
     let fits = |m: &Membership| {
         let configs = m.get_joint_config();
-        let named = !configs.is_empty() && configs.len() <= 2 && configs.iter().all(|c| known.contains(c));
+        let named = !configs.is_empty() && configs.len() <= 2 && configs.iter().all(|c| known.contains(&c));
         named && m.nodes().all(|(n, _)| anybody.contains(n))
     };
     entries.iter().position(|entry| match &entry.payload {
-        EntryPayload::Membership(m) => !fits(m),
+        EntryPayload::Membership(m) => !held(&entry.log_id) && !fits(m),
         EntryPayload::Blank | EntryPayload::Normal(_) => false,
     })
 }
@@ -292,13 +293,23 @@ mod tests {
         let entry = |m| vec![blank(1, 1), Entry { log_id: id(1, 2), payload: EntryPayload::Membership(m) }];
         let (four, five) = (BTreeSet::from([1, 2, 3, 4]), BTreeSet::from([1, 2, 3, 4, 5]));
         let now = membership(&[&[1, 2, 3, 4]]);
-        let check = |m, members: &BTreeSet<u64>| foreign_membership(&entry(m), members, &now);
+        let check = |m, members: &BTreeSet<u64>| {
+            foreign_membership(&entry(m), |_| false, std::slice::from_ref(members), &now)
+        };
         assert_eq!(check(membership(&[&[1, 2, 3, 4]]), &four), None);
         assert_eq!(check(membership(&[&[1, 2, 3, 4], &[1, 2, 3, 4, 5]]), &five), None);
         assert_eq!(check(membership(&[&[1, 2, 3, 4, 5]]), &five), None);
         assert_eq!(check(membership(&[&[1, 2, 3, 4, 5]]), &four), Some(1));
         assert_eq!(check(membership(&[&[1]]), &four), Some(1), "alone");
         assert_eq!(check(membership(&[&[1, 2, 3, 4], &[1]]), &four), Some(1));
+
+        // What the log has already was judged when it came: the fifth has left again since, and the leader sends it once more.
+        let again = entry(membership(&[&[1, 2, 3, 4], &[1, 2, 3, 4, 5]]));
+        let named = std::slice::from_ref(&four);
+        assert_eq!(foreign_membership(&again, |_| false, named, &now), Some(1));
+        assert_eq!(foreign_membership(&again, |held| *held == id(1, 2), named, &now), None);
+        // A policy that came between, when this entry was on its way already.
+        assert_eq!(foreign_membership(&again, |_| false, &[four, five], &now), None);
     }
 
     #[test]

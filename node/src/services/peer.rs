@@ -9,7 +9,7 @@ use crate::proposer::Queue;
 use crate::raft::LogReader;
 use crate::raft::guard::{self, Lie, TermGuard};
 use crate::raft::network::Answer;
-use crate::raft::types::{Raft, RaftNodeId, Snapshot, SnapshotMeta, TypeConfig, Vote};
+use crate::raft::types::{Entry, LogId, Raft, RaftNodeId, Snapshot, SnapshotMeta, TypeConfig, Vote};
 use crate::recovery::Contributor;
 use crate::snapshots::{self, NodeSnapshots, Receiving};
 use futures::{Stream, StreamExt as _};
@@ -21,6 +21,7 @@ use openraft::raft::{
 use quorate_core::command::{Batch, CheckpointRef, Command, Contribution};
 use quorate_core::crypto::{Hash, encode};
 use quorate_core::ids::NodeId;
+use quorate_core::policy::Policy;
 use quorate_core::state::Blobs;
 use quorate_core::tlog::{Cosignature, TreeSize};
 use quorate_proto::COMMAND_BYTES_MAX;
@@ -38,6 +39,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// A policy that a membership follows is applied within this, or the leader sends the membership again.
 const MEMBERSHIP_WAIT: Duration = Duration::from_millis(200);
+/// So many versions of the policy may come before the members of the first of them are appended.
+const POLICIES_OF_LATE: usize = 8;
 /// Bytes of blobs that one node may have kept at once: its logs after a start, several times over.
 const BLOB_BURST_BYTES: u64 = 64 * 1024 * 1024;
 /// And in a second, from then on: a measurement list grows, and each length of it is a blob.
@@ -200,23 +203,54 @@ impl PeerService {
         checked.map_err(|lie| lied(node, lie))
     }
 
-    /// Cuts the entries before a membership that the policy does not name. The policy may come with an entry that is not
-    /// applied here yet: then the leader sends the rest again, and it fits.
+    /// Cuts the entries before a membership that no policy names. The policy may come with an entry that is not applied here
+    /// yet: then the leader sends the rest again, and it fits.
     async fn cut_memberships(&self, from: NodeId, rpc: &mut AppendEntriesRequest<TypeConfig>) -> bool {
-        let foreign = |rpc: &AppendEntriesRequest<TypeConfig>| {
-            let members = self.ledger.view().policy.members.keys().map(|n| n.0).collect();
+        let held = self.held_memberships(&rpc.entries).await;
+        let foreign = |rpc: &AppendEntriesRequest<TypeConfig>, named: &[BTreeSet<u64>]| {
             let in_effect = Arc::clone(&self.raft.metrics().borrow().membership_config);
-            guard::foreign_membership(&rpc.entries, &members, in_effect.membership())
+            guard::foreign_membership(&rpc.entries, |id| held.contains(id), named, in_effect.membership())
         };
-        let mut at = foreign(rpc);
+        let mut at = foreign(rpc, &[members_of(&self.ledger.view().policy)]);
+        if at.is_some() {
+            at = foreign(rpc, &self.members_of_late());
+        }
         if at == Some(0) {
             tokio::time::sleep(MEMBERSHIP_WAIT).await;
-            at = foreign(rpc);
+            at = foreign(rpc, &self.members_of_late());
         }
         let Some(at) = at else { return false };
         tracing::warn!(leader = from.0, "a Raft membership that the policy does not name yet: not appended");
         rpc.entries.truncate(at);
         true
+    }
+
+    /// Those of the memberships that this node's log has already.
+    async fn held_memberships(&self, entries: &[Entry]) -> BTreeSet<LogId> {
+        let applied = self.ledger.view().log_index;
+        let mut held = BTreeSet::new();
+        for entry in entries.iter().filter(|e| matches!(e.payload, EntryPayload::Membership(_))) {
+            // What is applied may be purged; that it is the same entry was checked with the history.
+            let id = entry.log_id;
+            if id.index <= applied || self.log.log_id_at(id.index).await.is_ok_and(|ours| ours == Some(id)) {
+                held.insert(id);
+            }
+        }
+        held
+    }
+
+    /// The members that the policy in force names, and those of the versions shortly before it: a leader may learn of a policy
+    /// and append its members only after the next one came, and nobody could ever go on from there.
+    fn members_of_late(&self) -> Vec<BTreeSet<u64>> {
+        let mut policy = Arc::clone(&self.ledger.view().policy);
+        let mut named = vec![members_of(&policy)];
+        while named.len() < POLICIES_OF_LATE {
+            let document = policy.previous.and_then(|digest| self.blobs.blob(&digest));
+            let Some(Ok(previous)) = document.map(|d| Policy::parse(&d)) else { break };
+            named.push(members_of(&previous));
+            policy = Arc::new(previous);
+        }
+        named
     }
 
     /// A snapshot's digest is certified, and its position in Raft's log is what f other members say too: a lying leader could
@@ -426,6 +460,10 @@ fn from_vote(node: NodeId, leader: RaftNodeId) -> Result<(), Status> {
     } else {
         Err(Status::permission_denied("a Raft message in another node's name"))
     }
+}
+
+fn members_of(policy: &Policy) -> BTreeSet<u64> {
+    policy.members.keys().map(|n| n.0).collect()
 }
 
 fn lied(node: NodeId, lie: Lie) -> Status {
