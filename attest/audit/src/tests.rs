@@ -1,5 +1,5 @@
 //! Tests of the whole crate over logs made by the real state machine.
-mod busy;
+pub(crate) mod busy;
 mod copies;
 mod foreign;
 mod honest;

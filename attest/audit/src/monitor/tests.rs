@@ -600,6 +600,53 @@ async fn a_suspended_pair_is_an_alarm() {
     assert_eq!(stopped.subject.as_deref(), Some("llm"));
 }
 
+/// A pair without a common node with the first, on top of that: the key is frozen. (The log in which every kind of leaf stands.)
+#[tokio::test]
+async fn a_frozen_credential_is_an_alarm() {
+    let (bench, mesh) = (Bench::new(), crate::tests::busy::busy());
+    let node = Served::at(&bench.publish("1", &mesh)).await;
+    let alarms = poll(&mut bench.open(&mesh, &[&node]).await).await;
+    let stopped: Vec<&Alarm> = alarms.iter().filter(|a| a.kind == Kind::CredentialStopped).collect();
+    let [suspended, frozen] = stopped[..] else { panic!("{stopped:?}") };
+    assert!(suspended.what.contains("suspended for the key of llm"), "{suspended:?}");
+    assert_eq!(frozen.what, "the key of llm frozen (share epoch 1)");
+    assert_eq!((frozen.subject.as_deref(), frozen.severity), (Some("llm"), Severity::Warning));
+    let leaf = frozen.leaf.unwrap().0 as usize;
+    assert_eq!(crate::tests::busy::kind(&mesh.log.leaves[leaf]), "credential frozen");
+    // What else stands in that log, once each where it happened once.
+    let of = |kind| alarms.iter().filter(|a| a.kind == kind).count();
+    let once = [
+        Kind::Recovered,
+        Kind::Unsettled,
+        Kind::AppraisalRefused,
+        Kind::AdmissionRefused,
+        Kind::HeadRefused,
+        Kind::Withheld,
+        Kind::Equivocation,
+        Kind::PolicyChanged,
+        Kind::Undecodable,
+        Kind::Lapsed,
+    ];
+    assert_eq!(once.map(of), [1; 10], "{alarms:?}");
+}
+
+/// In the dark somebody's recovery rests on a quote that is not its node's; the honest one follows.
+#[tokio::test]
+async fn a_refused_recovery_is_an_alarm() {
+    let (bench, mut mesh) = (Bench::new(), Mesh::dark(4, 1, |_| ()));
+    let mut recovery = mesh.recovery();
+    recovery.evidence[1].1 = recovery.evidence[0].1.clone();
+    let refused = mesh.decide(Command::Recover(Box::new(recovery)));
+    assert_eq!(refused, Outcome::AppraisalRefused { check: "signature".into() });
+    mesh.recover();
+    let node = Served::at(&bench.publish("1", &mesh)).await;
+    let alarms = poll(&mut bench.open(&mesh, &[&node]).await).await;
+    assert_eq!(kinds(&alarms), [Kind::AppraisalRefused, Kind::Recovered]);
+    assert_eq!(alarms[0].what, "a recovery was refused: signature");
+    assert!(alarms[0].leaf < alarms[1].leaf, "{alarms:?}");
+    assert_eq!(super::exit(&alarms, None), Exit::Alarmed);
+}
+
 #[tokio::test]
 async fn conditions_are_raised_after_patience_and_cleared() {
     let (bench, mut mesh) = (Bench::new(), Mesh::four());

@@ -2,25 +2,31 @@
 use crate::store::Mirror;
 use crate::testing::{LogWriter, note_of};
 use quorate_core::command::{Alarm, CheckpointRef, ClientCommand, Command, Ended, NodeCommand, Report};
-use quorate_core::crypto::Hash;
+use quorate_core::crypto::{Hash, PublicKey};
 use quorate_core::ids::{NodeId, RequestId};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_core::state::checkpoint_of;
 use quorate_core::testing::{CLIENT, Fleet, Mesh, client_document, keyed};
+use quorate_core::tlog::TreeSize;
 use std::path::Path;
 
-/// Four nodes; more than one bundle; a lapse, a change of policy, anomalies, alarms, a suspended pair, a frozen key, an entry that
-/// does not decode, a snapshot point; at the end everybody quotes over all of it.
-pub(super) fn busy() -> Mesh {
+/// Four nodes; more than one bundle; a lapse, a change of policy, anomalies, alarms, a request that nobody settled, refused evidence,
+/// a suspended pair, a frozen key, an entry that does not decode, a snapshot point; at the end everybody quotes over all of it.
+pub(crate) fn busy() -> Mesh {
     let mut mesh = Mesh::new(4, 1, |d| {
         keyed(d);
         d.client.extend(["b", "c", "d"].map(client_document));
+        d.attestation.settle_ms = 30_000;
     });
     let pool = mesh.open_pool();
     for _ in 0..3 {
         let request = mesh.authorise(&pool);
         mesh.settle(&pool, request);
     }
+    // One of which nobody says how it ended, and whose keyer says that it never answered.
+    let silent = mesh.authorise(&pool);
+    let denies = mesh.fleet.node_command(pool.keyer, NodeCommand::Unanswered(vec![silent]));
+    assert!(matches!(mesh.decide(denies), Outcome::Settled(refused) if refused.is_empty()));
     let odd = mesh.authorise(&pool);
     end(&mut mesh, CLIENT, pool.relay, Report { ended: Ended::Truncated, ..Fleet::report(odd) });
     let (_, greedy) = mesh.request_with(&pool, |r| r.body_bytes_max = u64::MAX);
@@ -34,6 +40,13 @@ pub(super) fn busy() -> Mesh {
         let command = mesh.fleet.node_command(by, NodeCommand::Alarm(alarm));
         assert_eq!(mesh.decide(command), Outcome::AlarmRaised);
     }
+    let accuse = mesh.fleet.node_command(NodeId(1), NodeCommand::Alarm(two_roots(&mesh, NodeId(3))));
+    assert_eq!(mesh.decide(accuse), Outcome::AlarmRaised);
+    fresh(&mut mesh, 1_000);
+    let forged = mesh.evidence_with(2, |c| c.evidence.pcrs[0].1[0] ^= 1);
+    assert!(matches!(mesh.decide(forged), Outcome::AppraisalRefused { .. }));
+    let honest = mesh.evidence(2);
+    assert!(matches!(mesh.decide(honest), Outcome::Appraised { .. }));
     let change = mesh.fleet.change_policy(|d| d.attestation.settle_ms += 1);
     assert!(matches!(mesh.decide(change), Outcome::PolicyChanged { .. }));
     let applied = mesh.log.apply_bytes(b"no batch", &mesh.fleet.blobs);
@@ -79,6 +92,14 @@ pub(super) fn busy() -> Mesh {
     mesh
 }
 
+/// A node's two cosignatures over two roots at one size.
+fn two_roots(mesh: &Mesh, accused: NodeId) -> Alarm {
+    let size = TreeSize(5);
+    let sign = |root| (root, mesh.fleet.nodes[&accused].cosign(mesh.state(), CheckpointRef { size, root }));
+    let key = PublicKey(mesh.fleet.nodes[&accused].boot().cosign);
+    Alarm::Equivocation { accused, key, size, one: sign(Hash([1; 32])), other: sign(Hash([2; 32])) }
+}
+
 /// A newer certified checkpoint to quote over.
 fn fresh(mesh: &mut Mesh, ms: u64) {
     mesh.wait(ms);
@@ -106,12 +127,15 @@ fn fault(mesh: &mut Mesh, client: &str, pair: (NodeId, NodeId)) {
 }
 
 /// What a leaf is, for tables.
-pub(super) fn kind(leaf: &[u8]) -> String {
+pub(crate) fn kind(leaf: &[u8]) -> String {
     let Leaf::V1 { body, .. } = borsh::from_slice(leaf).unwrap();
     match body {
         LeafBody::Genesis { .. } => "genesis".into(),
         LeafBody::Decided { command, outcome } => {
-            let refused = if matches!(outcome, Outcome::Refused(_)) { " refused" } else { "" };
+            let refused = match outcome {
+                Outcome::Refused(_) | Outcome::AppraisalRefused { .. } => " refused",
+                _ => "",
+            };
             let what = match command {
                 Command::Client(c) => match c.body {
                     ClientCommand::OpenPool(_) => "pool",
@@ -120,7 +144,10 @@ pub(super) fn kind(leaf: &[u8]) -> String {
                 },
                 Command::Node(c) => match c.body {
                     NodeCommand::Settle(_) => "settlement",
-                    NodeCommand::Alarm(_) => "alarm",
+                    NodeCommand::Alarm(Alarm::HeadRefused { .. }) => "alarm: head",
+                    NodeCommand::Alarm(Alarm::Equivocation { .. }) => "alarm: equivocation",
+                    NodeCommand::Alarm(Alarm::Withheld { .. }) => "alarm: withheld",
+                    NodeCommand::Alarm(Alarm::AdmissionRefused { .. }) => "alarm: admission",
                     NodeCommand::Snapshot => "snapshot point",
                     NodeCommand::Unanswered(_) => "unanswered",
                 },

@@ -28,16 +28,36 @@ fn findings(mirror: &Mirror) -> Vec<Finding> {
     }
 }
 
-fn row(what: &str, how: &str, found: &[Finding]) {
-    let found =
-        found.first().map_or_else(|| "NOTHING".into(), |f| format!("{:<22} {}", f.fault.code(), f.place));
-    println!("{what:<34} {how:<10} {found}");
-}
+/// What was done to what, and what it was found as.
+#[derive(Default)]
+struct Table(Vec<(String, Vec<(String, Vec<String>)>)>);
 
-/// One line that a test run shows even where it captures output; `--nocapture` shows each row.
-fn summary(text: &str) {
-    use std::io::Write as _;
-    writeln!(std::io::stdout().lock(), "tampering: {text}").unwrap();
+impl Table {
+    fn add(&mut self, what: &str, how: &str, found: &[Finding]) {
+        let found = found.first().map_or("NOTHING", |f| f.fault.code());
+        if self.0.last().is_none_or(|(last, _)| last != what) {
+            self.0.push((what.to_owned(), Vec::new()));
+        }
+        let (_, cells) = self.0.last_mut().unwrap();
+        match cells.iter_mut().find(|(code, _)| code == found) {
+            // Flips of the same thing that are found alike are told once.
+            Some((_, changes)) if changes.iter().any(|c| c == how) => {}
+            Some((_, changes)) => changes.push(how.to_owned()),
+            None => cells.push((found.to_owned(), vec![how.to_owned()])),
+        }
+    }
+
+    /// A test run shows it even where it captures output.
+    fn print(&self, title: &str) {
+        use std::io::Write as _;
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "\ntampering: {title}: every change found, and the place named").unwrap();
+        for (what, cells) in &self.0 {
+            let cells: Vec<String> =
+                cells.iter().map(|(code, changes)| format!("{code}: {}", changes.join(", "))).collect();
+            writeln!(out, "  {what:<24} {}", cells.join("; ")).unwrap();
+        }
+    }
 }
 
 /// The first leaf of each kind; none too near the end, which no quote covers yet.
@@ -58,13 +78,17 @@ fn older() -> Vec<quorate_core::tlog::TreeSize> {
 fn the_log_has_every_kind_of_leaf_and_holds() {
     let kinds: Vec<String> = one_of_each().into_keys().collect();
     for expected in [
-        "alarm",
+        "alarm: admission",
+        "alarm: equivocation",
+        "alarm: head",
+        "alarm: withheld",
         "anomaly",
         "authorisation",
         "authorisation refused",
         "batch end",
         "credential frozen",
         "evidence",
+        "evidence refused",
         "genesis",
         "lapse",
         "pair suspended",
@@ -75,7 +99,9 @@ fn the_log_has_every_kind_of_leaf_and_holds() {
         "settlement",
         "snapshot point",
         "state digest",
+        "unanswered",
         "undecodable entry",
+        "unsettled",
     ] {
         assert!(kinds.iter().any(|k| k == expected), "no {expected} in {kinds:?}");
     }
@@ -113,6 +139,7 @@ fn a_leaf_altered_in_the_copy_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let mirror = mirror_of(mesh(), dir.path(), &[]);
     let size = mirror.newest().unwrap().size();
+    let mut table = Table::default();
     for (kind, at) in one_of_each() {
         let entries = tile_paths(size)
             .find(|p| p.kind() == TileKind::Entries && p.index() == at as u64 / TILE_WIDTH)
@@ -126,25 +153,25 @@ fn a_leaf_altered_in_the_copy_is_named() {
             change(&mut leaves, at - first);
             fs::write(&file, encode_bundle(&leaves).unwrap()).unwrap();
             let found = findings(&mirror);
-            row(&format!("{kind} (leaf {at}), in the copy"), how, &found);
+            table.add(&kind, how, &found);
             assert_eq!(found.len(), 1, "{kind} {how}");
             assert_eq!(found[0].place, Place::Leaf(LeafIndex(at as u64)), "{kind} {how}: {}", found[0]);
             fs::write(&file, &honest).unwrap();
         }
     }
-    let (kinds, ways) = (one_of_each().len(), CHANGES.len());
-    summary(&format!("{kinds} kinds of leaf, {ways} changes each in the copy: all found, at that leaf"));
+    table.print(&format!("{} kinds of leaf, changed in the copy", table.0.len()));
 }
 
 #[test]
 fn a_history_that_all_nodes_conspire_to_alter_contradicts_itself() {
+    let mut table = Table::default();
     for (kind, at) in one_of_each() {
         for (how, change) in CHANGES {
             let mut leaves = mesh().log.leaves.clone();
             change(&mut leaves, at);
             let dir = tempfile::tempdir().unwrap();
             let found = findings(&conspired(mesh(), &leaves, dir.path()));
-            row(&format!("{kind} (leaf {at}), signed by all"), how, &found);
+            table.add(&kind, how, &found);
             let place = match found.first().map(|f| &f.place) {
                 Some(Place::Leaf(index)) => index.0,
                 Some(Place::Blob(_, Some(index))) => index.0,
@@ -157,8 +184,7 @@ fn a_history_that_all_nodes_conspire_to_alter_contradicts_itself() {
             assert!(place + 3 >= at as u64, "{kind} {how}: found at {place} already");
         }
     }
-    let (kinds, ways) = (one_of_each().len(), CHANGES.len());
-    summary(&format!("{kinds} kinds of leaf, {ways} changes each, signed by every node: all found"));
+    table.print(&format!("{} kinds of leaf, changed and signed by every node", table.0.len()));
 }
 
 type Pick<'p> = &'p dyn Fn(&Command, &Outcome) -> Option<(Command, Outcome)>;
@@ -167,7 +193,8 @@ type Pick<'p> = &'p dyn Fn(&Command, &Outcome) -> Option<(Command, Outcome)>;
 #[test]
 fn a_decision_that_the_rules_do_not_give_is_named_with_both() {
     let leaves = &mesh().log.leaves;
-    let rewrite = |what: &str, pick: Pick<'_>| {
+    let mut table = Table::default();
+    let mut rewrite = |what: &str, pick: Pick<'_>| {
         let mut forged = leaves.clone();
         let at = leaves.iter().position(|leaf| match borsh::from_slice(leaf).unwrap() {
             Leaf::V1 { body: LeafBody::Decided { command, outcome }, .. } => {
@@ -182,7 +209,7 @@ fn a_decision_that_the_rules_do_not_give_is_named_with_both() {
         forged[at] = borsh::to_vec(&Leaf::V1 { time, body: LeafBody::Decided { command, outcome } }).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let found = findings(&conspired(mesh(), &forged, dir.path()));
-        row(what, "rewrite", &found);
+        table.add(what, "rewrite", &found);
         assert_eq!(found[0].place, Place::Leaf(LeafIndex(at as u64)), "{what}: {}", found[0]);
         assert_eq!(found[0].fault.code(), "decision", "{what}: {}", found[0]);
         found[0].fault.to_string()
@@ -234,6 +261,31 @@ fn a_decision_that_the_rules_do_not_give_is_named_with_both() {
         _ => None,
     });
     assert!(told.contains("too_few_signers"), "{told}");
+    table.print("decisions rewritten and signed by every node");
+}
+
+/// Every part of evidence: the nonce and its certificate, the quote, its signature, PCRs, digests of the logs, the boot keys, the
+/// node's own signature, and the decision. All nodes sign the flipped history.
+#[test]
+fn a_bit_of_evidence_flipped_anywhere_is_named() {
+    let leaves = &mesh().log.leaves;
+    let at = one_of_each()["evidence"];
+    let mut table = Table::default();
+    let length = leaves[at].len();
+    for byte in (10..length).step_by(length / 40) {
+        let mut forged = leaves.clone();
+        forged[at][byte] ^= 1;
+        let dir = tempfile::tempdir().unwrap();
+        let found = findings(&conspired(mesh(), &forged, dir.path()));
+        table.add("evidence", "flip at 41 places", &found);
+        let place = found.first().map(|f| f.place.clone());
+        let named = match &place {
+            Some(Place::Leaf(index) | Place::Blob(_, Some(index))) => index.0 == at as u64,
+            _ => false,
+        };
+        assert!(named, "flip {byte}: {place:?}");
+    }
+    table.print("a bit of evidence flipped, and signed by every node");
 }
 
 /// Files other than leaves.
@@ -249,7 +301,11 @@ fn any_other_file_altered_is_named() {
     let mut logs = fs::read_dir(dir.path().join("blob")).unwrap().map(|e| e.unwrap().path());
     let event_log = logs.find(|p| !fs::read(p).unwrap().starts_with(b"format")).unwrap();
     let first_older = mirror.older_path(older()[0]);
-    let files: [(&str, PathBuf, PathBuf); 8] = [
+    let bundles = of(TileKind::Entries);
+    let mut table = Table::default();
+    let files: [(&str, PathBuf, PathBuf); 10] = [
+        ("full bundle", mirror.tile_file(bundles[0]), mirror.tile_file(bundles[1])),
+        ("partial bundle", mirror.tile_file(bundles[bundles.len() - 1]), mirror.tile_file(bundles[0])),
         ("full tile of level 0", mirror.tile_file(level_0[0]), mirror.tile_file(level_0[1])),
         ("partial tile of level 0", mirror.tile_file(level_0[1]), mirror.tile_file(level_0[0])),
         ("partial tile of level 1", mirror.tile_file(level_1[0]), mirror.tile_file(level_0[1])),
@@ -261,12 +317,14 @@ fn any_other_file_altered_is_named() {
     ];
     for (what, file, other) in files {
         let (honest, others) = (fs::read(&file).unwrap(), fs::read(&other).unwrap());
-        let check = |how: &str| {
+        let mut check = |how: &str| {
             let found = findings(&mirror);
-            row(what, how, &found);
+            table.add(what, how, &found);
             assert!(!found.is_empty(), "{what} {how}");
             let place = found[0].place.to_string();
             let named = match what {
+                // A flipped length makes it unreadable; any other bit is of some leaf.
+                _ if what.contains("bundle") => place.contains("tile/entries") || place.starts_with("leaf "),
                 _ if what.contains("tile") => place.contains("tile/"),
                 _ if what.contains("blob") => place.contains("blob"),
                 "newest checkpoint" => place == "checkpoint",
@@ -279,7 +337,7 @@ fn any_other_file_altered_is_named() {
             let mut flipped = honest.clone();
             flipped[at] ^= 1;
             fs::write(&file, flipped).unwrap();
-            check(&format!("flip {at}"));
+            check("flip");
         }
         fs::remove_file(&file).unwrap();
         if what != "older checkpoint" {
@@ -293,15 +351,13 @@ fn any_other_file_altered_is_named() {
         fs::write(&other, &honest).unwrap();
         // Either of the two may be the first that is looked at.
         let found = findings(&mirror);
-        row(what, "swap", &found);
+        table.add(what, "swap", &found);
         assert!(!found.is_empty(), "{what} swap");
         fs::write(&file, &honest).unwrap();
         fs::write(&other, &others).unwrap();
         assert_eq!(findings(&mirror), [], "{what}: restored");
     }
-    summary(
-        "tiles, blobs, checkpoints, genesis: flipped, dropped, swapped, truncated, emptied: all found, by name",
-    );
+    table.print("files");
 }
 
 /// Every line of a checkpoint, and its cosignatures one by one.
@@ -312,17 +368,20 @@ fn a_checkpoint_altered_in_any_part_is_refused() {
     let file = mirror.checkpoint_path();
     let honest = fs::read(&file).unwrap();
     let text = String::from_utf8(honest.clone()).unwrap();
-    let check = |how: &str, bytes: &[u8]| {
+    let mut table = Table::default();
+    let mut check = |how: &str, bytes: &[u8]| {
         fs::write(&file, bytes).unwrap();
         let found = findings(&mirror);
-        row("checkpoint", how, &found);
+        let part = if how.contains("cosignature") { "cosignature" } else { "checkpoint" };
+        table.add(part, how, &found);
         assert!(!found.is_empty(), "{how}");
         assert_eq!(found[0].place, Place::Checkpoint, "{how}: {}", found[0]);
     };
     for at in (0..honest.len()).step_by(honest.len() / 48) {
         let mut flipped = honest.clone();
         flipped[at] ^= 1;
-        check(&format!("flip {at}"), &flipped);
+        let cosignature = at > text.find("\n\n").unwrap() + 1;
+        check(if cosignature { "flip (cosignature)" } else { "flip" }, &flipped);
     }
     let lines: Vec<&str> = text.lines().collect();
     let (body, signatures) = (lines[..4].join("\n"), &lines[4..]);
@@ -338,7 +397,11 @@ fn a_checkpoint_altered_in_any_part_is_refused() {
     let mut doubled = signatures.to_vec();
     doubled.insert(1, signatures[0]);
     check("double a cosignature", with(&doubled).as_bytes());
+    let mut cut = signatures.to_vec();
+    cut[1] = &cut[1][..cut[1].len() - 4];
+    check("truncate a cosignature", with(&cut).as_bytes());
     check("truncate", &honest[..honest.len() - 1]);
+    table.print("checkpoint and cosignatures");
 }
 
 #[test]

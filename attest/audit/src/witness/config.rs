@@ -17,7 +17,7 @@ const KEYS_FILE_BYTES_MAX: u64 = 256 * 1024;
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WitnessDocument {
-    /// Where it listens. Default 127.0.0.1:7300. Requests are not encrypted: put a TLS proxy with timeouts before a public one.
+    /// Where it listens. Default 127.0.0.1:7300. Requests are not encrypted: put a TLS proxy before a public one.
     #[serde(default = "listen")]
     pub listen: String,
     /// The logs.

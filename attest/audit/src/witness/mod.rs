@@ -9,7 +9,7 @@
 //! | [`request`] | the body of add-checkpoint |
 //! | [`decide`] | what becomes of it |
 //! | [`state`], [`disk`] | the memory, replaced durably |
-//! | [`http`] | the service |
+//! | [`http`], [`serve`] | the service, its sockets |
 //! | [`feed`] | the other side: submits a mirror's checkpoint |
 //! | [`key`], [`config`] | keys as files, logs it knows |
 //!
@@ -21,6 +21,7 @@ pub mod feed;
 pub mod http;
 pub mod key;
 pub mod request;
+pub mod serve;
 pub mod state;
 #[cfg(test)]
 mod tests;
@@ -29,7 +30,6 @@ use crate::cli::{Exit, Failure, GenesisArg, Outcome, chain, findings, say, say_j
 use crate::fetch::Client;
 use crate::store::Mirror;
 use crate::verify::{Verdict, verify};
-use axum::serve::ListenerExt as _;
 use clap::Subcommand;
 use config::{Config, LogDocument, WitnessDocument};
 use decide::Witness;
@@ -60,7 +60,7 @@ the present ones in DIR/monitor/keys, and a witness beside it may follow those i
 as --threshold). Any C2SP witness can be fed, and any C2SP log can use this one.
 
 Never copy a witness's folder back from a backup: it would cosign sizes a second time. If it is lost, make a new witness with \
-a new key. Put a proxy with TLS and timeouts before it if the public is to reach it.";
+a new key. Put a proxy with TLS and rate limits before it if the public is to reach it.";
 
 /// Cosign logs that only grow (C2SP tlog-witness), or feed a mirrored log to a witness
 #[derive(clap::Args)]
@@ -174,7 +174,7 @@ pub fn run(args: WitnessArgs) -> Outcome {
         WitnessCommand::AddLog { dir, origin, keys, keys_file, threshold } => {
             add_log(&dir, LogDocument { origin, keys, keys_file, threshold })
         }
-        WitnessCommand::Serve { dir } => runtime()?.block_on(serve(&dir)),
+        WitnessCommand::Serve { dir } => runtime()?.block_on(listen(&dir)),
         WitnessCommand::Keygen { file, name, cosigner } => {
             let kind = if cosigner { KeyKind::CosignatureV1 } else { KeyKind::Ed25519 };
             let key = SigningKey::generate(key_name(name)?, kind).map_err(failed(""))?;
@@ -241,7 +241,7 @@ fn add_log(dir: &Path, log: LogDocument) -> Outcome {
     say(&format!("log {origin}\nread what was cosigned last at /{id}/checkpoint\n")).map(|()| Exit::Good)
 }
 
-async fn serve(dir: &Path) -> Outcome {
+async fn listen(dir: &Path) -> Outcome {
     let key = SigningKey::read(&dir.join("key"), KeyKind::CosignatureV1)
         .map_err(failed("make a witness first: `quorate-audit witness init DIR --name NAME`"))?;
     let config = Config::load(&config_path(dir)).map_err(failed("correct what it says"))?;
@@ -254,12 +254,8 @@ async fn serve(dir: &Path) -> Outcome {
     })?;
     let at = listener.local_addr().map_or(config.listen, |a| a.to_string());
     say(&format!("listening on http://{at}\nkey {}\n", witness.key().verifier_key()))?;
-    let listener = listener.tap_io(|tcp| {
-        let _slower = tcp.set_nodelay(true);
-    });
-    let served =
-        axum::serve(listener, http::router(Arc::new(witness))).with_graceful_shutdown(stopped()).await;
-    served.map(|()| Exit::Good).map_err(|e| Failure::new(format!("cannot serve: {e}"), ""))
+    serve::serve(listener, http::router(Arc::new(witness)), serve::Bounds::default(), stopped()).await;
+    Ok(Exit::Good)
 }
 
 /// SIGINT or SIGTERM.

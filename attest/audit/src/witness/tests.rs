@@ -12,6 +12,7 @@
 //! | that a bad proof proves nothing | `forks_are_kept_…` |
 //! | the own cosignature under the memory; that a memory is begun once | `a_lost_or_damaged_memory_…` |
 //! | the feeder's check of what a witness answers | `a_witness_that_answers_nonsense_…` |
+//! | each of the times and the number of connections that strangers have | `who_sends_slowly_…` |
 use super::config::{Config, LogDocument, WitnessDocument};
 use super::decide::{Answer, NotSigned, Witness};
 use super::disk::{Disk, Step, When};
@@ -29,6 +30,7 @@ use quorate_core::tlog::{
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tower::ServiceExt as _;
 
 /// One request through the whole router, its body collected.
@@ -510,4 +512,81 @@ async fn a_witness_that_answers_nonsense_is_not_believed() {
     let Fed::Cosigned(note) = fed.unwrap() else { panic!("it is cosigned") };
     assert_eq!(note.signatures().len(), 2);
     assert_eq!(kept.unwrap().note, note);
+}
+
+/// Requests that never arrive hold the witness up for their time, and no longer: each of these would take a place for ever.
+#[tokio::test]
+async fn who_sends_slowly_or_nothing_is_cut_off() {
+    use super::serve::{Bounds, serve};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+    const HEAD: &[u8] = b"POST /add-checkpoint HTTP/1.1\r\nhost: w\r\n";
+    let log = TestLog::new(20, "log");
+    let dir = made(&log);
+    let (head, connection) = (Duration::from_millis(300), Duration::from_millis(900));
+    let bounds = Bounds { connections: 4, head, connection };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let served = tokio::spawn(serve(listener, router(Arc::new(open(dir.path()))), bounds, async {
+        let _asked = stopped.await;
+    }));
+    let connect = async || TcpStream::connect(at).await.unwrap();
+    // Ended by the other side, whatever it said before.
+    let ends = async |mut tcp: TcpStream| {
+        let mut said = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(20), tcp.read_to_end(&mut said)).await;
+        assert!(ended.is_ok(), "it is still held");
+        String::from_utf8(said).unwrap()
+    };
+    for round in 0..2 {
+        let begun = std::time::Instant::now();
+        let silent = connect().await;
+        let mut half = connect().await;
+        half.write_all(HEAD).await.unwrap();
+        // A byte now and then: the time is the whole head's.
+        let mut trickle = connect().await;
+        let trickling = tokio::spawn(async move {
+            for byte in HEAD.iter().cycle() {
+                if trickle.write_all(&[*byte]).await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(40)).await;
+            }
+        });
+        // One request, and then nothing.
+        let mut idle = connect().await;
+        idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: w\r\n\r\n").await.unwrap();
+        // All places are taken. The fifth is served when they are given up.
+        let client = crate::fetch::Client::new();
+        let url = format!("http://{at}/healthz");
+        let fifth = tokio::time::timeout(Duration::from_secs(20), client.get(&url, 64)).await;
+        assert_eq!(&fifth.expect("it waits for ever").unwrap()[..], b"ok\n", "{round}");
+        assert!(begun.elapsed() >= head, "it was given a place that there is not");
+        assert!(!ends(silent).await.contains("200"));
+        assert!(!ends(half).await.contains("200"));
+        assert!(ends(idle).await.starts_with("HTTP/1.1 200"));
+        tokio::time::timeout(Duration::from_secs(20), trickling)
+            .await
+            .expect("it trickles for ever")
+            .unwrap();
+    }
+    // One that asks without end is ended too, after an answer.
+    let mut busy = connect().await;
+    let asking = async {
+        let mut answers = 0;
+        let mut buffer = [0; 4096];
+        loop {
+            let sent = busy.write_all(b"GET /healthz HTTP/1.1\r\nhost: w\r\n\r\n").await;
+            match (sent, busy.read(&mut buffer).await) {
+                (Ok(()), Ok(read)) if read > 0 => answers += 1,
+                _ => break answers,
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let answers = tokio::time::timeout(Duration::from_secs(20), asking).await.expect("it asks for ever");
+    assert!(answers > 0);
+    stop.send(()).unwrap();
+    tokio::time::timeout(Duration::from_secs(20), served).await.expect("it stops").unwrap();
 }
