@@ -53,7 +53,7 @@ impl EvidenceTask {
             if attested && last.is_some_and(|l| l.elapsed() < interval) {
                 let rest = last.map_or(interval, |l| interval.saturating_sub(l.elapsed()));
                 // Wakes early when the node stops counting as attested.
-                let mut changed = self.ledger.view_changed();
+                let mut changed = self.ledger.standing_changed();
                 let lost = async {
                     while self.ledger.view().attested(self.ledger.me()) == Some(&self.boot.keys) {
                         if changed.changed().await.is_err() {

@@ -65,6 +65,14 @@ impl View {
             log_index,
         }
     }
+    /// Whether the policy is the same, and who is attested with which keys.
+    fn stands_as(&self, other: &Self) -> bool {
+        let attested =
+            |view: &Self| view.nodes.iter().map(|(n, r)| (*n, r.attested().cloned())).collect::<Vec<_>>();
+        self.policy.digest == other.policy.digest
+            && self.dark == other.dark
+            && attested(self) == attested(other)
+    }
     /// Boot keys of an attested node.
     pub fn attested(&self, node: NodeId) -> Option<&BootKeys> {
         self.nodes.get(&node).and_then(NodeRecord::attested)
@@ -309,6 +317,8 @@ struct Inner {
     ahead_turn: Arc<Semaphore>,
     view: ArcSwap<View>,
     view_changed: watch::Sender<u64>,
+    /// As that, but only for batches after which the policy is another, or who counts.
+    standing_changed: watch::Sender<u64>,
     tiles: ArcSwap<TileReader>,
     waiters: Mutex<HashMap<Hash, Vec<oneshot::Sender<AppliedOutcome>>>>,
     authorisations: Mutex<Authorisations>,
@@ -374,6 +384,7 @@ impl Ledger {
             origin: state.origin().clone(),
             view: ArcSwap::from_pointee(View::of(&state, log_index)),
             view_changed: watch::Sender::new(log_index),
+            standing_changed: watch::Sender::new(log_index),
             ahead: ArcSwap::from_pointee(state.verified_ahead().clone()),
             ahead_turn: Arc::new(Semaphore::new(1)),
             state: RwLock::new(state),
@@ -408,6 +419,11 @@ impl Ledger {
     /// Changes with every applied batch.
     pub fn view_changed(&self) -> watch::Receiver<u64> {
         self.inner.view_changed.subscribe()
+    }
+    /// Changes with the batches that change the policy or who is attested: a task that wants to know no more is not woken in
+    /// the moment in which requests wait for the processor.
+    pub fn standing_changed(&self) -> watch::Receiver<u64> {
+        self.inner.standing_changed.subscribe()
     }
     /// The newest certified checkpoint.
     pub fn certified(&self) -> watch::Receiver<Option<Arc<Certified>>> {
@@ -652,7 +668,7 @@ impl<B: Blobs> Applier<B> {
     /// Applies one Raft entry's batch: the tree's size after it, and whether it is a snapshot point.
     pub fn apply(&mut self, entry: &[u8], log_index: u64) -> Result<(TreeSize, bool), StoreError> {
         let inner = &self.ledger.inner;
-        let before = inner.view.load().time;
+        let before = inner.view.load_full();
         let (applied, view) = {
             let mut state = inner.state.write().unwrap_or_else(PoisonError::into_inner);
             let applied = state.apply(entry, &self.blobs);
@@ -666,10 +682,10 @@ impl<B: Blobs> Applier<B> {
             (applied.checkpoint.size, applied.checkpoint.root),
             "tiles and state disagree"
         );
-        let time = view.time;
+        let (time, stands) = (view.time, view.stands_as(&before));
         inner.view.store(Arc::new(view));
         let _stopping = self.applied.send(AppliedCheckpoint {
-            audience: Audience::of(&applied.leaves, applied.anchor || is_sample(before, time)),
+            audience: Audience::of(&applied.leaves, applied.anchor || is_sample(before.time, time)),
             log_index,
             checkpoint: applied.checkpoint,
             certifiers: applied.certifiers,
@@ -682,6 +698,9 @@ impl<B: Blobs> Applier<B> {
             (self.on_leaf)(leaf);
         }
         inner.view_changed.send_replace(log_index);
+        if !stands {
+            inner.standing_changed.send_replace(log_index);
+        }
         Ok((size, applied.snapshot_point))
     }
 
@@ -702,6 +721,7 @@ impl<B: Blobs> Applier<B> {
         *inner.state.write().unwrap_or_else(PoisonError::into_inner) = state;
         inner.view.store(Arc::new(view));
         inner.view_changed.send_replace(log_index);
+        inner.standing_changed.send_replace(log_index);
         Ok(())
     }
 }

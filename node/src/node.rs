@@ -575,7 +575,7 @@ fn leaf_hook(
 
 /// One stream of cosignatures to each member, as the policy has them.
 async fn feed_streams(peers: Peers, ledger: Ledger, cosigner: CosignerHandle) {
-    let mut changed = ledger.view_changed();
+    let mut changed = ledger.standing_changed();
     let mut feeds: BTreeMap<NodeId, tokio::task::AbortHandle> = BTreeMap::new();
     let mut running = JoinSet::new();
     loop {

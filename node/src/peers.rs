@@ -136,7 +136,7 @@ impl Peers {
 
     /// Keeps one link to each other member of the policy in force, until the node stops.
     pub async fn follow_policy(self) {
-        let mut changed = self.inner.ledger.view_changed();
+        let mut changed = self.inner.ledger.standing_changed();
         let mut version = None;
         loop {
             let view = self.inner.ledger.view();

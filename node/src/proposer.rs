@@ -39,6 +39,10 @@ const QUEUE_PER_NODE_MAX: usize = QUEUE_MAX / 4;
 const FIRST_PER_NODE_MAX: usize = 8;
 /// How long settlements and reports wait for company.
 const LAZY: Duration = Duration::from_millis(200);
+/// Then they wait for a moment in which nobody waits for a batch: so long nobody asked for one.
+const CALM: Duration = Duration::from_millis(4);
+/// Where no such moment comes, they go with whatever goes: well before their authors send them again ([`RESEND`]).
+const LAZY_MAX: Duration = Duration::from_millis(250);
 /// An unanswered command is sent again to whoever leads then.
 const RESEND: Duration = Duration::from_millis(300);
 /// A command that is not committed by now makes its node campaign.
@@ -100,6 +104,18 @@ struct Lanes {
     normal: Lane,
     lazy: Lane,
     lazy_since: Option<Instant>,
+    /// When a command came that somebody waits for.
+    normal_at: Option<Instant>,
+}
+
+impl Lanes {
+    /// How long it is until the lazy commands may go; `None` when there are none.
+    fn lazy_in(&self, now: Instant) -> Option<Duration> {
+        let since = self.lazy_since?;
+        let calm = self.normal_at.map_or(since, |at| at + CALM);
+        let at = (since + LAZY).max(calm).min(since + LAZY_MAX);
+        Some(at.saturating_duration_since(now))
+    }
 }
 
 impl Queue {
@@ -112,6 +128,7 @@ impl Queue {
             lanes.lazy_since.get_or_insert_with(Instant::now);
             (&mut lanes.lazy, QUEUE_PER_NODE_MAX)
         } else {
+            lanes.normal_at = Some(Instant::now());
             (&mut lanes.normal, QUEUE_PER_NODE_MAX)
         };
         if !lane.push(from, command, per_node_max) {
@@ -122,6 +139,11 @@ impl Queue {
         true
     }
 
+    /// How long it is until lazy commands may go.
+    fn lazy_in(&self) -> Option<Duration> {
+        self.inner.lanes.lock().unwrap_or_else(PoisonError::into_inner).lazy_in(Instant::now())
+    }
+
     fn clear(&self) {
         *self.inner.lanes.lock().unwrap_or_else(PoisonError::into_inner) = Lanes::default();
     }
@@ -129,13 +151,14 @@ impl Queue {
     /// What goes into the next batch; nothing while only lazy commands wait and may wait on.
     fn take(&self) -> Vec<Command> {
         let mut lanes = self.inner.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        let lazy_due = lanes.lazy_since.is_some_and(|s| s.elapsed() >= LAZY);
+        let lazy_due = lanes.lazy_in(Instant::now()) == Some(Duration::ZERO);
         if lanes.first.is_empty() && lanes.normal.is_empty() && !lazy_due {
             return Vec::new();
         }
         let Lanes { first, normal, lazy, .. } = &mut *lanes;
         let (mut commands, mut bytes) = (Vec::new(), 0);
-        for lane in [first, normal, lazy] {
+        let lanes_due = [Some(first), Some(normal), lazy_due.then_some(lazy)];
+        for lane in lanes_due.into_iter().flatten() {
             while commands.len() < COMMANDS_MAX && bytes < BATCH_BYTES_MAX {
                 let Some(command) = lane.pop() else { break };
                 bytes += encode(&command).len();
@@ -169,11 +192,12 @@ pub fn leads(raft: &Raft, me: NodeId) -> bool {
 /// The leader's task: batches while this node leads.
 pub async fn batch(raft: Raft, ledger: Ledger, queue: Queue, metrics: Arc<Metrics>) {
     let me = ledger.me();
-    let mut raft_metrics = raft.metrics();
+    // Not all of Raft's metrics: they change several times with every entry.
+    let mut server = raft.server_metrics();
     loop {
         if !leads(&raft, me) {
             queue.clear();
-            let led = raft_metrics.wait_for(|m| m.current_leader == Some(me.0)).await;
+            let led = server.wait_for(|m| m.current_leader == Some(me.0)).await;
             if led.is_err() {
                 return;
             }
@@ -184,8 +208,8 @@ pub async fn batch(raft: Raft, ledger: Ledger, queue: Queue, metrics: Arc<Metric
             let filled = queue.inner.filled.notified();
             tokio::select! {
                 () = filled => {}
-                () = tokio::time::sleep(LAZY) => {}
-                stopped = raft_metrics.changed() => if stopped.is_err() { return },
+                () = tokio::time::sleep(queue.lazy_in().unwrap_or(LAZY)) => {}
+                stopped = server.changed() => if stopped.is_err() { return },
             }
             continue;
         }
@@ -420,5 +444,37 @@ mod tests {
         // What was taken makes room again.
         assert_eq!(queue.take().len(), COMMANDS_MAX);
         assert!(queue.push(hostile, policy()) && queue.push(hostile, spam));
+    }
+
+    #[test]
+    fn what_nobody_waits_for_goes_when_nobody_waits() {
+        let settle = || {
+            Command::Node(NodeSigned::sign(
+                Hash([0; 32]),
+                NodeId(1),
+                NodeCommand::Settle(Vec::new()),
+                &key("n"),
+            ))
+        };
+        let alarm = Alarm::Withheld { command: Hash([1; 32]) };
+        let alarm =
+            Command::Node(NodeSigned::sign(Hash([0; 32]), NodeId(2), NodeCommand::Alarm(alarm), &key("n")));
+        let queue = Queue::default();
+        let wind_back = |by: Duration| {
+            let mut lanes = queue.inner.lanes.lock().unwrap();
+            lanes.lazy_since = lanes.lazy_since.map(|t| t.checked_sub(by).unwrap());
+        };
+        assert!(queue.push(NodeId(1), settle()) && queue.take().is_empty());
+        assert!(queue.lazy_in().is_some_and(|wait| wait > LAZY - CALM));
+        // Due; but somebody has just asked for a batch, and does not wait for what is in it beside.
+        wind_back(LAZY);
+        assert!(queue.push(NodeId(2), alarm.clone()));
+        assert_eq!(queue.take(), vec![alarm.clone()]);
+        assert!(queue.take().is_empty());
+        // Overdue: with whatever goes.
+        wind_back(LAZY_MAX - LAZY);
+        assert!(queue.push(NodeId(2), alarm.clone()));
+        assert_eq!(queue.take(), vec![alarm, settle()]);
+        assert_eq!(queue.lazy_in(), None);
     }
 }

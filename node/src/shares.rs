@@ -253,7 +253,7 @@ pub struct Keeper {
 impl Keeper {
     /// Runs until the node stops.
     pub async fn run(self) {
-        let mut changed = self.ledger.view_changed();
+        let mut changed = self.ledger.standing_changed();
         let mut done = None::<Concern>;
         let mut said = Said::default();
         loop {
@@ -267,7 +267,7 @@ impl Keeper {
                 done = opened.then_some(concern);
                 retry = (!opened).then(|| Instant::now() + RETRY);
             }
-            // The view changes with every batch, the policy hardly ever; a TPM that fails is not asked at each.
+            // A TPM that fails is not asked each time that somebody lapses.
             while self.ledger.view().policy.digest == policy.digest {
                 let next = changed.changed();
                 let woken = match retry {
