@@ -204,6 +204,27 @@ fn tell(mesh: &Mesh, args: &Args) -> anyhow::Result<()> {
         mesh.wait_all_healthy(Duration::from_secs(30))?;
         println!("  {} restarted: new boot keys, new quote, attested again", victim.name);
     }
+    audit(mesh, args)
+}
+
+/// Everything, decided again from a copy of one node's log. The page outlives a temporary folder.
+fn audit(mesh: &Mesh, args: &Args) -> anyhow::Result<()> {
+    heading("An auditor, who has the genesis digest, any node's log, and nobody's word");
+    let url = format!("http://{}", mesh.sites.first().context("no nodes")?.http);
+    let (log, page) = (mesh.dir.join("log"), mesh.dir.join("report.html"));
+    let lasting = args.keep || args.dir.is_some();
+    let page = if lasting { page } else { std::env::temp_dir().join("quorate-demo-report.html") };
+    let quorate_audit = |arguments: &[&Path]| {
+        let mut command = mesh.command("quorate-audit");
+        run(command.env("QUORATE_GENESIS", &mesh.genesis).args(arguments))
+    };
+    println!("  $ export QUORATE_GENESIS={}\n  $ quorate-audit mirror {url} log", mesh.genesis);
+    let copied = quorate_audit(&["mirror".as_ref(), url.as_ref(), &log])?;
+    indent(copied.lines().next().unwrap_or_default());
+    println!("\n  $ quorate-audit verify log");
+    indent(&quorate_audit(&["verify".as_ref(), &log])?);
+    println!("\n  $ quorate-audit report log --out {}", page.display());
+    indent(&quorate_audit(&["report".as_ref(), &log, "--out".as_ref(), &page])?);
     Ok(())
 }
 
