@@ -5,7 +5,7 @@ use crate::clock;
 use crate::cosigner::{CosignerHandle, Signed};
 use crate::ledger::Ledger;
 use crate::peers::{NotAdmitted, Peers, Standing};
-use crate::proposer::Queue;
+use crate::proposer::{Queue, meanwhile};
 use crate::raft::LogReader;
 use crate::raft::guard::{self, Lie, TermGuard};
 use crate::raft::network::Answer;
@@ -277,12 +277,14 @@ impl PeerService {
         if agree < needed { Err(refuse("too few members know its position in Raft's log")) } else { Ok(()) }
     }
 
-    /// Whether entries may be appended: their time is within bounds, and every blob they name is durable here.
+    /// Whether entries may be appended: their time is within bounds, and every blob they name is durable here. Returns their
+    /// commands, whose signatures are worth a check ahead.
     async fn check_entries(
         &self,
         from: NodeId,
         rpc: &AppendEntriesRequest<TypeConfig>,
-    ) -> Result<(), Status> {
+    ) -> Result<Vec<Command>, Status> {
+        let mut coming = Vec::new();
         let policy = Arc::clone(&self.ledger.view().policy);
         let (skew, now) = (policy.attestation.clock_skew_ms, clock::now());
         for entry in &rpc.entries {
@@ -303,11 +305,11 @@ impl PeerService {
                 self.fetch_blob(from, &digest).await?;
             }
             // Only of whom Raft will listen to.
-            if rpc.vote >= self.my_vote() {
-                self.ledger.verify_ahead(batch.commands);
+            if coming.is_empty() && rpc.vote >= self.my_vote() {
+                coming = batch.commands;
             }
         }
-        Ok(())
+        Ok(coming)
     }
 
     /// Hands Raft's entries on, once everything in them that can be checked here was.
@@ -323,9 +325,9 @@ impl PeerService {
         };
         rpc.leader_commit = guard::commit_of(&rpc, ours).map_err(|lie| lied(node, lie))?;
         let cut = self.cut_memberships(node, &mut rpc).await;
-        self.check_entries(node, &rpc).await?;
+        let coming = self.check_entries(node, &rpc).await?;
         let top = rpc.entries.last().map(|e| e.log_id).or(rpc.prev_log_id);
-        let result = self.raft.append_entries(rpc).await;
+        let result = meanwhile(self.raft.append_entries(rpc), || self.ledger.verify_ahead(coming)).await;
         if let (Ok(AppendEntriesResponse::Success), Some(top)) = (&result, top) {
             // What this node appended as a leader it may hold in memory alone: it vouches for nothing that it could lose.
             let durable = self.log.durable_upto(top.index).await;
