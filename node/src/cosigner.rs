@@ -7,7 +7,6 @@
 //!
 //! What a lying leader can do here: make nodes sign different tails. What it cannot: have two of them certified.
 use crate::boot::Boot;
-use crate::clock;
 use crate::ledger::{AppliedCheckpoint, Audience, Certified, Ledger};
 use crate::raft::CertifiedFloor;
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -349,7 +348,7 @@ impl Cosigner {
     /// Signs what has become durable and is allowed.
     fn sign_due(&mut self) {
         let durable = *self.durable.borrow_and_update();
-        let (skew, now) = (self.ledger.view().policy.attestation.clock_skew_ms, clock::now());
+        let (skew, now) = (self.ledger.view().policy.attestation.clock_skew_ms, self.ledger.now());
         while let Some((size, applied)) = self.unsigned.pop_first() {
             let (lock, floor) = {
                 let shared = self.handle.shared();
@@ -389,7 +388,7 @@ impl Cosigner {
             return;
         }
         let (me, checkpoint) = (self.ledger.me(), self.checkpoint(applied.checkpoint));
-        let made = applied.certifiers.cosign(&checkpoint, me, &self.boot.cosign, clock::now().0 / 1000);
+        let made = applied.certifiers.cosign(&checkpoint, me, &self.boot.cosign, self.ledger.now().0 / 1000);
         let verified = match made {
             Ok(verified) => verified,
             Err(e) => {
@@ -548,7 +547,7 @@ impl Cosigner {
             if applied.anchor {
                 let cosignatures = certified.cosignatures().to_vec();
                 let anchor =
-                    AnchorCertificate { checkpoint: own, cosignatures, log_index, seen: clock::now() };
+                    AnchorCertificate { checkpoint: own, cosignatures, log_index, seen: self.ledger.now() };
                 // Not fsynced: after a power cut the mesh recovers without it.
                 if let Err(e) = std::fs::write(&self.certificate_file, encode(&anchor)) {
                     tracing::warn!(error = %e, "cannot keep the newest certificate");

@@ -3,6 +3,7 @@
 //! One task, Raft's state machine worker, applies entries ([`Applier`]); everybody else holds a [`Ledger`], reads, and
 //! waits. Nothing is forwarded on the strength of "applied": [`Ledger::decide`] and [`Ledger::authorisation`] return only
 //! what is certified, by a quorum, over a root that equals this node's own.
+use crate::clock::Clock;
 use crate::tilestore::{StoreError, StoreTail, TileReader, TileStore};
 use arc_swap::ArcSwap;
 use quorate_attest::evidence::BootKeys;
@@ -327,6 +328,7 @@ struct Inner {
     /// Somebody waits for a certificate of at least this size.
     wanted: watch::Sender<TreeSize>,
     outgoing: mpsc::Sender<Outgoing>,
+    clock: Clock,
 }
 
 /// Handle to this node's view; cheap to clone.
@@ -377,6 +379,16 @@ impl Ledger {
         applied: mpsc::UnboundedSender<AppliedCheckpoint>,
         outgoing: mpsc::Sender<Outgoing>,
     ) -> (Self, Applier<B>) {
+        Self::with_clock(start, applied, outgoing, Clock::System)
+    }
+
+    /// As [`Self::new`], by another clock; a simulation's also says that nothing may leave the caller's thread.
+    pub fn with_clock<B: Blobs>(
+        start: Start<B>,
+        applied: mpsc::UnboundedSender<AppliedCheckpoint>,
+        outgoing: mpsc::Sender<Outgoing>,
+        clock: Clock,
+    ) -> (Self, Applier<B>) {
         let Start { me, state, log_index, tiles, tiles_dir, blobs, on_leaf } = start;
         let inner = Inner {
             me,
@@ -395,6 +407,7 @@ impl Ledger {
             certified: watch::Sender::new(None),
             wanted: watch::Sender::new(TreeSize::ZERO),
             outgoing,
+            clock,
         };
         let ledger = Self { inner: Arc::new(inner) };
         (ledger.clone(), Applier { ledger, tiles, tiles_dir, blobs, applied, on_leaf })
@@ -407,6 +420,10 @@ impl Ledger {
     /// Genesis digest.
     pub fn cluster(&self) -> Hash {
         self.inner.cluster
+    }
+    /// Now, by this node's clock.
+    pub fn now(&self) -> Timestamp {
+        self.inner.clock.now()
     }
     /// The tlog's name.
     pub fn origin(&self) -> &Origin {
@@ -537,11 +554,8 @@ impl Ledger {
     /// Checks the signatures of a batch while its entry is on its way to the disks, so that applying it need not. One batch at a
     /// time: while one is checked, others are left to `apply`, so that nobody can have this node check without end.
     pub fn verify_ahead(&self, commands: Vec<Command>) {
-        if commands.is_empty() {
-            return;
-        }
         let Ok(turn) = Arc::clone(&self.inner.ahead_turn).try_acquire_owned() else { return };
-        if commands.len() > COMMANDS_MAX {
+        if commands.len() > COMMANDS_MAX || matches!(self.inner.clock, Clock::Given(_)) {
             return;
         }
         let ledger = self.clone();
@@ -678,6 +692,13 @@ impl<B: Blobs> Applier<B> {
             let view = View::of(&state, log_index);
             (applied, view)
         };
+        let (size, root) = self.tiles.append(&applied.leaf_bytes)?;
+        // The tiles and the state grow from the same leaves; if they ever differ, nothing here can be trusted.
+        assert_eq!(
+            (size, root),
+            (applied.checkpoint.size, applied.checkpoint.root),
+            "tiles and state disagree"
+        );
         let (time, stands) = (view.time, view.stands_as(&before));
         inner.view.store(Arc::new(view));
         let _stopping = self.applied.send(AppliedCheckpoint {
@@ -688,14 +709,6 @@ impl<B: Blobs> Applier<B> {
             anchor: applied.anchor,
             time,
         });
-        // Others wait for the cosignature, which is made meanwhile: the entry is durable in Raft's log.
-        let (size, root) = self.tiles.append(&applied.leaf_bytes)?;
-        // The tiles and the state grow from the same leaves; if they ever differ, nothing here can be trusted.
-        assert_eq!(
-            (size, root),
-            (applied.checkpoint.size, applied.checkpoint.root),
-            "tiles and state disagree"
-        );
         self.ledger.resolve(applied.outcomes, &applied.leaves, size);
         self.ledger.remember(&applied.leaves, size);
         for leaf in &applied.leaves {

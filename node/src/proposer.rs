@@ -7,7 +7,6 @@
 //! A lying leader can withhold: whoever's command is not committed within a bound campaigns, rate-limited.
 use crate::blobs::BlobStore;
 use crate::boot::Boot;
-use crate::clock;
 use crate::ledger::{Ledger, Outgoing};
 use crate::metrics::Metrics;
 use crate::peers::Peers;
@@ -24,7 +23,6 @@ use quorate_proto::v1::ProposeRequest;
 use quorate_transport::Connected;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
@@ -208,6 +206,7 @@ pub async fn batch(raft: Raft, ledger: Ledger, queue: Queue, metrics: Arc<Metric
         if commands.is_empty() && !due(&ledger) {
             let filled = queue.inner.filled.notified();
             tokio::select! {
+                biased;
                 () = filled => {}
                 () = tokio::time::sleep(queue.lazy_in().unwrap_or(LAZY)) => {}
                 stopped = server.changed() => if stopped.is_err() { return },
@@ -215,13 +214,13 @@ pub async fn batch(raft: Raft, ledger: Ledger, queue: Queue, metrics: Arc<Metric
             continue;
         }
         metrics.proposed(commands.len());
-        let batch = Batch { time: clock::now(), proposer: me, commands };
+        let batch = Batch { time: ledger.now(), proposer: me, commands };
         let Ok(entry) = RaftBatch::new(encode(&batch)) else {
             tracing::error!("a batch exceeded its bound: dropped");
             continue;
         };
-        let written = meanwhile(raft.client_write(entry), || ledger.verify_ahead(batch.commands));
-        match tokio::time::timeout(STUCK, written).await {
+        ledger.verify_ahead(batch.commands);
+        match tokio::time::timeout(STUCK, raft.client_write(entry)).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a batch was not committed by this leader");
@@ -230,18 +229,6 @@ pub async fn batch(raft: Raft, ledger: Ledger, queue: Queue, metrics: Arc<Metric
             }
             Err(_) => new_term(&raft).await,
         }
-    }
-}
-
-/// Sets something going, and does something else while it is underway: entries are on their way to the disks before their
-/// signatures have the processor.
-pub async fn meanwhile<T>(first: impl Future<Output = T>, then: impl FnOnce()) -> T {
-    let mut first = std::pin::pin!(first);
-    let begun = futures::poll!(first.as_mut());
-    then();
-    match begun {
-        Poll::Ready(done) => done,
-        Poll::Pending => first.await,
     }
 }
 
@@ -257,11 +244,13 @@ pub async fn new_term(raft: &Raft) {
 /// Whether something is due by time alone: a lapse, a deadline, or the digest after a snapshot point.
 fn due(ledger: &Ledger) -> bool {
     let view = ledger.view();
-    view.digest_due || view.next_due.is_some_and(|t| clock::now() > t)
+    view.digest_due || view.next_due.is_some_and(|t| ledger.now() > t)
 }
 
 /// A command on its way.
 struct Underway {
+    /// They go in the order in which they came.
+    number: u64,
     command: Bytes,
     parsed: Command,
     blobs: Vec<Bytes>,
@@ -270,7 +259,7 @@ struct Underway {
 }
 
 /// Every node's task: signs what is this node's own, and brings commands to the leader until their outcome shows.
-pub struct Courier {
+pub struct Courier<P = Peers> {
     /// View.
     pub ledger: Ledger,
     /// Keys.
@@ -278,7 +267,7 @@ pub struct Courier {
     /// Raft.
     pub raft: Raft,
     /// Links.
-    pub peers: Peers,
+    pub peers: P,
     /// The local queue, for when this node leads.
     pub queue: Queue,
     /// Blobs.
@@ -287,13 +276,14 @@ pub struct Courier {
     pub outgoing: mpsc::Receiver<Outgoing>,
 }
 
-impl Courier {
+impl<P: WayToLeader> Courier<P> {
     /// Runs until the node stops.
     pub async fn run(mut self) {
         let mut underway: HashMap<Hash, Underway> = HashMap::new();
         let mut settlements: Vec<Settlement> = Vec::new();
         let mut settle_at: Option<Instant> = None;
         let mut campaigned: Option<Instant> = None;
+        let mut number = 0u64;
         let mut proposals = None;
         let mut tick = tokio::time::interval(Duration::from_millis(100));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -301,6 +291,7 @@ impl Courier {
         loop {
             let mut fresh = Vec::new();
             tokio::select! {
+                biased;
                 n = self.outgoing.recv_many(&mut inbox, 256) => {
                     if n == 0 {
                         return;
@@ -335,7 +326,7 @@ impl Courier {
             underway.retain(|digest, u| !self.ledger.was_decided(digest) && now - u.first_sent < FORGET);
             // What a leader rightly does not take is not withheld.
             let view = self.ledger.view();
-            let counts = view.counts(self.ledger.me(), &self.boot.keys, crate::clock::now());
+            let counts = view.counts(self.ledger.me(), &self.boot.keys, self.ledger.now());
             drop(view);
             let withheld =
                 underway.values().any(|u| now - u.first_sent > WITHHELD && (counts || u.parsed.goes_first()));
@@ -352,12 +343,22 @@ impl Courier {
                 let bytes: Bytes = encode(&command).into();
                 let digest = quorate_core::tlog::sha256(&bytes);
                 let blobs = blobs.into_iter().map(Bytes::from).collect();
-                let entry =
-                    Underway { command: bytes, parsed: command, blobs, first_sent: now, last_sent: now };
+                number = number.wrapping_add(1);
+                let entry = Underway {
+                    number,
+                    command: bytes,
+                    parsed: command,
+                    blobs,
+                    first_sent: now,
+                    last_sent: now,
+                };
                 underway.insert(digest, entry);
                 due.push(digest);
             }
-            due.extend(underway.iter().filter(|(_, u)| now - u.last_sent > RESEND).map(|(d, _)| *d));
+            let again = underway.iter().filter(|(_, u)| now - u.last_sent > RESEND);
+            let mut again: Vec<(u64, Hash)> = again.map(|(digest, u)| (u.number, *digest)).collect();
+            again.sort_unstable();
+            due.extend(again.into_iter().map(|(_, digest)| digest));
             self.carry(&mut underway, &due, &mut proposals);
         }
     }
@@ -366,7 +367,7 @@ impl Courier {
         Command::Node(NodeSigned::sign(self.ledger.cluster(), self.ledger.me(), body, &self.boot.cosign))
     }
 
-    fn carry(&self, underway: &mut HashMap<Hash, Underway>, due: &[Hash], open: &mut Option<Proposals>) {
+    fn carry(&self, underway: &mut HashMap<Hash, Underway>, due: &[Hash], open: &mut Option<P::Open>) {
         if due.is_empty() {
             return;
         }
@@ -384,7 +385,7 @@ impl Courier {
             }
             return;
         }
-        let Some(connected) = self.peers.connected(leader) else { return };
+        let Some(way) = self.peers.way_to(leader, open) else { return };
         let mut request = ProposeRequest::default();
         for digest in due {
             let Some(u) = underway.get_mut(digest) else { continue };
@@ -392,20 +393,43 @@ impl Courier {
             request.commands.push(u.command.clone());
             request.blobs.extend(u.blobs.iter().cloned());
         }
-        if open.as_ref().is_none_or(|p| !p.leads_to(&connected)) {
-            *open = Some(Proposals::open(&self.peers, connected));
-        }
         // One that does not fit is sent again, as one that is lost.
-        if let Some(proposals) = open
-            && proposals.messages.try_send(request).is_err()
-        {
+        if way.try_send(request).is_err() {
             tracing::debug!("a proposal waits for the leader");
         }
     }
 }
 
+/// How proposals reach a leader.
+pub trait WayToLeader {
+    /// What stays open between two proposals.
+    type Open;
+    /// Where proposals to this leader go; nowhere while there is no connection.
+    fn way_to<'o>(
+        &self,
+        leader: NodeId,
+        open: &'o mut Option<Self::Open>,
+    ) -> Option<&'o mpsc::Sender<ProposeRequest>>;
+}
+
+impl WayToLeader for Peers {
+    type Open = Proposals;
+
+    fn way_to<'o>(
+        &self,
+        leader: NodeId,
+        open: &'o mut Option<Proposals>,
+    ) -> Option<&'o mpsc::Sender<ProposeRequest>> {
+        let connected = self.connected(leader)?;
+        if open.as_ref().is_none_or(|p| !p.leads_to(&connected)) {
+            *open = Some(Proposals::open(self, connected));
+        }
+        open.as_ref().map(|p| &p.messages)
+    }
+}
+
 /// A stream of proposals, on one connection to a leader.
-struct Proposals {
+pub struct Proposals {
     connected: Arc<Connected>,
     messages: mpsc::Sender<ProposeRequest>,
 }

@@ -65,7 +65,8 @@ use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{DefensiveError, ErrorSubject, ErrorVerb, LogState, OptionalSend, RaftLogReader, Violation};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use self::disk::{Folder, LockedFolder};
+use self::disk::LockedFolder;
+pub use self::disk::{Blob, Folder};
 pub use self::error::LogStoreError;
 use self::frame::Salt;
 use self::journal::{Purge, Truncation};
@@ -74,7 +75,7 @@ use self::segment::{Factory, Making};
 use self::state::{Gap, State, bounded};
 use self::stats::Counters;
 pub use self::stats::{COMMIT_BUCKETS_US, LogStats};
-use self::writer::{Change, Done, End, Job};
+use self::writer::{Change, Done, End, Job, OnCommit};
 use super::types::{Entry, LogId, RaftNodeId, StorageError, TypeConfig, Vote};
 
 /// Jobs waiting for the writer. openraft awaits each append, so more than a few means a stalled disk.
@@ -221,12 +222,52 @@ impl LogStore {
         Self::start(Arc::new(LockedFolder::lock(path)?), floor, options, Making::Ahead)
     }
 
+    /// As [`Self::create`], in a folder of the caller's.
+    pub fn create_in(folder: Arc<dyn Folder>, segment_bytes: u64) -> Result<(), LogStoreError> {
+        initialise(folder, segment_bytes)
+    }
+
+    /// As [`Self::open`], in a folder of the caller's and without any thread: nothing is written until the caller runs the
+    /// future, which `pace`s itself before each commit. For simulations.
+    pub fn open_in<P, F>(
+        folder: Arc<dyn Folder>,
+        floor: CertifiedFloor,
+        options: LogStoreOptions,
+        pace: P,
+    ) -> Result<(Self, impl Future<Output = ()> + use<P, F>), LogStoreError>
+    where
+        P: FnMut() -> F,
+        F: Future<Output = ()>,
+    {
+        let (store, jobs, end, _) = Self::prepare(folder, floor, options, Making::AtOnce)?;
+        let shared = Arc::clone(&store.reader.shared);
+        Ok((store, writer::run_paced(jobs, shared, end, pace)))
+    }
+
     fn start(
         folder: Arc<dyn Folder>,
         floor: CertifiedFloor,
         options: LogStoreOptions,
         making: Making,
     ) -> Result<Self, LogStoreError> {
+        let path = folder.path();
+        let (mut store, jobs, end, on_commit) = Self::prepare(folder, floor, options, making)?;
+        let shared = Arc::clone(&store.reader.shared);
+        let writer = std::thread::Builder::new()
+            .name("raft-log".to_owned())
+            .spawn(move || writer::run(jobs, &shared, end, on_commit))
+            .map_err(LogStoreError::file("start the writer of", path))?;
+        store.writer = Some(writer);
+        Ok(store)
+    }
+
+    /// Everything but whoever writes.
+    fn prepare(
+        folder: Arc<dyn Folder>,
+        floor: CertifiedFloor,
+        options: LogStoreOptions,
+        making: Making,
+    ) -> Result<(Self, mpsc::Receiver<Job>, End, Option<OnCommit>), LogStoreError> {
         let mut replayed = replay::replay(&*folder)?;
         let end = End::new(Arc::clone(&folder), &mut replayed, options.segment_bytes, making)?;
         let mut state = State::new(replayed);
@@ -241,26 +282,19 @@ impl LogStore {
         let (failed, _) = watch::channel(None);
         let counters = Arc::new(Counters::default());
         let durable = watch::Sender::new(state.last.map_or(0, |last| last.index));
-        let path = folder.path();
-        let shared =
-            Arc::new(Shared { _folder: folder, state: Mutex::new(state), failed, durable, counters });
+        let threads = making == Making::Ahead;
+        let shared = Arc::new(Shared {
+            _folder: folder,
+            state: Mutex::new(state),
+            failed,
+            durable,
+            counters,
+            threads,
+        });
         let (queue, jobs) = mpsc::channel(QUEUE_MAX);
-        let for_writer = Arc::clone(&shared);
-        let writer = std::thread::Builder::new()
-            .name("raft-log".to_owned())
-            .spawn({
-                let on_commit = options.on_commit;
-                move || writer::run(jobs, &for_writer, end, on_commit)
-            })
-            .map_err(LogStoreError::file("start the writer of", path))?;
-        let leads_ahead = options.leads_ahead;
-        Ok(Self {
-            reader: LogReader { shared },
-            floor,
-            queue: Some(queue),
-            writer: Some(writer),
-            leads_ahead,
-        })
+        let LogStoreOptions { on_commit, leads_ahead, .. } = options;
+        let reader = LogReader { shared };
+        Ok((Self { reader, floor, queue: Some(queue), writer: None, leads_ahead }, jobs, end, on_commit))
     }
 
     /// A handle for metrics and for noticing a failed disk.
@@ -457,6 +491,7 @@ impl LogReader {
             }
             // Neither sender is dropped before `self`.
             tokio::select! {
+                biased;
                 _ = durable.changed() => {}
                 _ = failed.changed() => {}
             }
@@ -486,11 +521,11 @@ impl LogReader {
         if view.disk.is_empty() {
             return Ok(bounded(view.tail, bytes_max));
         }
-        let mut entries = tokio::task::spawn_blocking(move || {
-            view.disk.iter().map(Located::read).collect::<Result<Vec<_>, _>>()
-        })
-        .await
-        .map_err(|_| LogStoreError::ReadCancelled)??;
+        let read = move || view.disk.iter().map(Located::read).collect::<Result<Vec<_>, _>>();
+        let mut entries = match self.shared.threads {
+            true => tokio::task::spawn_blocking(read).await.map_err(|_| LogStoreError::ReadCancelled)??,
+            false => read()?,
+        };
         entries.extend(view.tail);
         Ok(bounded(entries, bytes_max))
     }
@@ -516,6 +551,8 @@ struct Shared {
     /// Highest index that a sync has made durable; falls with a truncation.
     durable: watch::Sender<u64>,
     counters: Arc<Counters>,
+    /// Whether reads of the disk may leave the caller's thread.
+    threads: bool,
 }
 
 impl Shared {

@@ -16,7 +16,7 @@ pub mod state_machine;
 pub mod types;
 
 pub use log_store::{
-    CertifiedFloor, LogMonitor, LogReader, LogStats, LogStore, LogStoreError, LogStoreOptions,
+    Blob, CertifiedFloor, Folder, LogMonitor, LogReader, LogStats, LogStore, LogStoreError, LogStoreOptions,
 };
 pub use snapshot_store::{LoadedSnapshots, SnapshotDigest, SnapshotError, SnapshotStore, StoredSnapshot};
 pub use types::{Applied, Batch, BatchTooLarge, TypeConfig};

@@ -1,8 +1,10 @@
-//! Raft's messages over the peer links, bound to the peer's identity by the channel.
+//! Raft's messages over the peer links, bound to the peer's identity by the channel; what is checked here holds over any
+//! [`Transport`].
 use super::LogReader;
 use super::guard::{Lie, TermGuard, check_answer, check_term};
 use super::types::{RaftNodeId, TypeConfig};
 use crate::peers::Peers;
+use bytes::Bytes;
 use openraft::error::{
     InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Timeout, Unreachable,
 };
@@ -25,9 +27,9 @@ use tonic::Streaming;
 
 /// Makes a client for each peer.
 #[derive(Clone)]
-pub struct Network {
+pub struct Network<P = Peers> {
     /// The links.
-    pub peers: Peers,
+    pub peers: P,
     /// This node.
     pub me: NodeId,
     /// Counts the terms that peers begin.
@@ -37,18 +39,32 @@ pub struct Network {
 }
 
 /// Raft's client to one peer.
-pub struct PeerNetwork {
-    peers: Peers,
+pub struct PeerNetwork<P: Transport = Peers> {
+    peers: P,
     me: NodeId,
     target: NodeId,
     guard: TermGuard,
     log: LogReader,
     /// Open while the last append on it was answered: Raft has one on its way to a peer at a time.
-    appends: Option<Appends>,
+    appends: Option<P::Appends>,
+}
+
+/// How messages travel.
+pub trait Transport: Clone + Send + Sync + 'static {
+    /// What an answered append leaves open for the next.
+    type Appends: Send + Sync + 'static;
+    /// One message and its answer. Dropped when nobody waits any more.
+    fn call(
+        &self,
+        target: NodeId,
+        call: Call,
+        message: Bytes,
+        open: &mut Option<Self::Appends>,
+    ) -> impl Future<Output = Result<Bytes, CallError>> + Send;
 }
 
 /// A stream of appends, on one connection.
-struct Appends {
+pub struct Appends {
     connected: Arc<Connected>,
     messages: mpsc::Sender<RaftMessage>,
     answers: Streaming<RaftMessage>,
@@ -81,10 +97,13 @@ pub enum Answer<T, E> {
 }
 
 /// Which call.
-#[derive(Debug, Clone, Copy)]
-enum Call {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// Entries, or a heartbeat.
     Append,
+    /// A candidate asks for a vote.
     Vote,
+    /// A piece of a snapshot.
     Snapshot,
 }
 
@@ -93,23 +112,28 @@ const STALLED: Duration = Duration::from_secs(2);
 
 /// What does not reach a peer.
 #[derive(Debug, thiserror::Error)]
-enum CallError {
+pub enum CallError {
+    /// No connection.
     #[error("no connection to {0}")]
     NotConnected(NodeId),
+    /// The peer refused, or the connection broke.
     #[error("{0}")]
     Status(tonic::Code),
+    /// Not an answer of Raft's.
     #[error("the answer does not decode")]
     Undecodable,
+    /// No answer in time.
     #[error("timed out")]
     TimedOut,
+    /// This node's disk.
     #[error("this node's own log is stalled")]
     Stalled,
 }
 
-impl RaftNetworkFactory<TypeConfig> for Network {
-    type Network = PeerNetwork;
+impl<P: Transport> RaftNetworkFactory<TypeConfig> for Network<P> {
+    type Network = PeerNetwork<P>;
 
-    async fn new_client(&mut self, target: RaftNodeId, _node: &EmptyNode) -> PeerNetwork {
+    async fn new_client(&mut self, target: RaftNodeId, _node: &EmptyNode) -> PeerNetwork<P> {
         PeerNetwork {
             peers: self.peers.clone(),
             me: self.me,
@@ -123,7 +147,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 
 type RpcError<E> = RPCError<RaftNodeId, EmptyNode, E>;
 
-impl PeerNetwork {
+impl<P: Transport> PeerNetwork<P> {
     async fn call<
         Q: Serialize,
         A: DeserializeOwned,
@@ -162,43 +186,52 @@ impl PeerNetwork {
         request: &Q,
         within: Duration,
     ) -> Result<Answer<A, E>, CallError> {
-        let connected = self.peers.connected(self.target).ok_or(CallError::NotConnected(self.target))?;
         let message = postcard::to_stdvec(request).map_err(|_| CallError::Undecodable)?.into();
-        let message = RaftMessage { message };
-        let answer = async {
-            let mut client = self.peers.client_on(&connected);
-            let answer = match call {
-                Call::Append => return self.append(connected, message).await,
-                Call::Vote => client.vote(message).await,
-                Call::Snapshot => client.install_snapshot(message).await,
-            };
-            answer.map(tonic::Response::into_inner).map_err(|s| CallError::Status(s.code()))
-        };
+        let answer = self.peers.call(self.target, call, message, &mut self.appends);
         let answer = tokio::time::timeout(within, answer).await.map_err(|_| CallError::TimedOut)??;
-        postcard::from_bytes(&answer.message).map_err(|_| CallError::Undecodable)
+        postcard::from_bytes(&answer).map_err(|_| CallError::Undecodable)
     }
 }
 
-impl PeerNetwork {
-    /// On the open stream, or a new one. It is taken out meanwhile: an answer that nobody waited for would otherwise be taken
-    /// for the next append's.
-    async fn append(
-        &mut self,
-        connected: Arc<Connected>,
-        message: RaftMessage,
-    ) -> Result<RaftMessage, CallError> {
-        let open = self.appends.take().filter(|a| Arc::ptr_eq(&a.connected, &connected));
-        let mut appends = match open {
-            Some(appends) => appends,
-            None => Appends::open(&self.peers, connected).await?,
+impl Transport for Peers {
+    type Appends = Appends;
+
+    async fn call(
+        &self,
+        target: NodeId,
+        call: Call,
+        message: Bytes,
+        open: &mut Option<Appends>,
+    ) -> Result<Bytes, CallError> {
+        let connected = self.connected(target).ok_or(CallError::NotConnected(target))?;
+        let message = RaftMessage { message };
+        let mut client = self.client_on(&connected);
+        let answer = match call {
+            Call::Append => {
+                // The stream is taken out meanwhile: an answer that nobody waited for would otherwise be taken for the next
+                // append's.
+                let stays = open.take().filter(|a| Arc::ptr_eq(&a.connected, &connected));
+                let mut appends = match stays {
+                    Some(appends) => appends,
+                    None => Appends::open(self, connected).await?,
+                };
+                let answer = appends.exchange(message).await?;
+                *open = Some(appends);
+                return Ok(answer.message);
+            }
+            Call::Vote => client.vote(message).await,
+            Call::Snapshot => client.install_snapshot(message).await,
         };
-        let answer = appends.exchange(message).await?;
-        self.appends = Some(appends);
-        Ok(answer)
+        answer.map(|a| a.into_inner().message).map_err(|s| CallError::Status(s.code()))
     }
 }
 
-impl RaftNetwork<TypeConfig> for PeerNetwork {
+/// Now, by the clock that runs the timers: a simulation's time, in one.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+impl<P: Transport> RaftNetwork<TypeConfig> for PeerNetwork<P> {
     async fn append_entries(
         &mut self,
         rpc: AppendEntriesRequest<TypeConfig>,
@@ -209,7 +242,7 @@ impl RaftNetwork<TypeConfig> for PeerNetwork {
             return Err(RPCError::Unreachable(Unreachable::new(&AnyError::new(&CallError::Stalled))));
         }
         let answer = self.call(Call::Append, &rpc, &option, RPCTypes::AppendEntries).await?;
-        check_answer(&self.guard, self.target.0, &rpc, &answer, Instant::now()).map_err(|e| self.lied(e))?;
+        check_answer(&self.guard, self.target.0, &rpc, &answer, now()).map_err(|e| self.lied(e))?;
         // The leader's own log is written while its peers write theirs; nothing is committed that it could lose.
         let top = rpc.entries.last().map(|e| e.log_id).or(rpc.prev_log_id);
         let vouches =
@@ -232,7 +265,7 @@ impl RaftNetwork<TypeConfig> for PeerNetwork {
         let answer: InstallSnapshotResponse<RaftNodeId> =
             self.call(Call::Snapshot, &rpc, &option, RPCTypes::InstallSnapshot).await?;
         if answer.vote > rpc.vote {
-            let checked = self.guard.check_higher(self.target.0, &rpc.vote, &answer.vote, Instant::now());
+            let checked = self.guard.check_higher(self.target.0, &rpc.vote, &answer.vote, now());
             checked.map_err(|e| self.lied(e))?;
         }
         Ok(answer)

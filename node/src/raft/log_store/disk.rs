@@ -1,4 +1,4 @@
-//! The few things the log asks of a file system, so that tests can fail and lose each of them.
+//! The few things the log asks of a file system, so that tests and simulations can fail and lose each of them.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::LogStoreError;
 
 /// A folder of files without subfolders.
-pub(super) trait Folder: Send + Sync {
+pub trait Folder: Send + Sync {
     /// For messages.
     fn path(&self) -> PathBuf;
     /// The names in it.
@@ -26,7 +26,8 @@ pub(super) trait Folder: Send + Sync {
 }
 
 /// One file.
-pub(super) trait Blob: Send + Sync {
+#[expect(clippy::len_without_is_empty, reason = "nobody asks whether a file is empty")]
+pub trait Blob: Send + Sync {
     /// Its length.
     fn len(&self) -> io::Result<u64>;
     /// Fills `out` from there.

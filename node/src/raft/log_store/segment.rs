@@ -206,8 +206,7 @@ pub(super) fn remove(folder: &dyn Folder, name: &str) -> Result<(), LogStoreErro
 pub(super) enum Making {
     /// A thread.
     Ahead,
-    /// Whoever asks, for tests that count operations.
-    #[cfg(test)]
+    /// Whoever asks: for tests that count operations, and simulations, in which no thread may run.
     AtOnce,
 }
 
@@ -223,7 +222,6 @@ enum Hands {
         thread: Option<JoinHandle<()>>,
         pace: Arc<Pace>,
     },
-    #[cfg(test)]
     Own(Box<Factory>),
 }
 
@@ -242,7 +240,6 @@ impl Maker {
         making: Making,
     ) -> Result<Self, LogStoreError> {
         let hands = match making {
-            #[cfg(test)]
             Making::AtOnce => Hands::Own(Box::new(factory)),
             Making::Ahead => {
                 let (pace, path) = (Arc::clone(&factory.pace), factory.folder.path());
@@ -267,7 +264,6 @@ impl Maker {
             Hands::Thread { asks, .. } => {
                 self.asked = asks.as_ref().is_some_and(|asks| asks.send(Ask::Make(id)).is_ok());
             }
-            #[cfg(test)]
             Hands::Own(factory) => self.next = factory.make(id, &[]).ok(),
         }
     }
@@ -286,14 +282,12 @@ impl Maker {
                     return Ok(next);
                 }
             }
-            #[cfg(test)]
             Hands::Own(factory) => return factory.make(id, &[]),
         }
         self.ask(id);
         self.asked = false;
         let made = match &self.hands {
             Hands::Thread { made, .. } => made.recv().ok(),
-            #[cfg(test)]
             Hands::Own(_) => None,
         };
         self.paused_again();
@@ -305,7 +299,6 @@ impl Maker {
     fn paused_again(&self) {
         match &self.hands {
             Hands::Thread { pace, .. } => pace.hurry.store(false, Ordering::Relaxed),
-            #[cfg(test)]
             Hands::Own(_) => {}
         }
     }
@@ -316,7 +309,6 @@ impl Maker {
                 // a thread that has ended leaves the file, which the next start takes back
                 asks.as_ref().and_then(|asks| asks.send(Ask::Retire(segment)).ok());
             }
-            #[cfg(test)]
             Hands::Own(factory) => factory.retire(segment),
         }
     }
@@ -334,7 +326,6 @@ impl Drop for Maker {
                     tracing::error!("the thread that makes segments of the Raft log ended in a panic");
                 }
             }
-            #[cfg(test)]
             Hands::Own(_) => {}
         }
     }

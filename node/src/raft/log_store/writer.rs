@@ -200,15 +200,7 @@ pub(super) fn run(
     on_commit: Option<OnCommit>,
 ) {
     while let Some(first) = queue.blocking_recv() {
-        let mut bytes = first.change.bytes();
-        let mut jobs = vec![first];
-        while jobs.len() < JOINED_MAX
-            && bytes < JOINED_BYTES_MAX
-            && let Ok(job) = queue.try_recv()
-        {
-            bytes = bytes.saturating_add(job.change.bytes());
-            jobs.push(job);
-        }
+        let jobs = joined(first, &mut queue);
         match commit(shared, &mut end, &jobs) {
             Ok(committed) => {
                 if let Some(on_commit) = &on_commit {
@@ -220,10 +212,59 @@ pub(super) fn run(
             Err(error) => return refuse_all(queue, shared, jobs, &error),
         }
     }
+    finish(shared, &mut end);
+}
+
+/// As [`run`], on the caller's executor; `pace` passes the time that a disk takes for one commit. For simulations, in which no
+/// thread may run.
+pub(super) async fn run_paced<P, F>(
+    mut queue: mpsc::Receiver<Job>,
+    shared: Arc<Shared>,
+    mut end: End,
+    mut pace: P,
+) where
+    P: FnMut() -> F,
+    F: Future<Output = ()>,
+{
+    while let Some(first) = queue.recv().await {
+        let jobs = joined(first, &mut queue);
+        pace().await;
+        match commit(&shared, &mut end, &jobs) {
+            Ok(committed) => {
+                settle(&shared, jobs, committed);
+                end.tidy(&shared);
+            }
+            Err(error) => {
+                let reason = refuse(&mut queue, &shared, jobs, &error);
+                while let Some(job) = queue.recv().await {
+                    (job.done)(Err(&reason));
+                }
+                return;
+            }
+        }
+    }
+    finish(&shared, &mut end);
+}
+
+/// What goes into one frame.
+fn joined(first: Job, queue: &mut mpsc::Receiver<Job>) -> Vec<Job> {
+    let mut bytes = first.change.bytes();
+    let mut jobs = vec![first];
+    while jobs.len() < JOINED_MAX
+        && bytes < JOINED_BYTES_MAX
+        && let Ok(job) = queue.try_recv()
+    {
+        bytes = bytes.saturating_add(job.change.bytes());
+        jobs.push(job);
+    }
+    jobs
+}
+
+fn finish(shared: &Shared, end: &mut End) {
     // A clean end: keep the committed pointer, so that a restart re-applies without waiting for a leader. And prove, by
     // following it, that the last frame was durable.
     if (shared.state().committed_unsaved || !end.sealed)
-        && let Err(error) = commit(shared, &mut end, &[])
+        && let Err(error) = commit(shared, end, &[])
     {
         shared.fail(&error);
     }
@@ -264,12 +305,17 @@ fn settle(shared: &Shared, jobs: Vec<Job>, committed: Committed) {
 }
 
 fn refuse_all(mut queue: mpsc::Receiver<Job>, shared: &Shared, jobs: Vec<Job>, error: &LogStoreError) {
+    let reason = refuse(&mut queue, shared, jobs, error);
+    while let Some(job) = queue.blocking_recv() {
+        (job.done)(Err(&reason));
+    }
+}
+
+fn refuse(queue: &mut mpsc::Receiver<Job>, shared: &Shared, jobs: Vec<Job>, error: &LogStoreError) -> String {
     let reason = shared.fail(error);
     queue.close();
     for job in jobs {
         (job.done)(Err(&reason));
     }
-    while let Some(job) = queue.blocking_recv() {
-        (job.done)(Err(&reason));
-    }
+    reason
 }
