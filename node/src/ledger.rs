@@ -554,6 +554,9 @@ impl Ledger {
     /// Checks the signatures of a batch while its entry is on its way to the disks, so that applying it need not. One batch at a
     /// time: while one is checked, others are left to `apply`, so that nobody can have this node check without end.
     pub fn verify_ahead(&self, commands: Vec<Command>) {
+        if commands.is_empty() {
+            return;
+        }
         let Ok(turn) = Arc::clone(&self.inner.ahead_turn).try_acquire_owned() else { return };
         if commands.len() > COMMANDS_MAX || matches!(self.inner.clock, Clock::Given(_)) {
             return;
@@ -692,13 +695,6 @@ impl<B: Blobs> Applier<B> {
             let view = View::of(&state, log_index);
             (applied, view)
         };
-        let (size, root) = self.tiles.append(&applied.leaf_bytes)?;
-        // The tiles and the state grow from the same leaves; if they ever differ, nothing here can be trusted.
-        assert_eq!(
-            (size, root),
-            (applied.checkpoint.size, applied.checkpoint.root),
-            "tiles and state disagree"
-        );
         let (time, stands) = (view.time, view.stands_as(&before));
         inner.view.store(Arc::new(view));
         let _stopping = self.applied.send(AppliedCheckpoint {
@@ -709,6 +705,14 @@ impl<B: Blobs> Applier<B> {
             anchor: applied.anchor,
             time,
         });
+        // Others wait for the cosignature, which is made meanwhile: the entry is durable in Raft's log.
+        let (size, root) = self.tiles.append(&applied.leaf_bytes)?;
+        // The tiles and the state grow from the same leaves; if they ever differ, nothing here can be trusted.
+        assert_eq!(
+            (size, root),
+            (applied.checkpoint.size, applied.checkpoint.root),
+            "tiles and state disagree"
+        );
         self.ledger.resolve(applied.outcomes, &applied.leaves, size);
         self.ledger.remember(&applied.leaves, size);
         for leaf in &applied.leaves {

@@ -23,6 +23,7 @@ use quorate_proto::v1::ProposeRequest;
 use quorate_transport::Connected;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
@@ -219,8 +220,8 @@ pub async fn batch(raft: Raft, ledger: Ledger, queue: Queue, metrics: Arc<Metric
             tracing::error!("a batch exceeded its bound: dropped");
             continue;
         };
-        ledger.verify_ahead(batch.commands);
-        match tokio::time::timeout(STUCK, raft.client_write(entry)).await {
+        let written = meanwhile(raft.client_write(entry), || ledger.verify_ahead(batch.commands));
+        match tokio::time::timeout(STUCK, written).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a batch was not committed by this leader");
@@ -229,6 +230,18 @@ pub async fn batch(raft: Raft, ledger: Ledger, queue: Queue, metrics: Arc<Metric
             }
             Err(_) => new_term(&raft).await,
         }
+    }
+}
+
+/// Sets something going, and does something else while it is underway: entries are on their way to the disks before their
+/// signatures have the processor.
+pub async fn meanwhile<T>(first: impl Future<Output = T>, then: impl FnOnce()) -> T {
+    let mut first = std::pin::pin!(first);
+    let begun = futures::poll!(first.as_mut());
+    then();
+    match begun {
+        Poll::Ready(done) => done,
+        Poll::Pending => first.await,
     }
 }
 
