@@ -1,7 +1,18 @@
 //! A caller's request: what it needs, and how it is said to a route.
-use crate::dialect::{Dialect, Endpoint, Flavour, Operation};
+use crate::common::{Conversation, Writing};
+use crate::dialect::{Dialect, Endpoint, Flavour, MODEL_BYTES_MAX, Operation, escape};
 use crate::error::DialectError;
+use crate::errors::{self, ErrorAnswer, ErrorKind};
+use crate::json::{Json, Object, Value};
+use crate::splice::Splices;
+use crate::{anthropic, bedrock, embeddings, gemini, openai};
 use bytes::Bytes;
+
+/// Output tokens asked of a provider that must have a bound, if nobody set one: what LiteLLM asks, and every model takes.
+const MAX_OUTPUT_DEFAULT: u64 = 4096;
+
+/// The version of Anthropic's API that translations are written in.
+const ANTHROPIC_VERSION: &str = "2023-06-01";
 
 /// What an answer needs a model to be able to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,12 +39,20 @@ pub struct TargetRoute {
     /// Ask for usage in a stream of OpenAI's dialect even if the caller did not, and keep the extra event from it. The one
     /// exception to "byte for byte", therefore off unless someone must count.
     pub meter: bool,
+    /// `max_tokens` for Anthropic, which must have it, if the caller set none. Default 4096.
+    pub max_output_default: Option<u64>,
 }
 
 impl TargetRoute {
     /// A route of one dialect; OpenAI's own flavour, not metered.
     pub fn new(dialect: Dialect, upstream_model: impl Into<String>) -> Self {
-        Self { dialect, flavour: Flavour::default(), upstream_model: upstream_model.into(), meter: false }
+        Self {
+            dialect,
+            flavour: Flavour::default(),
+            upstream_model: upstream_model.into(),
+            meter: false,
+            max_output_default: None,
+        }
     }
 }
 
@@ -58,14 +77,124 @@ pub struct Call {
     stream: bool,
     needs: Needs,
     max_output_tokens: Option<u64>,
+    usage_in_stream: bool,
     body: Bytes,
 }
 
 impl Call {
-    /// Reads a body, as far as routing and budgets need it.
+    /// Reads a body, as far as routing and budgets need it. Models are listed without one.
     pub fn read(endpoint: Endpoint, body: Bytes) -> Result<Self, DialectError> {
-        let model = endpoint.model.clone().unwrap_or_default();
-        Ok(Self { endpoint, model, stream: false, needs: Needs::default(), max_output_tokens: None, body })
+        if endpoint.json_array {
+            return Err(DialectError::Malformed { field: "alt".into(), expected: "sse" });
+        }
+        let mut call = Self {
+            endpoint,
+            model: String::new(),
+            stream: false,
+            needs: Needs::default(),
+            max_output_tokens: None,
+            usage_in_stream: false,
+            body,
+        };
+        if let Operation::Models(_) = call.operation() {
+            call.model = call.endpoint.model.clone().unwrap_or_default();
+            return Ok(call);
+        }
+        let body = call.body.clone();
+        let mut o = Value::root(&body)?.object()?;
+        call.model = match &call.endpoint.model {
+            Some(model) => model.clone(),
+            None => o.need_string("model")?,
+        };
+        if call.model.is_empty() || call.model.len() > MODEL_BYTES_MAX {
+            let expected = "a name of 1 to 512 bytes";
+            return Err(DialectError::Malformed { field: "model".into(), expected });
+        }
+        call.stream = match call.operation() {
+            Operation::GenerateContent { stream } | Operation::Converse { stream } => stream,
+            Operation::Chat | Operation::Responses | Operation::Completions | Operation::Messages => {
+                o.take_bool("stream")?.unwrap_or(false)
+            }
+            _ => false,
+        };
+        call.survey(&mut o)?;
+        Ok(call)
+    }
+
+    /// What the body asks for. Whatever is odd in it is left to the provider, or to the translation, to refuse.
+    fn survey(&mut self, o: &mut Object<'_>) -> Result<(), DialectError> {
+        let kind_is = |value: Option<Value<'_>>, wanted: &str| {
+            value.filter(Value::is_object).and_then(|v| v.object().ok()?.take("type")?.string().ok())
+                == Some(wanted.to_owned())
+        };
+        let filled = |value: Option<Value<'_>>| value.is_some_and(|v| v.raw().as_str() != "[]");
+        let images = |value: Option<Value<'_>>, has: fn(&Value<'_>) -> Result<bool, DialectError>| {
+            value.is_some_and(|v| has(&v).unwrap_or(false))
+        };
+        match self.operation() {
+            Operation::Chat | Operation::Completions => {
+                let n = o.take_u64("n")?.unwrap_or(1).max(1);
+                let old = o.take_u64("max_tokens")?;
+                let max = o.take_u64("max_completion_tokens")?.or(old);
+                self.max_output_tokens = max.map(|max| max.saturating_mul(n));
+                if let Some(mut options) = inner(o.take("stream_options")) {
+                    self.usage_in_stream = options.take_bool("include_usage")?.unwrap_or(false);
+                }
+                self.needs.tools = filled(o.take("tools"));
+                self.needs.json_schema = kind_is(o.take("response_format"), "json_schema");
+                self.needs.reasoning = o.take("reasoning_effort").is_some_and(|e| e.text() != "\"none\"");
+                self.needs.vision = images(o.take("messages"), openai::has_images);
+            }
+            Operation::Responses => {
+                self.max_output_tokens = o.take_u64("max_output_tokens")?;
+                self.needs.tools = filled(o.take("tools"));
+                if let Some(mut text) = inner(o.take("text")) {
+                    self.needs.json_schema = kind_is(text.take("format"), "json_schema");
+                }
+                self.needs.reasoning = o.take("reasoning").is_some();
+                self.needs.vision = o.take("input").is_some_and(|i| i.text().contains("\"input_image\""));
+            }
+            Operation::Messages => {
+                self.max_output_tokens = o.take_u64("max_tokens")?;
+                self.needs.tools = filled(o.take("tools"));
+                let config = inner(o.take("output_config")).and_then(|mut c| c.take("format"));
+                self.needs.json_schema = kind_is(config.or(o.take("output_format")), "json_schema");
+                let thinking = o.take("thinking");
+                self.needs.reasoning = thinking.is_some() && !kind_is(thinking, "disabled");
+                self.needs.vision = images(o.take("messages"), anthropic::has_images);
+            }
+            Operation::GenerateContent { .. } => {
+                if let Some(mut config) = inner(o.take_either("generationConfig", "generation_config")) {
+                    let n = config.take_u64("candidateCount")?.unwrap_or(1).max(1);
+                    let max = config.take_either("maxOutputTokens", "max_output_tokens");
+                    self.max_output_tokens = max.map(|m| m.u64()).transpose()?.map(|m| m.saturating_mul(n));
+                    let schema = config.take_either("responseSchema", "response_schema");
+                    let schema = schema.or(config.take_either("responseJsonSchema", "response_json_schema"));
+                    self.needs.json_schema = schema.is_some();
+                    self.needs.reasoning = config.take_either("thinkingConfig", "thinking_config").is_some();
+                }
+                self.needs.tools = filled(o.take("tools"));
+                self.needs.vision = images(o.take("contents"), gemini::has_images);
+            }
+            Operation::Converse { .. } => {
+                if let Some(mut config) = inner(o.take("inferenceConfig")) {
+                    self.max_output_tokens = config.take_u64("maxTokens")?;
+                }
+                self.needs.tools = inner(o.take("toolConfig")).is_some_and(|mut c| filled(c.take("tools")));
+                let config = inner(o.take("outputConfig"));
+                self.needs.json_schema = config.is_some_and(|mut c| c.take("textFormat").is_some());
+                let more = inner(o.take("additionalModelRequestFields"));
+                self.needs.reasoning = more.is_some_and(|mut m| m.take("thinking").is_some());
+                self.needs.vision = images(o.take("messages"), bedrock::has_images);
+            }
+            Operation::Embeddings
+            | Operation::Models(_)
+            | Operation::CountTokens
+            | Operation::CountContent
+            | Operation::EmbedContent
+            | Operation::BatchEmbedContents => {}
+        }
+        Ok(())
     }
 
     /// The operation.
@@ -103,8 +232,182 @@ impl Call {
         &self.body
     }
 
+    /// An error of ours, in place of an answer.
+    pub fn error_answer(&self, kind: ErrorKind, message: &str) -> ErrorAnswer {
+        errors::error_answer(self.dialect(), kind, message)
+    }
+
+    /// An error of ours, as the last bytes of a stream that has begun.
+    pub fn error_event(&self, kind: ErrorKind, message: &str) -> Bytes {
+        errors::error_event(self.operation(), kind, message)
+    }
+
+    pub(crate) fn usage_in_stream(&self) -> bool {
+        self.usage_in_stream
+    }
+
+    /// Whether usage is asked for that the caller did not ask for.
+    pub(crate) fn is_metered(&self, target: &TargetRoute) -> bool {
+        let asks = matches!(self.operation(), Operation::Chat | Operation::Completions);
+        // Mistral gives it unasked, within the last event
+        let gives = target.dialect == Dialect::OpenAi && target.flavour != Flavour::Mistral;
+        target.meter && self.stream && asks && gives && !self.usage_in_stream
+    }
+
     /// Says the call to a route.
     pub fn for_route(&self, target: &TargetRoute) -> Result<UpstreamRequest, DialectError> {
-        Err(DialectError::NoSuchOperation { operation: self.operation(), target: target.dialect })
+        let operation = self.operation();
+        let none = || DialectError::NoSuchOperation { operation, target: target.dialect };
+        let passthrough = operation.dialect() == target.dialect;
+        let (asked, body) = if passthrough {
+            if let Operation::Models(_) = operation {
+                return Err(none());
+            }
+            (operation, self.spliced(target)?)
+        } else if operation.is_conversation() {
+            (conversation_at(target.dialect, self.stream), self.translated(target)?)
+        } else {
+            let (asked, body) = embeddings::write_request(self, target)?.ok_or_else(none)?;
+            (asked, Bytes::from(body))
+        };
+        let mut headers = vec![("content-type", "application/json".to_owned())];
+        let accept = match (self.stream, target.dialect) {
+            (true, Dialect::Bedrock) => "application/vnd.amazon.eventstream",
+            (true, _) => "text/event-stream",
+            (false, _) => "application/json",
+        };
+        headers.push(("accept", accept.to_owned()));
+        if target.dialect == Dialect::Anthropic && !passthrough {
+            headers.push(("anthropic-version", ANTHROPIC_VERSION.to_owned()));
+        }
+        Ok(UpstreamRequest { path: path(asked, &target.upstream_model)?, headers, body, passthrough })
     }
+
+    /// The conversation in common words.
+    pub(crate) fn conversation(&self, target: Dialect) -> Result<Conversation, DialectError> {
+        let body = Value::root(&self.body)?;
+        match self.dialect() {
+            Dialect::OpenAi => openai::read_request(&body, target),
+            Dialect::Anthropic => anthropic::read_request(&body, target),
+            Dialect::Gemini => gemini::read_request(&body, self.stream, target),
+            Dialect::Bedrock => bedrock::read_request(&body, self.stream, target),
+        }
+    }
+
+    fn translated(&self, target: &TargetRoute) -> Result<Bytes, DialectError> {
+        let conversation = self.conversation(target.dialect)?;
+        let to = Writing {
+            dialect: target.dialect,
+            flavour: target.flavour,
+            model: &target.upstream_model,
+            max_output_default: target.max_output_default.unwrap_or(MAX_OUTPUT_DEFAULT),
+        };
+        let text = match target.dialect {
+            Dialect::OpenAi => openai::write_request(&conversation, &to),
+            Dialect::Anthropic => anthropic::write_request(&conversation, &to),
+            Dialect::Gemini => gemini::write_request(&conversation, &to),
+            Dialect::Bedrock => bedrock::write_request(&conversation, &to),
+        };
+        text.map(Bytes::from)
+    }
+
+    /// The caller's bytes, but for the model's name, and what a flavour or a meter must have.
+    fn spliced(&self, target: &TargetRoute) -> Result<Bytes, DialectError> {
+        let mut splices = Splices::of(&self.body);
+        let upstream = &target.upstream_model;
+        let root = Value::root(&self.body)?;
+        let mut o = root.object()?;
+        match self.operation() {
+            Operation::EmbedContent | Operation::BatchEmbedContents | Operation::CountContent => {
+                // the path's model once more, as a resource
+                let name = format!("models/{}", upstream.trim_start_matches("models/"));
+                let mut models = vec![o.take("model")];
+                for request in o.take_array("requests")? {
+                    models.push(request.object()?.take("model"));
+                }
+                if let Some(mut request) = o.take_object("generateContentRequest")? {
+                    models.push(request.take("model"));
+                }
+                for model in models.into_iter().flatten() {
+                    if model.string()? != name {
+                        splices.replace(model.text(), Json::from(&name).to_string());
+                    }
+                }
+            }
+            Operation::GenerateContent { .. } | Operation::Converse { .. } => {}
+            _ if self.model != *upstream => {
+                splices.replace(o.need("model")?.text(), Json::from(upstream).to_string());
+            }
+            _ => {}
+        }
+        let only_max_tokens = matches!(
+            target.flavour,
+            Flavour::Mistral | Flavour::DeepSeek | Flavour::Ollama | Flavour::LlamaCpp | Flavour::Compatible
+        );
+        if self.operation() == Operation::Chat && only_max_tokens && o.raw("max_tokens").is_none() {
+            // these servers would not know it, or not heed it
+            if let Some(key) = o.key("max_completion_tokens") {
+                splices.replace(key, "max_tokens".into());
+            }
+        }
+        if self.is_metered(target) {
+            match o.raw("stream_options") {
+                None => splices.after_brace(root.text(), "\"stream_options\":{\"include_usage\":true},"),
+                Some(options) if options.starts_with('{') => {
+                    let mut options = Value::root(options.as_bytes())?.object()?;
+                    match options.take("include_usage") {
+                        Some(value) => splices.replace(value.text(), "true".into()),
+                        None => {
+                            let (at, empty) =
+                                (o.raw("stream_options").unwrap_or_default(), options.is_empty());
+                            let comma = if empty { "" } else { "," };
+                            splices.after_brace(at, &format!("\"include_usage\":true{comma}"));
+                        }
+                    }
+                }
+                Some(null) => splices.replace(null, "{\"include_usage\":true}".into()),
+            }
+        }
+        Ok(splices.apply())
+    }
+}
+
+fn inner(value: Option<Value<'_>>) -> Option<Object<'_>> {
+    value.filter(Value::is_object).and_then(|v| v.object().ok())
+}
+
+fn conversation_at(dialect: Dialect, stream: bool) -> Operation {
+    match dialect {
+        Dialect::OpenAi => Operation::Chat,
+        Dialect::Anthropic => Operation::Messages,
+        Dialect::Gemini => Operation::GenerateContent { stream },
+        Dialect::Bedrock => Operation::Converse { stream },
+    }
+}
+
+/// Where a route takes an operation.
+fn path(operation: Operation, model: &str) -> Result<String, DialectError> {
+    let gemini = |verb: &str| {
+        let (kind, name) = match model.split_once('/') {
+            Some((kind @ ("models" | "tunedModels"), name)) => (kind, name),
+            _ => ("models", model),
+        };
+        Ok(format!("/v1beta/{kind}/{}:{verb}", escape(name, "")?))
+    };
+    Ok(match operation {
+        Operation::Chat => "/v1/chat/completions".into(),
+        Operation::Responses => "/v1/responses".into(),
+        Operation::Completions => "/v1/completions".into(),
+        Operation::Embeddings => "/v1/embeddings".into(),
+        Operation::Models(_) => "/v1/models".into(),
+        Operation::Messages => "/v1/messages".into(),
+        Operation::CountTokens => "/v1/messages/count_tokens".into(),
+        Operation::GenerateContent { stream: false } => return gemini("generateContent"),
+        Operation::GenerateContent { stream: true } => return gemini("streamGenerateContent?alt=sse"),
+        Operation::CountContent => return gemini("countTokens"),
+        Operation::EmbedContent => return gemini("embedContent"),
+        Operation::BatchEmbedContents => return gemini("batchEmbedContents"),
+        Operation::Converse { stream: false } => format!("/model/{}/converse", escape(model, "")?),
+        Operation::Converse { stream: true } => format!("/model/{}/converse-stream", escape(model, "")?),
+    })
 }

@@ -198,7 +198,7 @@ impl<'a> Object<'a> {
     /// Takes a field out. `null` is absent.
     pub(crate) fn take(&mut self, key: &str) -> Option<Value<'a>> {
         let at = self.entries.iter().position(|(k, _)| k == key)?;
-        let (_, raw) = self.entries.swap_remove(at);
+        let (_, raw) = self.entries.remove(at);
         let value = Value { text: raw.get(), at: join(&self.at, key) };
         (!value.is_null()).then_some(value)
     }
@@ -229,16 +229,35 @@ impl<'a> Object<'a> {
         self.take(key).map(|v| v.u64()).transpose()
     }
 
-    pub(crate) fn take_number(&mut self, key: &str) -> Result<Option<Raw>, DialectError> {
-        self.take(key).map(|v| v.number()).transpose()
-    }
-
     pub(crate) fn take_array(&mut self, key: &str) -> Result<Vec<Value<'a>>, DialectError> {
         Ok(self.take(key).map(|v| v.array()).transpose()?.unwrap_or_default())
     }
 
     pub(crate) fn take_object(&mut self, key: &str) -> Result<Option<Object<'a>>, DialectError> {
         self.take(key).map(|v| v.object()).transpose()
+    }
+
+    /// A field's text, `null` too; it stays.
+    pub(crate) fn raw(&self, key: &str) -> Option<&'a str> {
+        self.entries.iter().find(|(k, _)| k == key).map(|(_, raw)| raw.get())
+    }
+
+    /// A key as it stands in the text; `None` if it is absent or escaped.
+    pub(crate) fn key(&self, key: &str) -> Option<&'a str> {
+        self.entries.iter().find_map(|(k, _)| match k {
+            Cow::Borrowed(text) if *text == key => Some(*text),
+            _ => None,
+        })
+    }
+
+    /// All fields, in their order.
+    pub(crate) fn into_fields(self) -> Vec<(String, Value<'a>)> {
+        let value = |key: &str, raw: &'a RawValue| Value { text: raw.get(), at: join(&self.at, key) };
+        self.entries.iter().map(|(key, raw)| (key.to_string(), value(key, raw))).collect()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
     /// Takes fields that are hints without effect on the answer.
@@ -260,11 +279,6 @@ impl<'a> Object<'a> {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Its path.
-    pub(crate) fn at(&self) -> &str {
-        &self.at
     }
 
     /// An error about the object.
@@ -432,6 +446,14 @@ impl Obj {
 
     pub(crate) fn put(&mut self, key: &'static str, value: impl Into<Json>) {
         self.0.push((key, value.into()));
+    }
+
+    /// Its first field, if that is `type`.
+    pub(crate) fn type_name(&self) -> &str {
+        match self.0.first() {
+            Some(("type", Json::Str(name))) => name,
+            _ => "",
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {

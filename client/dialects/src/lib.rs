@@ -14,16 +14,24 @@
 //! - No error, and nothing with `Debug` here, holds content.
 #![forbid(unsafe_code)]
 
+mod anthropic;
+mod bedrock;
 mod call;
+mod common;
 mod dialect;
+mod embeddings;
 mod error;
 pub mod errors;
 mod eventstream;
+mod gemini;
 pub mod headers;
 mod json;
 pub mod limits;
 pub mod models;
+mod observe;
+mod openai;
 mod outcome;
+mod splice;
 mod sse;
 mod translate;
 

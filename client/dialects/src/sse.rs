@@ -79,11 +79,6 @@ impl Events {
         self.take_line(b"", out)
     }
 
-    /// Bytes of an event that is not whole yet.
-    pub(crate) fn take_pending(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.event.bytes)
-    }
-
     fn extend(&mut self, bytes: &[u8]) -> Result<(), DialectError> {
         let held = self.line.len() + self.event.data.len() + self.event.bytes.len() / 2 + bytes.len();
         if held > EVENT_BYTES_MAX {

@@ -1,7 +1,14 @@
 //! A route's answer, said to the caller.
 use crate::call::{Call, TargetRoute};
+use crate::common::{Block, Decode, Delta, Encode, Framing, Part, Reply};
+use crate::dialect::{Dialect, Operation};
 use crate::error::DialectError;
-use crate::outcome::Outcome;
+use crate::eventstream::Frames;
+use crate::json::Value;
+use crate::observe::Observer;
+use crate::outcome::{Finish, Outcome};
+use crate::sse::Events;
+use crate::{anthropic, bedrock, embeddings, errors, gemini, headers, openai};
 use bytes::Bytes;
 
 /// What a translated answer needs from outside.
@@ -38,20 +45,94 @@ pub struct Answer {
 
 /// Translates one answer of one route.
 pub struct AnswerTranslator {
+    operation: Operation,
+    stream: bool,
+    from: Dialect,
+    framing: Framing,
+    mode: Mode,
     outcome: Outcome,
+}
+
+enum Mode {
+    /// The same operation: bytes pass, and are watched.
+    Pass { observer: Observer, watch: Watch },
+    /// Another dialect.
+    Translate { decoder: Box<dyn Decode>, encoder: Box<dyn Encode> },
+    /// Embeddings of another dialect, and what was asked for.
+    Embeddings { asked: Bytes },
+}
+
+enum Watch {
+    Events(Events),
+    Frames(Frames),
+    /// Events, of which the one with nothing but usage is kept from the caller.
+    Metered(Events),
 }
 
 impl AnswerTranslator {
     /// For the answer to `call.for_route(target)`.
     pub fn new(call: &Call, target: &TargetRoute, stamp: Stamp) -> Self {
-        let _ = (call, target, stamp);
-        Self { outcome: Outcome::default() }
+        let operation = call.operation();
+        let framing = Framing {
+            id: stamp.id,
+            created: stamp.created,
+            model: call.model().to_owned(),
+            usage_in_stream: call.usage_in_stream(),
+        };
+        let mode = if operation.dialect() == target.dialect {
+            let watch = match operation {
+                Operation::Converse { .. } => Watch::Frames(Frames::default()),
+                _ if call.is_metered(target) => Watch::Metered(Events::keeping_bytes()),
+                _ => Watch::Events(Events::default()),
+            };
+            Mode::Pass { observer: Observer::new(operation), watch }
+        } else if operation.is_conversation() {
+            let decoder: Box<dyn Decode> = match target.dialect {
+                Dialect::OpenAi => Box::new(openai::Decoder::new(&framing.id)),
+                Dialect::Anthropic => Box::new(anthropic::Decoder::default()),
+                Dialect::Gemini => Box::new(gemini::Decoder::new(&framing.id)),
+                Dialect::Bedrock => Box::new(bedrock::Decoder::default()),
+            };
+            let encoder: Box<dyn Encode> = match operation.dialect() {
+                Dialect::OpenAi => Box::new(openai::Encoder::new(framing.clone())),
+                Dialect::Anthropic => Box::new(anthropic::Encoder::new(framing.clone())),
+                Dialect::Gemini => Box::new(gemini::Encoder::new(framing.clone())),
+                Dialect::Bedrock => Box::new(bedrock::Encoder::default()),
+            };
+            Mode::Translate { decoder, encoder }
+        } else {
+            Mode::Embeddings { asked: call.expose_body().clone() }
+        };
+        let (stream, from) = (call.stream(), target.dialect);
+        Self { operation, stream, from, framing, mode, outcome: Outcome::default() }
     }
 
     /// Status and headers, as soon as they are there. Says whether the body is a stream.
-    pub fn head(&mut self, status: u16, headers: &[(String, String)]) -> Head {
-        let _ = headers;
-        Head { status, headers: Vec::new(), stream: false }
+    pub fn head(&self, status: u16, headers: &[(String, String)]) -> Head {
+        let content_type = header(headers, "content-type").unwrap_or_default();
+        let json = content_type.starts_with("application/json");
+        let stream = self.stream && (200..300).contains(&status) && !json;
+        let content_type = match (&self.mode, stream) {
+            (Mode::Pass { .. }, _) => content_type,
+            (_, true) => self.stream_type(),
+            (_, false) => "application/json",
+        };
+        Head { status, headers: self.headers(headers, content_type), stream }
+    }
+
+    fn stream_type(&self) -> &'static str {
+        match self.operation.dialect() {
+            Dialect::Bedrock => "application/vnd.amazon.eventstream",
+            Dialect::OpenAi | Dialect::Anthropic | Dialect::Gemini => "text/event-stream; charset=utf-8",
+        }
+    }
+
+    fn headers(&self, from: &[(String, String)], content_type: &str) -> Vec<(String, String)> {
+        let mut out = headers::for_caller(self.from, self.operation.dialect(), from, self.framing.created);
+        if !content_type.is_empty() {
+            out.push(("content-type".into(), content_type.into()));
+        }
+        out
     }
 
     /// A whole body, good or error. Exclusive with [`Self::feed`].
@@ -61,22 +142,199 @@ impl AnswerTranslator {
         headers: &[(String, String)],
         body: Bytes,
     ) -> Result<Answer, DialectError> {
-        let _ = headers;
-        Ok(Answer { status, headers: Vec::new(), body })
+        if !(200..300).contains(&status) {
+            return Ok(self.error(status, headers, body));
+        }
+        let upstream_type = header(headers, "content-type").unwrap_or("application/json");
+        let (content_type, body) = match &mut self.mode {
+            Mode::Pass { observer, .. } => {
+                observer.whole(&body, &mut self.outcome);
+                (upstream_type, body)
+            }
+            Mode::Translate { encoder, .. } => {
+                let root = Value::root(&body).map_err(DialectError::in_answer)?;
+                let stamp = &self.framing.id;
+                let reply = match self.from {
+                    Dialect::OpenAi => openai::read_reply(&root),
+                    Dialect::Anthropic => anthropic::read_reply(&root),
+                    Dialect::Gemini => gemini::read_reply(&root, stamp),
+                    Dialect::Bedrock => bedrock::read_reply(&root),
+                };
+                let reply = reply.map_err(DialectError::in_answer)?;
+                self.outcome.usage = reply.usage;
+                self.outcome.finish = reply.finish;
+                self.outcome.model = reply.model.clone();
+                self.outcome.complete = true;
+                if self.stream {
+                    // the provider did not stream: the caller gets a short one
+                    let mut out = Vec::new();
+                    deltas(reply).into_iter().try_for_each(|delta| encoder.write(delta, &mut out))?;
+                    (self.stream_type(), out.into())
+                } else {
+                    let framing = &self.framing;
+                    let text = match self.operation.dialect() {
+                        Dialect::OpenAi => openai::write_reply(&reply, framing),
+                        Dialect::Anthropic => anthropic::write_reply(&reply, framing),
+                        Dialect::Gemini => gemini::write_reply(&reply, framing),
+                        Dialect::Bedrock => bedrock::write_reply(&reply),
+                    };
+                    ("application/json", Bytes::from(text))
+                }
+            }
+            Mode::Embeddings { asked } => {
+                let text =
+                    embeddings::write_reply(self.operation, asked, &body, &self.framing, &mut self.outcome)
+                        .map_err(DialectError::in_answer)?;
+                ("application/json", Bytes::from(text))
+            }
+        };
+        let headers = self.headers(headers, content_type);
+        Ok(Answer { status, headers, body })
+    }
+
+    fn error(&mut self, status: u16, headers: &[(String, String)], body: Bytes) -> Answer {
+        let error = errors::read(self.from, status, headers, &body);
+        self.outcome.error = Some(error.kind);
+        self.outcome.complete = true;
+        if let Mode::Pass { .. } = self.mode {
+            let content_type = header(headers, "content-type").unwrap_or("application/json");
+            let mut out = self.headers(headers, content_type);
+            // the SDK finds the error's name there
+            out.extend(headers.iter().filter(|(name, _)| name == "x-amzn-errortype").cloned());
+            return Answer { status, headers: out, body };
+        }
+        let answer = errors::error_answer(self.operation.dialect(), error.kind, &error.message);
+        let mut out = self.headers(headers, "");
+        if let (Some(seconds), None) = (error.retry_after, header(headers, "retry-after")) {
+            out.push(("retry-after".into(), seconds.to_string()));
+        }
+        out.extend(answer.headers);
+        Answer { status: answer.status, headers: out, body: answer.body }
     }
 
     /// The next bytes of a stream, cut anywhere; the bytes for the caller, perhaps none.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<Bytes, DialectError> {
-        Ok(Bytes::copy_from_slice(bytes))
+        self.step(Some(bytes))
     }
 
     /// The stream is over: the last bytes, or [`DialectError::Truncated`].
     pub fn finish(&mut self) -> Result<Bytes, DialectError> {
-        Ok(Bytes::new())
+        let out = self.step(None)?;
+        if self.outcome.complete { Ok(out) } else { Err(DialectError::Truncated) }
+    }
+
+    /// Bytes, or the end of them.
+    fn step(&mut self, bytes: Option<&[u8]>) -> Result<Bytes, DialectError> {
+        let outcome = &mut self.outcome;
+        match &mut self.mode {
+            Mode::Pass { observer, watch: Watch::Frames(frames) } => {
+                let mut seen = Vec::new();
+                match bytes {
+                    Some(bytes) => frames.feed(bytes, &mut seen)?,
+                    None => frames.finish()?,
+                }
+                seen.iter().for_each(|frame| observer.frame(frame, outcome));
+                Ok(Bytes::copy_from_slice(bytes.unwrap_or_default()))
+            }
+            Mode::Pass { observer, watch: Watch::Events(events) } => {
+                let mut seen = Vec::new();
+                match bytes {
+                    Some(bytes) => events.feed(bytes, &mut seen)?,
+                    None => events.finish(&mut seen)?,
+                }
+                let some = seen.iter().filter(|event| !event.data.is_empty());
+                some.for_each(|event| observer.event(&event.data, outcome));
+                Ok(Bytes::copy_from_slice(bytes.unwrap_or_default()))
+            }
+            Mode::Pass { observer, watch: Watch::Metered(events) } => {
+                let mut seen = Vec::new();
+                match bytes {
+                    Some(bytes) => events.feed(bytes, &mut seen)?,
+                    None => events.finish(&mut seen)?,
+                }
+                let mut out = Vec::new();
+                for event in seen {
+                    if !event.data.is_empty() {
+                        observer.event(&event.data, outcome);
+                    }
+                    if !is_usage_only(&event.data) {
+                        out.extend_from_slice(&event.bytes);
+                    }
+                }
+                Ok(out.into())
+            }
+            Mode::Translate { decoder, encoder } => {
+                let mut deltas = Vec::new();
+                match bytes {
+                    Some(bytes) => decoder.feed(bytes, &mut deltas)?,
+                    None => decoder.finish(&mut deltas)?,
+                }
+                let mut out = Vec::new();
+                for delta in deltas {
+                    note(&delta, outcome);
+                    encoder.write(delta, &mut out)?;
+                }
+                Ok(out.into())
+            }
+            Mode::Embeddings { .. } => Ok(Bytes::new()),
+        }
     }
 
     /// What was observed so far.
     pub fn outcome(&self) -> &Outcome {
         &self.outcome
     }
+}
+
+fn header<'a>(headers: &'a [(String, String)], wanted: &str) -> Option<&'a str> {
+    headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str())
+}
+
+/// The event that `include_usage` adds: no choices, and usage.
+fn is_usage_only(data: &str) -> bool {
+    let object = Value::root(data.as_bytes()).ok().filter(Value::is_object).and_then(|v| v.object().ok());
+    object.is_some_and(|mut o| {
+        let none = o.take("choices").is_some_and(|c| c.raw().as_str() == "[]");
+        none && o.take("usage").is_some()
+    })
+}
+
+fn note(delta: &Delta, outcome: &mut Outcome) {
+    match delta {
+        Delta::Begin { model, .. } => outcome.model = model.clone(),
+        Delta::Finish { finish, .. } => outcome.finish = Some(*finish),
+        Delta::Usage(usage) => outcome.usage = Some(*usage),
+        Delta::Error(error) => {
+            outcome.error = Some(error.kind);
+            outcome.complete = true;
+        }
+        Delta::Done => outcome.complete = true,
+        _ => {}
+    }
+}
+
+/// A whole answer as the pieces that a stream of it would have.
+fn deltas(reply: Reply) -> Vec<Delta> {
+    let mut out = vec![Delta::Begin { id: reply.id, model: reply.model }];
+    for part in reply.parts {
+        match part {
+            Part::Text(text) => out.extend([Delta::BlockBegin(Block::Text), Delta::Text(text)]),
+            Part::Thinking { text, signature } => {
+                out.extend([Delta::BlockBegin(Block::Thinking), Delta::Thinking(text)]);
+                out.extend(signature.map(Delta::Signature));
+            }
+            Part::Redacted(data) => out.push(Delta::BlockBegin(Block::Redacted(data))),
+            Part::ToolCall { id, name, arguments } => {
+                out.push(Delta::BlockBegin(Block::Tool { id, name }));
+                out.push(Delta::Arguments(arguments.as_str().to_owned()));
+            }
+            Part::Image(_) | Part::ToolResult(_) | Part::CachePoint { .. } => continue,
+        }
+        out.push(Delta::BlockEnd);
+    }
+    let finish = reply.finish.unwrap_or(Finish::Stop);
+    out.push(Delta::Finish { finish, stop_sequence: reply.stop_sequence });
+    out.extend(reply.usage.map(Delta::Usage));
+    out.push(Delta::Done);
+    out
 }

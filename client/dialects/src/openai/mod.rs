@@ -1,0 +1,22 @@
+//! OpenAI chat completions, and the accents of compatible servers.
+//! <https://platform.openai.com/docs/api-reference/chat>, <https://github.com/openai/openai-openapi>
+//!
+//! Beyond OpenAI's own fields, what has become customary is read and written:
+//! - `reasoning_content` (DeepSeek, vLLM, llama.cpp, xAI; `reasoning` at OpenRouter and Groq) for unsigned thinking.
+//!   <https://api-docs.deepseek.com/guides/reasoning_model>
+//! - `thinking_blocks` on assistant messages and deltas for thinking with signatures, as LiteLLM has them.
+//!   <https://docs.litellm.ai/docs/reasoning_content>. A block that stands elsewhere than in front has an `index` among
+//!   all pieces of the message (ours).
+//! - `cache_control` on text parts and tools, as OpenRouter and LiteLLM take it.
+//! - `thinking` and `top_k` of a request, which a provider behind may know.
+//!
+//! Hints that are left out towards other dialects, as no answer depends on them: `user` and `safety_identifier` (where
+//! the other has no place), `metadata`, `store: false`, `prompt_cache_key`, `prompt_cache_retention`,
+//! `service_tier: auto|default`, `stream_options.include_obfuscation`.
+mod answer;
+mod request;
+mod stream;
+
+pub(crate) use answer::{finish_of, read_reply, read_usage, write_reply};
+pub(crate) use request::{has_images, read_cache_control, read_request, write_request};
+pub(crate) use stream::{Decoder, Encoder};

@@ -1,0 +1,249 @@
+//! Streamed answers.
+use crate::common::{Block, Blocks, Decode, Delta, Encode, Framing, Part};
+use crate::error::DialectError;
+use crate::errors;
+use crate::json::{Json, Obj, Object, Value};
+use crate::openai::answer::{
+    finish_name, finish_of, read_texts, read_usage, redacted_block, thinking_block, write_usage,
+};
+use crate::outcome::{Finish, Usage};
+use crate::sse::{self, Event, Events};
+
+/// Reads chunks of a chat completion.
+#[derive(Default)]
+pub(crate) struct Decoder {
+    events: Events,
+    blocks: Blocks,
+    begun: bool,
+    refused: bool,
+    finish: Option<Finish>,
+    /// Index of the tool call that is open.
+    tool: Option<u64>,
+    done: bool,
+    /// For tool calls without an id.
+    stamp: String,
+    unnamed: usize,
+}
+
+impl Decoder {
+    pub(crate) fn new(stamp: &str) -> Self {
+        Self { stamp: stamp.to_owned(), ..Self::default() }
+    }
+
+    fn event(&mut self, event: &Event, out: &mut Vec<Delta>) -> Result<(), DialectError> {
+        if self.done || event.data.is_empty() {
+            return Ok(());
+        }
+        if event.data == "[DONE]" {
+            self.end(out);
+            return Ok(());
+        }
+        let root = Value::root(event.data.as_bytes())?;
+        let mut o = root.object()?;
+        if o.take("error").is_some() {
+            let error = errors::read_event(crate::dialect::Dialect::OpenAi, event.data.as_bytes());
+            self.done = true;
+            out.push(Delta::Error(error));
+            return Ok(());
+        }
+        if !self.begun {
+            self.begun = true;
+            out.push(Delta::Begin { id: o.take_string("id")?, model: o.take_string("model")? });
+        }
+        if let Some(choice) = o.take_array("choices")?.first() {
+            self.choice(choice.object()?, out)?;
+        }
+        if let Some(usage) = o.take_object("usage")? {
+            out.push(Delta::Usage(read_usage(usage)?));
+        }
+        Ok(())
+    }
+
+    fn choice(&mut self, mut choice: Object<'_>, out: &mut Vec<Delta>) -> Result<(), DialectError> {
+        if let Some(mut delta) = choice.take_object("delta")? {
+            let plain = delta.take("reasoning_content");
+            let plain = plain.or(delta.take("reasoning")).filter(Value::is_string);
+            let blocks = delta.take_array("thinking_blocks")?;
+            for block in &blocks {
+                let mut b = block.object()?;
+                if let Some(data) = b.take_string("data")? {
+                    self.blocks.redacted(data, out)?;
+                    continue;
+                }
+                self.blocks.thinking(b.take_string("thinking")?.unwrap_or_default(), out)?;
+                self.blocks.signature(b.take_string("signature")?.unwrap_or_default(), out)?;
+            }
+            if let (true, Some(plain)) = (blocks.is_empty(), plain) {
+                self.blocks.thinking(plain.string()?, out)?;
+            }
+            let mut thoughts = Vec::new();
+            let texts = read_texts(&mut delta, &mut thoughts)?;
+            for thought in thoughts {
+                if let Part::Thinking { text, .. } = thought {
+                    self.blocks.thinking(text, out)?;
+                }
+            }
+            for text in texts {
+                self.blocks.text(text, out)?;
+            }
+            if let Some(refusal) = delta.take_string("refusal")?.filter(|r| !r.is_empty()) {
+                self.refused = true;
+                self.blocks.text(refusal, out)?;
+            }
+            for (nth, call) in delta.take_array("tool_calls")?.iter().enumerate() {
+                self.call(nth, call.object()?, out)?;
+            }
+        }
+        if let Some(reason) = choice.take_string("finish_reason")?.filter(|r| !r.is_empty()) {
+            self.finish = Some(finish_of(&reason));
+        }
+        Ok(())
+    }
+
+    fn call(&mut self, nth: usize, mut call: Object<'_>, out: &mut Vec<Delta>) -> Result<(), DialectError> {
+        let index = call.take_u64("index")?.unwrap_or(nth as u64);
+        let id = call.take_string("id")?.filter(|id| !id.is_empty());
+        let mut f = call.take_object("function")?;
+        let name = f.as_mut().map(|f| f.take_string("name")).transpose()?.flatten().filter(|n| !n.is_empty());
+        // a call begins with its name; some servers repeat name and id in each fragment
+        if let (Some(name), true) = (name, self.tool != Some(index)) {
+            let id = id.unwrap_or_else(|| {
+                self.unnamed += 1;
+                format!("call_{}_{}", self.stamp, self.unnamed)
+            });
+            self.blocks.tool(id, name, None, out)?;
+            self.tool = Some(index);
+        }
+        let Some(arguments) = f.as_mut().map(|f| f.take("arguments")).unwrap_or_default() else {
+            return Ok(());
+        };
+        // Ollama's older servers send an object
+        let text =
+            if arguments.is_object() { arguments.raw().as_str().to_owned() } else { arguments.string()? };
+        if !text.is_empty() && self.tool != Some(index) {
+            return Err(arguments.expected("fragments of the tool call that began last"));
+        }
+        self.blocks.arguments(text, out)
+    }
+
+    fn end(&mut self, out: &mut Vec<Delta>) {
+        self.blocks.end(out);
+        let finish = match (self.finish.take(), self.refused) {
+            (_, true) => Finish::Refusal,
+            (Some(Finish::Stop) | None, _) if self.blocks.any_tool() => Finish::ToolCalls,
+            (Some(finish), _) => finish,
+            (None, _) => Finish::Stop,
+        };
+        out.push(Delta::Finish { finish, stop_sequence: None });
+        out.push(Delta::Done);
+        self.done = true;
+    }
+}
+
+impl Decode for Decoder {
+    fn feed(&mut self, bytes: &[u8], out: &mut Vec<Delta>) -> Result<(), DialectError> {
+        let mut events = Vec::new();
+        self.events.feed(bytes, &mut events)?;
+        events.iter().try_for_each(|event| self.event(event, out)).map_err(DialectError::in_answer)
+    }
+
+    fn finish(&mut self, out: &mut Vec<Delta>) -> Result<(), DialectError> {
+        let mut events = Vec::new();
+        self.events.finish(&mut events)?;
+        events.iter().try_for_each(|event| self.event(event, out)).map_err(DialectError::in_answer)?;
+        if !self.done {
+            // some servers end without [DONE], none without a reason
+            if self.finish.is_none() {
+                return Err(DialectError::Truncated);
+            }
+            self.end(out);
+        }
+        Ok(())
+    }
+}
+
+/// Writes chunks of a chat completion.
+pub(crate) struct Encoder {
+    framing: Framing,
+    model: Option<String>,
+    tools: u64,
+    finish: Finish,
+    usage: Option<Usage>,
+}
+
+impl Encoder {
+    pub(crate) fn new(framing: Framing) -> Self {
+        Self { framing, model: None, tools: 0, finish: Finish::Stop, usage: None }
+    }
+
+    fn chunk(&self, choices: Vec<Json>) -> Obj {
+        Obj::new()
+            .with("id", format!("chatcmpl-{}", self.framing.id))
+            .with("object", "chat.completion.chunk")
+            .with("created", self.framing.created)
+            .with("model", self.model.as_deref().unwrap_or(&self.framing.model))
+            .with("choices", choices)
+    }
+
+    fn delta(&self, delta: Obj, finish: Json, out: &mut Vec<u8>) {
+        let choice = Obj::new().with("index", 0_u64).with("delta", delta);
+        let choice = choice.with("logprobs", Json::Null).with("finish_reason", finish);
+        sse::write(out, None, &self.chunk(vec![choice.into()]).text());
+    }
+
+    fn call(&self, call: Obj, out: &mut Vec<u8>) {
+        self.delta(Obj::new().with("tool_calls", vec![Json::from(call)]), Json::Null, out);
+    }
+}
+
+impl Encode for Encoder {
+    fn write(&mut self, delta: Delta, out: &mut Vec<u8>) -> Result<(), DialectError> {
+        let thinking = |block: Obj| Obj::new().with("thinking_blocks", vec![Json::from(block)]);
+        match delta {
+            Delta::Begin { model, .. } => {
+                self.model = model;
+                let first =
+                    Obj::new().with("role", "assistant").with("content", "").with("refusal", Json::Null);
+                self.delta(first, Json::Null, out);
+            }
+            Delta::BlockBegin(Block::Text | Block::Thinking) | Delta::BlockEnd => {}
+            Delta::BlockBegin(Block::Redacted(data)) => {
+                self.delta(thinking(redacted_block(&data)), Json::Null, out);
+            }
+            Delta::BlockBegin(Block::Tool { id, name }) => {
+                let function = Obj::new().with("name", name).with("arguments", "");
+                let call = Obj::new().with("index", self.tools).with("id", id).with("type", "function");
+                self.tools += 1;
+                self.call(call.with("function", function), out);
+            }
+            Delta::Text(text) => self.delta(Obj::new().with("content", text), Json::Null, out),
+            Delta::Thinking(text) => {
+                let delta = Obj::new().with("reasoning_content", &text);
+                let block = vec![Json::from(thinking_block(&text, None))];
+                self.delta(delta.with("thinking_blocks", block), Json::Null, out);
+            }
+            Delta::Signature(signature) => {
+                self.delta(thinking(thinking_block("", Some(&signature))), Json::Null, out);
+            }
+            Delta::Arguments(text) => {
+                let call = Obj::new().with("index", self.tools.saturating_sub(1));
+                self.call(call.with("function", Obj::new().with("arguments", text)), out);
+            }
+            Delta::Finish { finish, .. } => self.finish = finish,
+            Delta::Usage(usage) => self.usage = Some(usage),
+            Delta::Error(error) => {
+                let operation = crate::dialect::Operation::Chat;
+                out.extend_from_slice(&errors::error_event(operation, error.kind, &error.message));
+            }
+            Delta::Done => {
+                self.delta(Obj::new(), finish_name(self.finish).into(), out);
+                if let (Some(usage), true) = (&self.usage, self.framing.usage_in_stream) {
+                    let chunk = self.chunk(Vec::new()).with("usage", write_usage(usage));
+                    sse::write(out, None, &chunk.text());
+                }
+                sse::write(out, None, "[DONE]");
+            }
+        }
+        Ok(())
+    }
+}
