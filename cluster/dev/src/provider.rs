@@ -1,26 +1,36 @@
-//! The demo provider: a small OpenAI-compatible server on TLS 1.3 and loopback, for the demo, the tests and the
-//! benchmarks. Nothing in the mesh knows that it is the demo's.
+//! The demo provider: a small server on TLS 1.3 and loopback that speaks the dialects of OpenAI, Anthropic, Gemini and
+//! Bedrock, for the demo, the tests and the benchmarks. Nothing in the mesh knows that it is the demo's.
 //!
-//! It decides nothing for the mesh and holds no secret of it. It is strict, so that a mesh that garbles a
-//! request sees an error: JSON is validated, wrong paths and methods are refused in OpenAI's own error form.
-//! Answers are a function of the request (module `openai`), so two runs can be compared. Certificates come
-//! from a throw-away CA in `--dir`, which survives a restart so that a client may pin it.
+//! It decides nothing for the mesh and holds no secret of it. It is strict, so that a mesh that garbles a request or an adapter
+//! that mistranslates one sees an error: bodies are checked field by field (module `strict`), and what a vendor refuses is
+//! refused in that vendor's own error form (one module for each dialect). Answers are a function of the request (module
+//! `answer`), so two runs can be compared. Certificates come from a throw-away CA in `--dir`, which survives a restart so
+//! that a client may pin it.
 //!
 //! It refuses TLS below 1.3 and ALPN other than `http/1.1`. A model named `fault-…` asks for one fault; each is
-//! listed at [`Fault`]. Departs from real providers: no rate limit, no tools, no images, one choice.
+//! listed at [`Fault`]. Departs from real providers: no rate limit, one choice, no log probabilities, images are not looked
+//! at, tools are called when the question names them.
 
 mod access;
+mod answer;
+mod anthropic;
 mod api;
+mod bedrock;
+mod catalogue;
+mod gemini;
 mod openai;
 mod reply;
+mod strict;
 mod tls;
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use bytes::Bytes;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -29,7 +39,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-pub use self::openai::Fault;
+pub use self::catalogue::Fault;
 
 /// Connections held at once; more wait in the kernel's backlog. Well above any benchmark's pools, well below
 /// the usual limit of open files.
@@ -46,7 +56,7 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(20);
 #[command(
     name = "quorate-demo-provider",
     version,
-    about = "A small OpenAI-compatible TLS 1.3 server for development"
+    about = "A small TLS 1.3 server for development that speaks the providers' dialects"
 )]
 pub struct Options {
     /// Address to listen on; port 0 takes a free one, written to DIR/addr.
@@ -105,10 +115,50 @@ pub struct Provider {
     addr: SocketAddr,
 }
 
+/// What a dialect answers, and the fault that the model asks for.
+struct Answered {
+    fault: Option<Fault>,
+    content: Content,
+}
+
+/// A good answer's body.
+enum Content {
+    Json(Vec<u8>),
+    /// Its content type, and its parts.
+    Stream(&'static str, VecDeque<Bytes>),
+}
+
+/// A refusal in a dialect's own form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Refusal {
+    status: u16,
+    body: Vec<u8>,
+    headers: Vec<(&'static str, String)>,
+}
+
+impl Answered {
+    fn json(fault: Option<Fault>, body: &serde_json::Value) -> Self {
+        Self { fault, content: Content::Json(body.to_string().into_bytes()) }
+    }
+}
+
+impl Content {
+    /// Server-sent events.
+    fn events(parts: VecDeque<Bytes>) -> Self {
+        Self::Stream("text/event-stream; charset=utf-8", parts)
+    }
+}
+
+impl Refusal {
+    fn new(status: u16, body: &serde_json::Value) -> Self {
+        Self { status, body: body.to_string().into_bytes(), headers: Vec::new() }
+    }
+}
+
 /// What every connection reads; nothing here changes after the start.
 struct Shared {
     api: api::Api,
-    access: Option<access::AccessLog>,
+    access: Option<Arc<access::AccessLog>>,
     head_limit: Option<Duration>,
 }
 
@@ -123,7 +173,7 @@ impl Provider {
             .await
             .with_context(|| format!("cannot listen on {}", options.listen))?;
         let addr = listener.local_addr().context("the listener has no address")?;
-        let access = options.access_log.as_deref().map(access::AccessLog::open).transpose()?;
+        let access = options.access_log.as_deref().map(access::AccessLog::open).transpose()?.map(Arc::new);
         let head_limit = (options.head_limit_ms > 0).then(|| Duration::from_millis(options.head_limit_ms));
         let api = api::Api::new(&options)?;
         tls::write_whole(&dir.join("addr"), addr.to_string().as_bytes(), 0o644)?;
@@ -206,7 +256,7 @@ async fn serve(
         done = handshake => done,
         _ = stopped.wait_for(|stop| *stop) => return,
     };
-    let log = shared.access.as_ref();
+    let log = shared.access.as_deref();
     let tls = match tls {
         Ok(Ok(tls)) => tls,
         Ok(Err(error)) => {

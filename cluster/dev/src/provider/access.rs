@@ -26,6 +26,8 @@ pub(super) enum Line {
     HandshakeFailed { error: String },
     /// Bytes inside TLS that are no HTTP request.
     Malformed { error: String },
+    /// The reader of an answer left before its end.
+    Abandoned,
     /// A request, whatever its answer.
     Request {
         method: String,

@@ -2,12 +2,15 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
+
+use super::access::{self, AccessLog};
 
 /// The wait between the last byte and the cut: hyper flushes while a body is pending, so the client sees them.
 const BEFORE_CUT: Duration = Duration::from_millis(20);
@@ -27,6 +30,8 @@ pub(super) struct Reply {
     length: Option<u64>,
     waiting: Option<Pin<Box<Sleep>>>,
     started: bool,
+    /// Hears of it when nobody waits for the end.
+    noted: Option<Arc<AccessLog>>,
 }
 
 impl Reply {
@@ -34,12 +39,35 @@ impl Reply {
     pub(super) fn whole(body: impl Into<Bytes>) -> Self {
         let body = body.into();
         let length = Some(body.len() as u64);
-        Self { parts: VecDeque::from([body]), pace: None, cut: false, length, waiting: None, started: false }
+        Self {
+            parts: VecDeque::from([body]),
+            pace: None,
+            cut: false,
+            length,
+            waiting: None,
+            started: false,
+            noted: None,
+        }
     }
 
     /// A chunked body.
     pub(super) fn stream(parts: VecDeque<Bytes>, pace: Option<Duration>) -> Self {
-        Self { parts, pace, cut: false, length: None, waiting: None, started: false }
+        Self { parts, pace, cut: false, length: None, waiting: None, started: false, noted: None }
+    }
+
+    /// The same body without its second half, if it is a stream, and this as its last part.
+    pub(super) fn ending_with(mut self, event: Bytes) -> Self {
+        if self.length.is_none() {
+            self.parts.truncate(self.parts.len() / 2);
+            self.parts.push_back(event);
+        }
+        self
+    }
+
+    /// The same body; a reader that leaves early is written down.
+    pub(super) fn noted_by(mut self, access: Arc<AccessLog>) -> Self {
+        self.noted = Some(access);
+        self
     }
 
     /// The same body without its second half, ending in a close instead of an end.
@@ -51,6 +79,14 @@ impl Reply {
             self.parts.truncate(self.parts.len() / 2);
         }
         self
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if !self.parts.is_empty() {
+            access::log(self.noted.as_deref(), &access::Line::Abandoned);
+        }
     }
 }
 

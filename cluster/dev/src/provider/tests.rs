@@ -142,7 +142,7 @@ async fn refuses_in_the_api_s_own_form() {
     let large =
         format!("POST /v1/embeddings HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", 5 * 1024 * 1024);
     let cases = [
-        (post("/v1/completions", "", "{}"), 404, "unknown_url"),
+        (post("/v1/images/generations", "", "{}"), 404, "unknown_url"),
         (
             "GET /v1/embeddings HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".to_owned(),
             405,
@@ -271,4 +271,78 @@ async fn a_pool_may_wait_unless_a_head_limit_says_otherwise() {
     let closed =
         tokio::time::timeout(Duration::from_secs(10), idle.read(&mut byte)).await.expect("it stays open");
     assert!(matches!(closed, Ok(0) | Err(_)));
+}
+
+#[tokio::test]
+async fn each_dialect_answers_and_refuses_in_its_own_form() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key");
+    std::fs::write(&key, "sk-demo-1234").unwrap();
+    let key = key.to_str().unwrap().to_owned();
+    let provider = Running::start_in(dir, &["--key-file", &key]).await;
+    let version = "anthropic-version: 2023-06-01\r\n";
+    let messages = r#"{"model":"demo-chat","max_tokens":99,"messages":[{"role":"user","content":"hi"}]}"#;
+    let contents = r#"{"contents":[{"role":"user","parts":[{"text":"hi"}]}]}"#;
+    let converse = r#"{"messages":[{"role":"user","content":[{"text":"hi"}]}]}"#;
+    let gemini = "/v1beta/models/demo-chat:generateContent";
+    let stream = "/v1beta/models/demo-chat:streamGenerateContent?alt=sse";
+    let (anthropic_key, google_key) = ("x-api-key: sk-demo-1234\r\n", "x-goog-api-key: sk-demo-1234\r\n");
+    let bearer = "authorization: Bearer sk-demo-1234\r\n";
+    let table = [
+        ("/v1/messages", format!("{version}{anthropic_key}"), messages, 200, "\"type\":\"message\""),
+        ("/v1/messages", format!("{version}{bearer}"), messages, 401, "authentication_error"),
+        ("/v1/messages", anthropic_key.to_owned(), messages, 400, "anthropic-version: header is required"),
+        (
+            "/v1/messages",
+            format!("{version}{anthropic_key}"),
+            contents,
+            400,
+            "contents: Extra inputs are not permitted",
+        ),
+        (
+            "/v1/messages",
+            format!("{version}{anthropic_key}"),
+            r#"{"model":"demo-chat","messages":[]}"#,
+            400,
+            "max_tokens: Field required",
+        ),
+        (gemini, google_key.to_owned(), contents, 200, "\"finishReason\":\"STOP\""),
+        (stream, google_key.to_owned(), contents, 200, "\"finishReason\":\"STOP\""),
+        (gemini, bearer.to_owned(), contents, 403, "PERMISSION_DENIED"),
+        (gemini, "x-goog-api-key: sk\r\n".to_owned(), contents, 400, "API_KEY_INVALID"),
+        (gemini, google_key.to_owned(), messages, 400, "Cannot find field"),
+        ("/v1beta/models/gemini-9:generateContent", google_key.to_owned(), contents, 404, "NOT_FOUND"),
+        ("/model/demo-chat/converse", bearer.to_owned(), converse, 200, "\"stopReason\":\"end_turn\""),
+        ("/model/demo-chat/converse", String::new(), converse, 403, "AccessDeniedException"),
+        ("/model/demo-chat/converse", bearer.to_owned(), contents, 400, "ValidationException"),
+        ("/model/fault-503/converse", bearer.to_owned(), converse, 503, "ServiceUnavailableException"),
+        (
+            "/v1/responses",
+            bearer.to_owned(),
+            r#"{"model":"demo-chat","input":"hi"}"#,
+            200,
+            "\"object\":\"response\"",
+        ),
+    ];
+    for (path, headers, body, status, part) in table {
+        let (got, answer, _) = provider.exchange(&post(path, &headers, body)).await;
+        assert_eq!(got, status, "{path} {headers} {answer}");
+        assert!(answer.contains(part), "{part} in {answer}");
+        assert!(!answer.contains("sk-demo"), "the answer repeats a key");
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_leaves_is_written_down() {
+    let provider = Running::start(&[]).await;
+    let mut tls = provider.connect(CHACHA).await.unwrap();
+    tls.write_all(chat("fault-slow-stream", true).as_bytes()).await.unwrap();
+    let mut byte = [0];
+    tls.read_exact(&mut byte).await.unwrap();
+    drop(tls);
+    let limit = Instant::now() + Duration::from_secs(10);
+    while !provider.access().iter().any(|line| line["event"] == "abandoned") {
+        assert!(Instant::now() < limit, "the provider goes on for nobody");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
