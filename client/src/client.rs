@@ -13,10 +13,11 @@ use quorate_core::command::{
     ClientCommand, ClientSigned, Command, NodeCommand, NodeSigned, REPORTS_MAX, Report,
 };
 use quorate_core::crypto::encode;
-use quorate_core::ids::{NodeId, RequestId, RouteId};
+use quorate_core::ids::{ClientId, NodeId, RequestId, RouteId, TokenId};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_core::proof::{LeafCertificate, Proof, Receipt, Verified};
 use quorate_core::state::{FaultKind, Pair};
+use quorate_core::token::Token;
 use quorate_proto::v1;
 use quorate_transport::{Address, Connected, Expect};
 use std::collections::HashMap;
@@ -70,6 +71,8 @@ type LinkSlot = Arc<tokio::sync::Mutex<Option<Arc<Connected>>>>;
 pub(crate) struct Inner {
     pub(crate) trust: TrustFile,
     pub(crate) key: ClientKey,
+    /// Of the token in the trust file, if there is one.
+    token: Option<TokenId>,
     pub(crate) options: PoolOptions,
     directory: ArcSwap<Directory>,
     /// One connection per node, pinned to its verified boot key.
@@ -109,6 +112,7 @@ impl Client {
         let directory = first_contact(&trust, &key).await?;
         directory.grant(&trust, &key.public())?;
         let inner = Arc::new(Inner {
+            token: trust.token_id(),
             trust,
             key,
             options,
@@ -138,6 +142,18 @@ impl Client {
     /// The newest verified directory.
     pub fn directory(&self) -> Arc<Directory> {
         self.inner.directory()
+    }
+
+    /// The routes granted to this client that the policy in force has.
+    pub fn granted_routes(&self) -> Result<Vec<RouteId>, Error> {
+        let directory = self.inner.directory();
+        let grant = directory.grant(&self.inner.trust, &self.inner.key.public())?;
+        Ok(grant.routes.iter().filter(|r| directory.route(r).is_some()).cloned().collect())
+    }
+
+    /// Whether what is known of the mesh is recent enough to act on.
+    pub fn check_fresh(&self) -> Result<(), Error> {
+        self.inner.directory().check_fresh(now(), self.inner.trust.freshness_ms)
     }
 
     /// Opens pools and connections for a route ahead of its first request.
@@ -198,6 +214,37 @@ impl Client {
             }
         }
         Err(last)
+    }
+
+    /// Takes a token of this client's back; waits until that is certified.
+    pub async fn revoke_token(&self, token: &Token) -> Result<(), Error> {
+        let command = self.inner.sign(ClientCommand::RevokeToken(Box::new(token.clone())));
+        let mut last = Error::NoNode(vec![]);
+        for (node, link) in self.inner.any_links().await? {
+            match self.inner.submit((node, &link), command.clone()).await {
+                Err(error @ Error::NodeLost { .. }) => last = error,
+                outcome => return outcome.map(drop),
+            }
+        }
+        Err(last)
+    }
+
+    /// What each node says was used, by policy order; unproven. `client` also asks for that client's tokens.
+    pub async fn usage(&self, client: &ClientId) -> Vec<(NodeId, Result<v1::UsageReply, Error>)> {
+        let directory = self.inner.directory();
+        let asked = directory.verified().policy.members.keys().copied().map(|node| async move {
+            let usage = async {
+                let link = self.inner.link(node).await?;
+                let mut service = mesh_client(&link);
+                let request = v1::UsageRequest { client: client.to_string() };
+                let reply = timeout(CALL_TIMEOUT, service.usage(request)).await;
+                let reply =
+                    reply.map_err(|_| Error::NodeLost { node, reason: "no answer in time".into() })?;
+                reply.map(tonic::Response::into_inner).map_err(|s| Error::from_status(node, &s))
+            };
+            (node, usage.await)
+        });
+        futures::future::join_all(asked).await
     }
 
     /// Waits, up to five seconds, until the reports of ended requests have gone out. A process that is about to end calls it.
@@ -480,9 +527,10 @@ impl Inner {
     }
 
     pub(crate) fn sign(&self, body: ClientCommand) -> Command {
-        Command::Client(ClientSigned::sign(
+        Command::Client(ClientSigned::sign_as(
             self.trust.genesis,
             self.trust.client.clone(),
+            self.token,
             body,
             self.key.pair(),
         ))
@@ -623,7 +671,7 @@ impl Inner {
                 .filter(|r| grant.routes.contains(r) && directory.route(r).is_some())
                 .ok_or_else(|| Error::UnknownRoute { route: name.clone() }),
             Target::Model(model) => directory
-                .route_for_model(grant, model)
+                .route_for_model(&grant, model)
                 .ok_or_else(|| Error::UnknownModel { model: model.clone() }),
         }
     }

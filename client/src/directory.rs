@@ -10,6 +10,7 @@ use quorate_core::ids::{ClientId, Custodian, NodeId, RequestId, RouteId, Timesta
 use quorate_core::policy::{Grant, Member, Route};
 use quorate_core::proof::{LeafCertificate, Proof, ProofError, Verified, VerifiedNode};
 use quorate_core::rendezvous;
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -97,8 +98,9 @@ impl Directory {
         Ok(new.size > old.size)
     }
 
-    /// Our grant; the policy must list our key.
-    pub fn grant(&self, trust: &TrustFile, key: &[u8; 32]) -> Result<&Grant, Error> {
+    /// Our grant; the policy must list our key. With a token it is the issuer's, for the token's routes alone, and the token must
+    /// name our key; whether it still stands the log decides.
+    pub fn grant(&self, trust: &TrustFile, key: &[u8; 32]) -> Result<Cow<'_, Grant>, Error> {
         let name = || trust.client.as_str().to_owned();
         let grant = self
             .verified
@@ -106,7 +108,15 @@ impl Directory {
             .clients
             .get(&trust.client)
             .ok_or_else(|| Error::UnknownClient { name: name() })?;
-        if grant.key.0 == *key { Ok(grant) } else { Err(Error::WrongClientKey { name: name() }) }
+        let Some(token) = trust.token.as_ref().map(|t| &t.token) else {
+            let ours = grant.key.0 == *key;
+            return if ours { Ok(Cow::Borrowed(grant)) } else { Err(Error::WrongClientKey { name: name() }) };
+        };
+        if token.key.0 != *key {
+            return Err(Error::WrongClientKey { name: token.subject.as_str().to_owned() });
+        }
+        let routes = token.routes.iter().filter(|r| grant.routes.contains(r)).cloned().collect();
+        Ok(Cow::Owned(Grant { routes, ..grant.clone() }))
     }
 
     /// An attested node.
@@ -157,6 +167,7 @@ mod tests {
             client: ClientId::new(client).unwrap(),
             key: "unused".into(),
             freshness_ms: 1000,
+            token: None,
         }
     }
 
@@ -175,7 +186,7 @@ mod tests {
         let stranger = trust(mesh.fleet.cluster(), "stranger");
         assert!(matches!(directory.grant(&stranger, &ours), Err(Error::UnknownClient { .. })));
 
-        let route = directory.route_for_model(grant, "any").unwrap();
+        let route = directory.route_for_model(&grant, "any").unwrap();
         assert_eq!(route.as_str(), ROUTE);
         let pairs = directory.pairs(&route, &grant.custodian);
         assert_eq!(pairs.len(), 8, "four relays, two keyers each");

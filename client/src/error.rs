@@ -450,6 +450,50 @@ impl Error {
         }
     }
 
+    /// A stable name for programs: snake_case; a node's own code where a node refused.
+    pub fn code(&self) -> &str {
+        match self {
+            Self::Trust(_) => "trust_file",
+            Self::NoNode(_) => "no_node",
+            Self::Dark(_) => "dark",
+            Self::Directory { .. } => "directory_unproven",
+            Self::Stale { .. } => "directory_stale",
+            Self::Fork { .. } => "fork",
+            Self::UnknownClient { .. } => "unknown_client",
+            Self::WrongClientKey { .. } => "wrong_client_key",
+            Self::UnknownModel { .. } => "model_not_found",
+            Self::UnknownRoute { .. } => "unknown_route",
+            Self::BadRoute { .. } => "bad_route",
+            Self::NoRelay { .. } => "no_relay",
+            Self::NoPairLeft { .. } => "no_pair_left",
+            Self::CredentialHeader { .. } => "credential_header",
+            Self::Refused(refusal) => &refusal.code,
+            Self::NodeLost { .. } => "node_lost",
+            Self::NodeMisbehaved { .. } => "node_misbehaved",
+            Self::Head(_) => "head_not_allowed",
+            Self::BodyTooLarge { .. } => "body_too_large",
+            Self::Body(_) => "body_not_sealed",
+            Self::ProviderUnreachable { .. } => "provider_unreachable",
+            Self::ProviderCertificate { .. } => "provider_certificate",
+            Self::ProviderSuite { .. } => "provider_suite",
+            Self::ProviderWantsCertificate { .. } => "provider_wants_certificate",
+            Self::ProviderTls { .. } => "provider_tls",
+            Self::ProviderRecords(_) => "provider_records",
+            Self::ProviderAlert { .. } => "provider_alert",
+            Self::ProviderHttp(_) => "provider_http",
+            Self::Truncated { .. } => "truncated",
+            Self::CeilingReached { .. } => "ceiling_reached",
+            Self::TimedOut { .. } => "timed_out",
+            Self::OutcomeUnknown(_) => "outcome_unknown",
+            Self::Provider { .. } => "provider_error",
+            Self::ProviderAnswer(_) => "provider_answer",
+            Self::Receipt { .. } => "receipt_unproven",
+            Self::NotSettled { .. } => "not_settled",
+            Self::NoRandomness => "no_randomness",
+            Self::Closed => "closed",
+        }
+    }
+
     /// What to do next.
     pub fn hint(&self) -> &str {
         match self {
@@ -628,6 +672,7 @@ mod tests {
         for (error, fault, retry) in table {
             assert_eq!((error.fault(), error.retry()), (fault, retry), "{error}");
             assert!(!error.hint().is_empty() && !error.hint().ends_with('.'), "{error}");
+            assert!(error.code().bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{error}");
             assert!(!error.to_string().contains('\n'), "{error}");
         }
     }

@@ -46,7 +46,7 @@ pub use directory::Directory;
 pub use error::{Darkness, Error, Fault, MeshRefusal, NodeFailure, Retry, chain};
 pub use openai::{Chat, ChatAnswer, ChatStream, Message};
 pub use pool::PoolOptions;
-pub use request::{Method, Request, Target};
+pub use request::{Attempted, Method, Request, Target, Trail};
 pub use response::{Authorised, Provenance, Response, ResponseBody, Timings};
 pub use route::head_template;
 pub use send::DangerDirect;

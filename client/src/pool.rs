@@ -715,6 +715,7 @@ impl Inner {
         // A quarter less than allowed: clocks differ.
         let expires = now().plus_ms(self.pool_lifetime_ms() / 4 * 3);
         let expires = probe.as_ref().map_or(expires, |p| expires.min(p.grant.expires));
+        let expires = self.trust.token.as_ref().map_or(expires, |t| expires.min(t.token.expires));
         let command = ClientCommand::OpenPool(OpenPool {
             pool,
             route: route.clone(),
@@ -724,6 +725,7 @@ impl Inner {
             keyer_boot,
             expires,
             probe,
+            token: self.trust.token.as_deref().map(|t| Box::new(t.clone())),
         });
         let submitted = self.submit((relay, &relay_link), self.sign(command));
         timeout(SUBMIT_TIMEOUT, submitted)

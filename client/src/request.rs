@@ -1,8 +1,11 @@
 //! What an application asks for.
 use crate::error::Error;
+use crate::pool::lock;
 use bytes::Bytes;
+use quorate_core::ids::{NodeId, PriceId, RequestId, RouteId};
 pub use quorate_splitkey::head::Method;
 use quorate_splitkey::head::{Head, Header};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Where a request goes.
@@ -36,6 +39,56 @@ pub struct Request {
     pub duration_max: Option<Duration>,
     /// No further attempt begins after this. Default none.
     pub deadline: Option<Duration>,
+    /// The row of the policy's price table to pay by. Default: the row for the model asked for, or the only one of the route.
+    pub price: Option<PriceId>,
+    /// Most tokens of input it is charged for; the price of so many is held of budgets until it is settled. Default as many as
+    /// the body has bytes.
+    pub tokens_in_max: Option<u64>,
+    /// Most tokens of output, likewise. Default what the body asks for at most, or else as many as the answer may have bytes.
+    pub tokens_out_max: Option<u64>,
+    /// Hears of every attempt as it begins. Default none.
+    pub trail: Option<Trail>,
+}
+
+/// One try of a request: signed and authorised on its own, with a receipt of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempted {
+    /// Its id.
+    pub request: RequestId,
+    /// Its route.
+    pub route: RouteId,
+    /// Who carried it.
+    pub relay: NodeId,
+    /// Who checked its head.
+    pub keyer: NodeId,
+}
+
+/// Names the attempts of a request, oldest first, whatever becomes of them. Clones share what they know. As long as it is
+/// empty nothing has left for a relay.
+#[derive(Debug, Clone, Default)]
+pub struct Trail(Arc<Mutex<Vec<Attempted>>>);
+
+/// Attempts that a trail keeps: more than any request makes.
+const TRAIL_MAX: usize = 256;
+
+impl Trail {
+    /// Adds one; beyond a bound it is forgotten.
+    pub fn add(&self, attempted: Attempted) {
+        let mut all = lock(&self.0);
+        if all.len() < TRAIL_MAX {
+            all.push(attempted);
+        }
+    }
+
+    /// All so far.
+    pub fn attempts(&self) -> Vec<Attempted> {
+        lock(&self.0).clone()
+    }
+
+    /// Whether none began yet.
+    pub fn is_empty(&self) -> bool {
+        lock(&self.0).is_empty()
+    }
 }
 
 impl Request {
@@ -62,6 +115,10 @@ impl Request {
             response_bytes_max: None,
             duration_max: None,
             deadline: None,
+            price: None,
+            tokens_in_max: None,
+            tokens_out_max: None,
+            trail: None,
         }
     }
 

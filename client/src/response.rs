@@ -127,6 +127,12 @@ impl ResponseBody {
         self.exchange.report_now()
     }
 
+    /// Tokens in and out, as far as the provider has said by now; 0 where it has not.
+    pub fn tokens(&self) -> (u64, u64) {
+        let tokens = self.exchange.usage.tokens();
+        (tokens.input, tokens.output)
+    }
+
     /// Reads all of it, up to `bytes_max`.
     pub async fn bytes(mut self, bytes_max: usize) -> Result<Bytes, Error> {
         let mut first: Option<Bytes> = None;
@@ -358,13 +364,14 @@ const GOODBYE: Duration = Duration::from_secs(2);
 
 impl Exchange {
     fn as_reported(&self, request: RequestId) -> Report {
-        let (tokens_in, tokens_out) = self.usage.tokens();
+        let tokens = self.usage.tokens();
         Report {
             request,
             status: self.status,
             ended: self.ended.unwrap_or(Ended::Cancelled),
-            tokens_in,
-            tokens_out,
+            tokens_in: tokens.input,
+            tokens_cached: tokens.cached,
+            tokens_out: tokens.output,
             error_form: self.error_form,
             same_as: self.same_as,
         }

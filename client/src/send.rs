@@ -14,14 +14,15 @@ use crate::directory::now;
 use crate::error::{Error, Retry};
 use crate::http1::ResponseParser;
 use crate::pool::{Lane, PAIR_REFUSALS_MAX, PoolOptions, RouteLanes, is_busy, is_pair_refusal, lock};
-use crate::request::Request;
+use crate::request::{Attempted, Request, Target};
 use crate::response::{Exchange, First, Provenance, Reporter, Response, ResponseBody};
-use crate::usage::UsageTail;
+use crate::usage::{UsageTail, tokens_asked};
 use crate::wire::{Conn, random_id};
 use bytes::Bytes;
 use quorate_core::command::{Authorise, ClientCommand, Ended, SignedProbeGrant};
 use quorate_core::crypto::{Hash, encode};
-use quorate_core::ids::{NodeId, PolicyVersion, RequestId, RouteId};
+use quorate_core::ids::{NodeId, PolicyVersion, PriceId, RequestId, RouteId};
+use quorate_core::policy::Policy;
 use quorate_core::refusal::Refusal;
 use quorate_core::state::{FaultKind, HOLD_MS, Pair};
 use quorate_splitkey::client::{BodySealer, ClientRequest};
@@ -205,7 +206,14 @@ impl Inner {
         let connection = conn.id;
         let (pool, relay, keyer) = (lane.pool(), lane.relay(), lane.keyer());
         let share_epoch = lane.share_epoch();
+        if let Some(trail) = &request.trail {
+            trail.add(Attempted { request: id, route: route.clone(), relay, keyer });
+        }
         let policy = directory.verified().policy.version;
+        let price = price_of(&directory.verified().policy, route, request);
+        let tokens_in_max = request.tokens_in_max.unwrap_or(u64::MAX);
+        let asked = || price.as_ref().and_then(|_| tokens_asked(&request.body));
+        let tokens_out_max = request.tokens_out_max.or_else(asked).unwrap_or(u64::MAX);
         let sign = |head_digest: Hash| {
             encode(&self.sign(ClientCommand::Authorise(Authorise {
                 request: id,
@@ -221,6 +229,9 @@ impl Inner {
                 body_bytes_max: length,
                 response_bytes_max,
                 duration_ms_max: allowed_ms,
+                price: price.clone(),
+                tokens_in_max,
+                tokens_out_max,
                 expires: now().plus_ms(REQUEST_LIFETIME_MS),
             })))
         };
@@ -356,7 +367,8 @@ impl Inner {
         same_as: RequestId,
     ) -> Option<bool> {
         let directory = self.directory();
-        let custodian = &directory.grant(&self.trust, &self.key.public()).ok()?.custodian;
+        let grant = directory.grant(&self.trust, &self.key.public()).ok()?;
+        let custodian = &grant.custodian;
         let touching =
             |(relay, keyer): &(NodeId, NodeId)| !first.disjoint(Pair { relay: *relay, keyer: *keyer });
         let avoid: Vec<_> = directory.pairs(route, custodian).into_iter().filter(touching).collect();
@@ -566,6 +578,23 @@ pub(crate) async fn start(
         feeder,
         orderly: false,
     })
+}
+
+/// The row a request is paid by: its own choice, the one for the model it asks for, or the only one of the route.
+fn price_of(policy: &Policy, route: &RouteId, request: &Request) -> Option<PriceId> {
+    if let Some(price) = &request.price {
+        return Some(price.clone());
+    }
+    if policy.prices.is_empty() {
+        return None;
+    }
+    let of_model = match &request.target {
+        Target::Model(model) => policy.price_for(route, model),
+        Target::Route(_) => None,
+    };
+    let mut of_route = policy.prices.values().filter(|p| p.routes.contains(route));
+    let only = of_route.next().filter(|_| of_route.next().is_none());
+    of_model.or(only).map(|p| p.id.clone())
 }
 
 fn seal(body: &mut BodySealer, piece: &[u8]) -> Result<Bytes, Error> {

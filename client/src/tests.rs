@@ -262,7 +262,7 @@ impl Mesh for MockNode {
         let command: Command = borsh::from_slice(&request.into_inner().command).unwrap();
         let Command::Client(signed) = &command else { panic!("clients submit client commands") };
         let outcome = match &signed.body {
-            ClientCommand::OpenPool(_) | ClientCommand::Report(_) => {
+            ClientCommand::OpenPool(_) | ClientCommand::Report(_) | ClientCommand::RevokeToken(_) => {
                 self.log.as_ref().unwrap().decide(command.clone())
             }
             ClientCommand::Authorise(_) => panic!("authorisations go through the tunnel"),
@@ -292,6 +292,9 @@ impl Mesh for MockNode {
         &self,
         _: tonic::Request<v1::ReceiptRequest>,
     ) -> Result<Response<v1::ReceiptReply>, Status> {
+        Err(no_log())
+    }
+    async fn usage(&self, _: tonic::Request<v1::UsageRequest>) -> Result<Response<v1::UsageReply>, Status> {
         Err(no_log())
     }
     async fn status(
@@ -712,6 +715,7 @@ async fn mesh_with(
         client: ClientId::new(CLIENT).unwrap(),
         key: client_key,
         freshness_ms: 90_000,
+        token: None,
     };
     MockMesh { trust, log, nodes, _dir: dir }
 }

@@ -6,12 +6,14 @@
 //! client = "team-a"                    # the name of our grant in the policy
 //! key = "client.key"                   # PKCS#8 PEM, Ed25519, mode 0600; relative to this file
 //! freshness_ms = 90000                 # how far the certified state may be from our clock
+//! token = "…"                          # a short-lived token: then `client` is its issuer, and `key` the token's own
 //! ```
 use aws_lc_rs::signature::Ed25519KeyPair;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use quorate_core::crypto::Hash;
-use quorate_core::ids::ClientId;
+use quorate_core::ids::{ClientId, TokenId};
+use quorate_core::token::SignedToken;
 use quorate_transport::{Address, AddressError, Identity, IdentityError};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject;
@@ -64,6 +66,9 @@ pub enum TrustError {
     /// The client's name.
     #[error("client {0:?} is not a name")]
     Client(String),
+    /// The token.
+    #[error("the token is not one of this client")]
+    Token,
     /// The key file.
     #[error("the client key cannot be used")]
     Key(#[from] IdentityError),
@@ -80,6 +85,7 @@ impl TrustError {
             Self::Syntax { .. } | Self::Genesis | Self::Node { .. } | Self::Nodes(_) | Self::Client(_) => {
                 "compare the trust file with the one your admin handed out"
             }
+            Self::Token => "ask its issuer for another: `quorate token mint`",
             Self::Key(source) => source.hint(),
             Self::KeyForm(_) => "make a key with `quorate keygen` and have an admin grant it",
         }
@@ -95,10 +101,18 @@ struct Document {
     key: PathBuf,
     #[serde(default = "freshness")]
     freshness_ms: u64,
+    #[serde(default)]
+    token: Option<String>,
 }
 
 fn freshness() -> u64 {
     FRESHNESS_MS
+}
+
+fn token_of(text: &str, client: &ClientId) -> Result<Arc<SignedToken>, TrustError> {
+    let bytes = BASE64.decode(text).map_err(|_| TrustError::Token)?;
+    let token: SignedToken = borsh::from_slice(&bytes).map_err(|_| TrustError::Token)?;
+    if token.token.issuer == *client { Ok(Arc::new(token)) } else { Err(TrustError::Token) }
 }
 
 /// A checked trust file. Holds no secret: the key is loaded by [`TrustFile::load_key`].
@@ -114,6 +128,8 @@ pub struct TrustFile {
     pub key: PathBuf,
     /// Bound on the certified state's distance from our clock, ms.
     pub freshness_ms: u64,
+    /// The token that [`Self::key`] belongs to; `None` for a client of its own.
+    pub token: Option<Arc<SignedToken>>,
 }
 
 impl TrustFile {
@@ -146,6 +162,7 @@ impl TrustFile {
             .collect::<Result<_, _>>()?;
         let client =
             ClientId::new(document.client.as_str()).map_err(|_| TrustError::Client(document.client))?;
+        let token = document.token.as_deref().map(|t| token_of(t, &client)).transpose()?;
         let folder = path.parent().unwrap_or(Path::new(""));
         Ok(Self {
             genesis,
@@ -153,7 +170,26 @@ impl TrustFile {
             client,
             key: folder.join(document.key),
             freshness_ms: document.freshness_ms,
+            token,
         })
+    }
+
+    /// What stands for the token in commands.
+    pub fn token_id(&self) -> Option<TokenId> {
+        self.token.as_ref().map(|t| t.token.id(self.genesis))
+    }
+
+    /// The text of a trust file for a token's holder, whose key is in the file of that name beside it.
+    pub fn text_for(&self, token: &SignedToken, key: &str) -> String {
+        let nodes: Vec<String> = self.nodes.iter().map(|n| format!("{:?}", n.to_string())).collect();
+        format!(
+            "genesis = \"{}\"\nnodes = [{}]\nclient = \"{}\"\nkey = {key:?}\nfreshness_ms = {}\ntoken = \"{}\"\n",
+            self.genesis,
+            nodes.join(", "),
+            token.token.issuer,
+            self.freshness_ms,
+            BASE64.encode(quorate_core::crypto::encode(token)),
+        )
     }
 
     /// Loads the client's key.

@@ -214,8 +214,10 @@ impl Keyer {
             }
         };
         let a = certified.request();
-        let named = (a.request, a.pool, a.connection, a.relay, a.keyer, a.head_digest.0, certified.client());
-        let asked = (request_id, pool.id, connection, from, self.inner.ledger.me(), digest.0, &pool.client);
+        let author = (certified.client(), certified.token());
+        let named = (a.request, a.pool, a.connection, a.relay, a.keyer, a.head_digest.0, author);
+        let author = (&pool.client, pool.token.map(|(id, _)| id));
+        let asked = (request_id, pool.id, connection, from, self.inner.ledger.me(), digest.0, author);
         let differs = named != asked;
         #[cfg(feature = "danger-hostile")]
         let differs = differs && !danger_hostile::off("Mismatch");

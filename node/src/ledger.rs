@@ -13,7 +13,7 @@ use quorate_core::command::{
     Settlement,
 };
 use quorate_core::crypto::{Hash, PublicKey};
-use quorate_core::ids::{ConnectionId, NodeId, RequestId, Timestamp};
+use quorate_core::ids::{ConnectionId, NodeId, RequestId, Timestamp, TokenId};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_core::policy::Policy;
 use quorate_core::proof::{LeafCertificate, ProvenLeaf};
@@ -116,7 +116,7 @@ impl Audience {
                 LeafBody::Decided { command: Command::Client(c), .. } => match &c.body {
                     ClientCommand::OpenPool(p) => nodes.extend([p.relay, p.keyer]),
                     ClientCommand::Authorise(a) => nodes.extend([a.relay, a.keyer]),
-                    ClientCommand::Report(_) => {}
+                    ClientCommand::Report(_) | ClientCommand::RevokeToken(_) => {}
                 },
                 LeafBody::Decided {
                     command: Command::Node(NodeSigned { body: NodeCommand::Settle(_), .. }),
@@ -566,8 +566,9 @@ impl Ledger {
             let _turn = turn;
             let (view, ahead) = (ledger.view(), ledger.inner.ahead.load_full());
             let boot_key = |node| view.attested(node).map(|boot| PublicKey(boot.cosign));
+            let token_key = |id: &TokenId| ledger.read(|state| state.token(id).map(|r| r.token.key));
             for command in &commands {
-                ahead.verify(ledger.inner.cluster, command, &view.policy, boot_key);
+                ahead.verify(ledger.inner.cluster, command, &view.policy, token_key, boot_key);
             }
         });
     }

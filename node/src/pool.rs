@@ -5,7 +5,8 @@
 use crate::ledger::{Ledger, View};
 use crate::services::status::Problem;
 use quorate_attest::evidence::BootKeys;
-use quorate_core::ids::{ClientId, NodeId, PoolId, RouteId, Timestamp};
+use quorate_core::crypto;
+use quorate_core::ids::{ClientId, NodeId, PoolId, RouteId, Timestamp, TokenId};
 use quorate_core::policy::{self, Route};
 use quorate_core::refusal::Refusal;
 use quorate_splitkey::head::{CredentialScheme, CredentialSlot, HeadTemplate};
@@ -22,6 +23,8 @@ pub struct PoolFacts {
     pub id: PoolId,
     /// Whose.
     pub client: ClientId,
+    /// The token it was opened with, and its key.
+    pub token: Option<(TokenId, crypto::PublicKey)>,
     /// Destination.
     pub route: RouteId,
     /// Relay and its boot keys.
@@ -59,6 +62,7 @@ impl PoolFacts {
             state.pool(&id).map(|p| Self {
                 id,
                 client: p.client.clone(),
+                token: p.token,
                 route: p.route.clone(),
                 relay: p.relay.clone(),
                 keyer: p.keyer.clone(),
@@ -67,10 +71,12 @@ impl PoolFacts {
         })
     }
 
-    /// Whether this key is the pool's client's, and its grant still good.
+    /// Whether this key is the pool's client's, or its token's, and the grant still good. That a token still stands `apply` checks
+    /// with each request.
     pub fn check_client(&self, view: &View, key: &PublicKey, now: Timestamp) -> Result<(), Problem> {
         let grant = view.policy.clients.get(&self.client).ok_or(Refusal::UnknownClient)?;
-        if grant.key.0 != *key.as_bytes() {
+        let owner = self.token.map_or(grant.key, |(_, holder)| holder);
+        if owner.0 != *key.as_bytes() {
             return Err(Problem::NotTheClient);
         }
         if grant.revoked {

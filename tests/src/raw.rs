@@ -140,6 +140,7 @@ impl RawClient {
             keyer_boot: boot(keyer)?,
             expires: now().plus_ms(60_000),
             probe: None,
+            token: None,
         })
     }
 
@@ -324,6 +325,9 @@ impl Ready {
             body_bytes_max: self.body.remaining(),
             response_bytes_max: 1 << 20,
             duration_ms_max: 30_000,
+            price: None,
+            tokens_in_max: u64::MAX,
+            tokens_out_max: u64::MAX,
             expires: now().plus_ms(30_000),
         })
     }

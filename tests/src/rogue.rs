@@ -324,6 +324,7 @@ impl Fate {
             status: status.unwrap_or(0),
             ended,
             tokens_in: 0,
+            tokens_cached: 0,
             tokens_out: 0,
             error_form: status == Some(401),
             same_as: None,
@@ -438,6 +439,9 @@ impl Link {
             body_bytes_max: body_bytes,
             response_bytes_max: 1 << 20,
             duration_ms_max: 60_000,
+            price: None,
+            tokens_in_max: u64::MAX,
+            tokens_out_max: u64::MAX,
             expires: now().plus_ms(60_000),
         })
     }

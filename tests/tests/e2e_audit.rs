@@ -170,6 +170,7 @@ fn request_with_tokens(lab: &Lab, tokens_out: u64) -> anyhow::Result<RequestId> 
             error_form: false,
             ended: Ended::Complete,
             tokens_in: 1,
+            tokens_cached: 0,
             tokens_out,
             same_as: None,
         };

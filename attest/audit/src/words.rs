@@ -36,6 +36,9 @@ pub fn command(command: &Command) -> String {
                 )
             }
             ClientCommand::Report(reports) => format!("{} report(s) of client {}", reports.len(), c.client),
+            ClientCommand::RevokeToken(token) => {
+                format!("client {} takes back the token of {}", c.client, token.subject)
+            }
         },
         Command::Node(c) => match &c.body {
             NodeCommand::Settle(list) => format!("{} settlement(s) of {}", list.len(), c.node),
@@ -87,6 +90,7 @@ pub fn outcome(outcome: &Outcome) -> String {
             format!("policy version {version} in force, signed by {}", signers.join(", "))
         }
         Outcome::SnapshotPoint => "snapshot point".into(),
+        Outcome::TokenRevoked => "token revoked".into(),
         Outcome::Refused(refusal) => format!("refused: {refusal} ({})", refusal.code()),
     }
 }
@@ -109,6 +113,7 @@ pub fn ended(ended: Ended) -> &'static str {
 pub fn anomaly(rule: AnomalyRule) -> &'static str {
     match rule {
         AnomalyRule::TokensExceedBytes => "more tokens than the bytes could carry",
+        AnomalyRule::TokensExceedCeilings => "more tokens than the request's own ceilings",
         AnomalyRule::EndsDiffer => "the relay says complete, the client truncated",
         AnomalyRule::CredentialFault => {
             "it failed as with a wrong key, and counts against its relay and keyer"

@@ -33,6 +33,12 @@ pub(crate) enum AdminCommand {
     /// Routes in the draft
     #[command(subcommand)]
     Route(RouteCommand),
+    /// Teams in the draft: limits that clients share
+    #[command(subcommand)]
+    Team(super::governance::TeamCommand),
+    /// The price table in the draft
+    #[command(subcommand)]
+    Price(super::governance::PriceCommand),
     /// Provider keys: split over the members, so that nobody holds one
     #[command(subcommand)]
     Credential(super::credential::CredentialCommand),
@@ -166,6 +172,8 @@ pub(crate) struct ClientAddArgs {
     /// Bytes per day, both directions; running requests reserve their ceilings
     #[arg(long, default_value_t = 100_000_000_000)]
     bytes_per_day: u64,
+    #[command(flatten)]
+    limits: super::governance::ClientLimitArgs,
     /// End of the grant
     #[arg(long, value_name = "RFC3339", default_value = "2030-01-01T00:00:00Z")]
     expires: String,
@@ -251,6 +259,8 @@ pub(crate) async fn run(command: AdminCommand) -> Outcome {
             Ok(())
         }),
         AdminCommand::Route(RouteCommand::Add(args)) => route_add(args),
+        AdminCommand::Team(command) => super::governance::team(command),
+        AdminCommand::Price(command) => super::governance::price(command),
         AdminCommand::Credential(command) => super::credential::run(command).await,
         AdminCommand::Approver(args) => super::approve::approver(&args),
         AdminCommand::Approve(args) => super::approve::approve(&args),
@@ -333,7 +343,10 @@ fn init(args: InitArgs) -> Outcome {
         member: vec![],
         reference_values: BTreeMap::new(),
         releases: BTreeMap::new(),
+        currency: String::new(),
         route: vec![],
+        price: vec![],
+        team: vec![],
         client: vec![],
     };
     save(&args.out, &document)?;
@@ -377,17 +390,14 @@ pub(crate) fn edit(draft: &DraftArg, change: impl FnOnce(&mut PolicyDocument) ->
 }
 
 fn client_add(args: ClientAddArgs) -> Outcome {
-    let client = ClientDocument {
-        name: args.name,
-        key: args.key,
-        custodian: args.custodian,
-        routes: args.routes,
+    let expires = moment(&args.expires)?;
+    let mut client = ClientDocument {
         requests_per_minute: args.requests_per_minute,
         requests_per_day: args.requests_per_day,
         bytes_per_day: args.bytes_per_day,
-        expires: moment(&args.expires)?,
-        revoked: false,
+        ..ClientDocument::new(args.name, args.key, args.custodian, args.routes, expires)
     };
+    args.limits.apply(&mut client);
     edit(&args.draft, |d| {
         d.client.retain(|c| c.name != client.name);
         d.client.push(client);
@@ -738,6 +748,7 @@ mod tests {
             requests_per_minute: 1,
             requests_per_day: 2,
             bytes_per_day: 3,
+            limits: Default::default(),
             expires: "2030-01-01T00:00:00Z".into(),
         })
         .unwrap();

@@ -5,8 +5,12 @@ mod approve;
 mod ask;
 mod credential;
 mod enrol;
+mod governance;
+mod money;
 mod output;
 mod status;
+mod token;
+mod usage;
 mod verify;
 
 pub use output::Failure;
@@ -51,6 +55,11 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Show members, attestation, log and routes
     Status(status::StatusArgs),
+    /// Show what was used, by whom, and what is left
+    Usage(usage::UsageArgs),
+    /// Mint, show and revoke short-lived tokens for agents and jobs
+    #[command(subcommand)]
+    Token(token::TokenCommand),
     /// Make a client key and print its public half
     Keygen {
         /// New file for the private key (PKCS#8 PEM, mode 0600); never overwritten
@@ -79,6 +88,8 @@ async fn run(command: Command) -> Outcome {
         Command::Embed(args) => ask::embed(args).await,
         Command::Verify(args) => verify::verify(args),
         Command::Status(args) => status::status(args).await,
+        Command::Usage(args) => usage::usage(args).await,
+        Command::Token(command) => token::run(command).await,
         Command::Keygen { file } => {
             let public = crate::generate_client_key(&file)?;
             output::line(&public)?;
@@ -118,6 +129,13 @@ mod tests {
             "quorate verify --genesis 00 r",
             "quorate verify --trust t r",
             "quorate status --trust t --routes --json",
+            "quorate usage --trust t",
+            "quorate usage --trust t --by team --json",
+            "quorate token mint --trust t --subject agent-7 --routes a,b --money 0.50 --expires 15m --out agent.toml",
+            "quorate token show agent.toml",
+            "quorate token revoke --trust t agent.toml",
+            "quorate admin team set --policy p --name t --money-per-day 5.00 --client c",
+            "quorate admin price set --policy p --name v/m --route r --input 2.50 --output 10 --output-max 4096",
             "quorate keygen k",
             "quorate admin init --cluster c --admin a.pub --out p.toml",
             "quorate admin check p.toml",

@@ -280,10 +280,12 @@ impl CertifiedLeaf {
         let Leaf::V1 { time, body } = &self.leaf;
         match body {
             LeafBody::Decided {
-                command: Command::Client(ClientSigned { client, body: ClientCommand::Authorise(a), .. }),
+                command:
+                    Command::Client(ClientSigned { client, token, body: ClientCommand::Authorise(a), .. }),
                 outcome: Outcome::Authorised,
             } => Some(CertifiedAuthorisation {
                 client: client.clone(),
+                token: *token,
                 request: a.clone(),
                 time: *time,
                 index: self.index,
@@ -298,6 +300,7 @@ impl CertifiedLeaf {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertifiedAuthorisation {
     client: crate::ids::ClientId,
+    token: Option<crate::ids::TokenId>,
     request: crate::command::Authorise,
     time: crate::ids::Timestamp,
     index: LeafIndex,
@@ -305,9 +308,13 @@ pub struct CertifiedAuthorisation {
 }
 
 impl CertifiedAuthorisation {
-    /// Who asked.
+    /// Who asked, or answers for who did.
     pub fn client(&self) -> &crate::ids::ClientId {
         &self.client
+    }
+    /// The token it was asked with; `None` where the client's own key signed.
+    pub fn token(&self) -> Option<crate::ids::TokenId> {
+        self.token
     }
     /// For what.
     pub fn request(&self) -> &crate::command::Authorise {

@@ -1,10 +1,13 @@
 //! Commands: what Raft orders. Each is signed by its author over label, cluster and body, so the leader who orders
 //! them can delay but not forge. A [`Batch`] is one Raft log entry.
 use crate::crypto::{Hash, PublicKey, Signature, encode, sha256, sign_statement, statement_bytes};
-use crate::ids::{ClientId, ConnectionId, NodeId, PolicyVersion, PoolId, RequestId, RouteId, Timestamp};
+use crate::ids::{
+    ClientId, ConnectionId, NodeId, PolicyVersion, PoolId, PriceId, RequestId, RouteId, Timestamp, TokenId,
+};
 use crate::policy::{ADMINS_MAX, MEMBERS_MAX, SignedPolicy};
 use crate::sshsig::{SIGNATURE_BYTES_MAX as SSH_SIGNATURE_BYTES_MAX, SshSignature};
 use crate::tlog::{ConsistencyProof, Cosignature, TreeSize};
+use crate::token::{SignedToken, TOKEN_ROUTES_MAX, Token};
 use aws_lc_rs::signature::Ed25519KeyPair;
 use borsh::{BorshDeserialize, BorshSerialize};
 use quorate_attest::evidence::{BootKeys, Evidence};
@@ -76,12 +79,15 @@ impl Command {
                 p.probe.as_ref().is_none_or(|probe| {
                     probe.grant.pairs.len() <= PROBE_PAIRS_MAX
                         && probe.signature.0.len() <= SSH_SIGNATURE_BYTES_MAX
-                })
+                }) && p.token.as_ref().is_none_or(|t| t.token.routes.len() <= TOKEN_ROUTES_MAX)
+            }
+            Self::Client(ClientSigned { body: ClientCommand::RevokeToken(token), .. }) => {
+                token.routes.len() <= TOKEN_ROUTES_MAX
             }
             Self::Client(ClientSigned { body: ClientCommand::Report(reports), .. }) => {
                 reports.len() <= REPORTS_MAX
             }
-            Self::Client(_) => true,
+            Self::Client(ClientSigned { body: ClientCommand::Authorise(_), .. }) => true,
             Self::Node(NodeSigned { body: NodeCommand::Settle(settlements), .. }) => {
                 settlements.len() <= SETTLEMENTS_MAX
             }
@@ -117,14 +123,16 @@ impl Command {
     }
 }
 
-/// A client's command.
+/// A command by a client, or by whoever holds a token of its.
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct ClientSigned {
-    /// Author.
+    /// Author; of a token its issuer, who answers for it.
     pub client: ClientId,
+    /// The token whose key signed; `None` for the client's own.
+    pub token: Option<TokenId>,
     /// What it wants.
     pub body: ClientCommand,
-    /// Over label, cluster, author and body.
+    /// Over label, cluster, author, token and body.
     pub signature: Signature,
 }
 
@@ -137,24 +145,36 @@ pub enum ClientCommand {
     Authorise(Authorise),
     /// Report how requests ended; at most [`REPORTS_MAX`].
     Report(Vec<Report>),
+    /// Take a token back that the author issued, whether or not it was used yet.
+    RevokeToken(Box<Token>),
 }
 
-const CLIENT_LABEL: &str = "quorate client command v1";
+const CLIENT_LABEL: &str = "quorate client command v2";
 const NODE_LABEL: &str = "quorate node command v1";
 const EVIDENCE_LABEL: &str = "quorate evidence command v1";
 const PROBE_LABEL: &str = "quorate probe grant v1";
 const CONTRIBUTION_LABEL: &str = "quorate recovery contribution v1";
 
 impl ClientSigned {
-    /// Signs.
+    /// Signs as a client.
     pub fn sign(cluster: Hash, client: ClientId, body: ClientCommand, key: &Ed25519KeyPair) -> Self {
-        let signature = sign_statement(key, CLIENT_LABEL, &(cluster, &client, &body));
-        Self { client, body, signature }
+        Self::sign_as(cluster, client, None, body, key)
+    }
+    /// Signs as a client, or as the holder of a token of its.
+    pub fn sign_as(
+        cluster: Hash,
+        client: ClientId,
+        token: Option<TokenId>,
+        body: ClientCommand,
+        key: &Ed25519KeyPair,
+    ) -> Self {
+        let signature = sign_statement(key, CLIENT_LABEL, &(cluster, &client, &token, &body));
+        Self { client, token, body, signature }
     }
     /// Whether the signature is `key`'s, for this cluster.
     pub fn is_by(&self, cluster: Hash, key: &PublicKey) -> bool {
-        key.verify(&statement_bytes(CLIENT_LABEL, &(cluster, &self.client, &self.body)), &self.signature)
-            .is_ok()
+        let Self { client, token, body, signature } = self;
+        key.verify(&statement_bytes(CLIENT_LABEL, &(cluster, client, token, body)), signature).is_ok()
     }
 }
 
@@ -178,6 +198,8 @@ pub struct OpenPool {
     /// For `quorate admin credential check` alone: an admin's word that this client may try this very pair, whatever the
     /// rendezvous order says, unmetered. Otherwise none.
     pub probe: Option<SignedProbeGrant>,
+    /// The token by whose key the command is signed; otherwise none.
+    pub token: Option<Box<SignedToken>>,
 }
 
 /// What an admin grants to whoever checks a credential: requests over named pairs that are not metered. It changes no policy,
@@ -243,6 +265,13 @@ pub struct Authorise {
     pub response_bytes_max: u64,
     /// The longest the request may run.
     pub duration_ms_max: u64,
+    /// The row of the price table that it is paid by; `None` where nothing limits money, then it costs nothing.
+    pub price: Option<PriceId>,
+    /// The most tokens of input it will be charged for, and holds of budgets until it is settled; never more than the body's
+    /// bytes allow. `u64::MAX` leaves it at these.
+    pub tokens_in_max: u64,
+    /// The most tokens of output, likewise.
+    pub tokens_out_max: u64,
     /// End of this signature's validity.
     pub expires: Timestamp,
 }
@@ -256,8 +285,10 @@ pub struct Report {
     pub status: u16,
     /// Outcome.
     pub ended: Ended,
-    /// Tokens by the provider's own count, 0 when it gave none. The client's word.
+    /// Tokens of input by the provider's own count, cached ones included; 0 when it gave none. The client's word.
     pub tokens_in: u64,
+    /// Of these, the ones from the provider's cache, likewise.
+    pub tokens_cached: u64,
     /// Tokens out, likewise.
     pub tokens_out: u64,
     /// Whether an error answer (4xx or 5xx) was in the API's own error form, as the route's dialect has it; false otherwise.

@@ -152,12 +152,20 @@ name!(
     /// A model's name as an application asks for it.
     ModelId
 );
+name!(
+    /// Clients that share limits.
+    TeamId
+);
+name!(
+    /// A row of the price table.
+    PriceId
+);
 
-macro_rules! random_id {
-    ($(#[$doc:meta])* $name:ident) => {
+macro_rules! byte_id {
+    ($(#[$doc:meta])* $name:ident, $bytes:literal) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, BorshSerialize, BorshDeserialize)]
-        pub struct $name(pub [u8; 16]);
+        pub struct $name(pub [u8; $bytes]);
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -172,7 +180,7 @@ macro_rules! random_id {
         impl std::str::FromStr for $name {
             type Err = hex::FromHexError;
             fn from_str(s: &str) -> Result<Self, Self::Err> {
-                let mut id = [0; 16];
+                let mut id = [0; $bytes];
                 hex::decode_to_slice(s, &mut id)?;
                 Ok(Self(id))
             }
@@ -180,17 +188,25 @@ macro_rules! random_id {
     };
 }
 
-random_id!(
+byte_id!(
     /// 16 random bytes chosen by the client: one authorised request.
-    RequestId
+    RequestId,
+    16
 );
-random_id!(
+byte_id!(
     /// 16 random bytes chosen by the client: one TLS connection through a relay.
-    ConnectionId
+    ConnectionId,
+    16
 );
-random_id!(
+byte_id!(
     /// 16 random bytes chosen by the client: an authorised set of connections.
-    PoolId
+    PoolId,
+    16
+);
+byte_id!(
+    /// SHA-256 of what an issuer signed: one short-lived client token. Unpredictable, for a token holds random bytes.
+    TokenId,
+    32
 );
 
 #[cfg(test)]

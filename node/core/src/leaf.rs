@@ -105,6 +105,8 @@ pub enum AnomalyRule {
     FaultElsewhereToo,
     /// It had no answer, and does not count: keyer and relay both say that no hole was filled.
     FaultBeforeRelease,
+    /// More tokens than the request's own ceilings: charged at these.
+    TokensExceedCeilings,
 }
 
 /// Policy version and attested set after a batch.
@@ -165,4 +167,6 @@ pub enum Outcome {
     SnapshotPoint,
     /// Refused.
     Refused(Refusal),
+    /// The token is taken back.
+    TokenRevoked,
 }

@@ -25,3 +25,4 @@ pub mod state;
 #[cfg(any(test, feature = "danger-testing"))]
 pub mod testing;
 pub mod tlog;
+pub mod token;

@@ -158,6 +158,64 @@ refusals! {
     ProbesExhausted, "probes_exhausted", Operator, Never, "the probes over this pair are used up for the share epoch", "split again: `quorate admin credential rotate`";
     /// Too many of the client's requests over this pair are not reported yet.
     PairBusy, "pair_busy", Client, Now, "as many requests of this client as may be are not reported yet over this relay and keyer", "use another pair, or wait until some of them end";
+    /// The client's requests per month are used up.
+    ClientRequestsPerMonth, "client_requests_per_month", Client, Later, "the client's requests per month are used up", "wait for the next month (UTC), or ask an admin; `quorate usage` says what is left";
+    /// The client's bytes per minute are used up.
+    ClientBytesPerMinute, "client_bytes_per_minute", Client, Later, "the client's bytes per minute are used up, counting what running requests hold", "wait for the next minute (UTC), set lower ceilings, or ask an admin; `quorate usage` says what is left";
+    /// The client's bytes per month are used up.
+    ClientBytesPerMonth, "client_bytes_per_month", Client, Later, "the client's bytes per month are used up, counting what running requests hold", "wait for the next month (UTC), set lower ceilings, or ask an admin; `quorate usage` says what is left";
+    /// The client's money per minute is used up.
+    ClientMoneyPerMinute, "client_money_per_minute", Client, Later, "the client's money per minute is used up, counting what running requests hold", "wait for the next minute (UTC), set lower ceilings, or ask an admin; `quorate usage` says what is left";
+    /// The client's money per day is used up.
+    ClientMoneyPerDay, "client_money_per_day", Client, Later, "the client's money per day is used up, counting what running requests hold", "wait for the next day (UTC), set lower ceilings, or ask an admin; `quorate usage` says what is left";
+    /// The client's money per month is used up.
+    ClientMoneyPerMonth, "client_money_per_month", Client, Later, "the client's money per month is used up, counting what running requests hold", "wait for the next month (UTC), set lower ceilings, or ask an admin; `quorate usage` says what is left";
+    /// The team's requests per minute are used up.
+    TeamRequestsPerMinute, "team_requests_per_minute", Client, Later, "the team's requests per minute are used up", "wait for the next minute (UTC), or ask an admin; `quorate usage` says what is left";
+    /// The team's requests per day are used up.
+    TeamRequestsPerDay, "team_requests_per_day", Client, Later, "the team's requests per day are used up", "wait for the next day (UTC), or ask an admin; `quorate usage` says what is left";
+    /// The team's requests per month are used up.
+    TeamRequestsPerMonth, "team_requests_per_month", Client, Later, "the team's requests per month are used up", "wait for the next month (UTC), or ask an admin; `quorate usage` says what is left";
+    /// The team's bytes per minute are used up.
+    TeamBytesPerMinute, "team_bytes_per_minute", Client, Later, "the team's bytes per minute are used up, counting what running requests hold", "wait for the next minute (UTC), set lower ceilings, or ask an admin; `quorate usage` says what is left";
+    /// The team's bytes per day are used up.
+    TeamBytesPerDay, "team_bytes_per_day", Client, Later, "the team's bytes per day are used up, counting what running requests hold", "wait for the next day (UTC), set lower ceilings, or ask an admin; `quorate usage` says what is left";
+    /// The team's bytes per month are used up.
+    TeamBytesPerMonth, "team_bytes_per_month", Client, Later, "the team's bytes per month are used up, counting what running requests hold", "wait for the next month (UTC), set lower ceilings, or ask an admin; `quorate usage` says what is left";
+    /// The team's money per minute is used up.
+    TeamMoneyPerMinute, "team_money_per_minute", Client, Later, "the team's money per minute is used up, counting what running requests hold", "wait for the next minute (UTC), set lower ceilings, or ask an admin; `quorate usage` says what is left";
+    /// The team's money per day is used up.
+    TeamMoneyPerDay, "team_money_per_day", Client, Later, "the team's money per day is used up, counting what running requests hold", "wait for the next day (UTC), set lower ceilings, or ask an admin; `quorate usage` says what is left";
+    /// The team's money per month is used up.
+    TeamMoneyPerMonth, "team_money_per_month", Client, Later, "the team's money per month is used up, counting what running requests hold", "wait for the next month (UTC), set lower ceilings, or ask an admin; `quorate usage` says what is left";
+    /// The token's requests are used up.
+    TokenRequestsUsedUp, "token_requests_used_up", Client, Never, "the token's requests are used up", "ask its issuer for another token: `quorate token mint`";
+    /// The token's bytes are used up.
+    TokenBytesUsedUp, "token_bytes_used_up", Client, Never, "the token's bytes are used up, counting what running requests hold", "ask its issuer for another token: `quorate token mint`";
+    /// The token's money is used up.
+    TokenMoneyUsedUp, "token_money_used_up", Client, Never, "the token's money is used up, counting what running requests hold", "ask its issuer for another token: `quorate token mint`";
+    /// Money is limited, and the request names no price.
+    PriceRequired, "price_required", Client, Never, "money is limited for the client, its team or its token, and the request names no price", "name a price row that fits the route; admins list them in the policy's [[price]] table";
+    /// No such price row, or not for this route.
+    PriceNotForRoute, "price_not_for_route", Client, Never, "the price named is not in the policy's table, or not for this route", "name a price row that lists the route";
+    /// The token is not its issuer's.
+    BadToken, "bad_token", Client, Never, "the token is not signed by its issuer's key, or not the one the command is signed for", "ask its issuer for another token";
+    /// No token of that digest was shown.
+    UnknownToken, "unknown_token", Client, Now, "no token of that digest is known", "open a pool with the token first";
+    /// The issuer may not issue.
+    MayNotIssue, "may_not_issue", Client, Never, "the token's issuer may not issue tokens", "an admin allows it: `quorate admin client add --token-lifetime`";
+    /// A route that the issuer itself may not use.
+    TokenTooWide, "token_too_wide", Client, Never, "the token names a route that its issuer may not use", "mint one with fewer routes";
+    /// The token lives longer than its issuer may issue.
+    TokenTooLong, "token_too_long", Client, Never, "the token lives longer than its issuer may issue", "mint one that expires sooner";
+    /// Its time has not come.
+    TokenNotYetValid, "token_not_yet_valid", Client, Later, "the token is not valid yet", "wait, or check the issuer's clock";
+    /// Its time is over.
+    TokenExpired, "token_expired", Client, Never, "the token has expired", "ask its issuer for another token";
+    /// Its issuer took it back.
+    TokenRevoked, "token_revoked", Client, Never, "the token's issuer has revoked it", "ask its issuer for another token";
+    /// As many tokens as may be are alive.
+    TooManyTokens, "too_many_tokens", Client, Later, "as many tokens of this issuer as may be are alive", "wait for some to expire";
 }
 
 #[cfg(test)]

@@ -269,6 +269,9 @@ fn document_of(
         member: nodes.values().map(Fleet::member_document).collect(),
         reference_values: BTreeMap::from([("plain".to_owned(), values)]),
         releases: BTreeMap::new(),
+        currency: String::new(),
+        price: vec![],
+        team: vec![],
         route: vec![route_document(ROUTE)],
         client: vec![client_document(CLIENT)],
     }
@@ -295,16 +298,18 @@ pub fn route_document(name: &str) -> RouteDocument {
 
 /// A client like [`CLIENT`] of another name; its key is [`key`] of the name.
 pub fn client_document(name: &str) -> ClientDocument {
+    let expires = "2100-01-01T00:00:00Z".parse().unwrap();
     ClientDocument {
-        name: name.into(),
-        key: BASE64.encode(public_key(&key(name)).0),
-        custodian: "developers".into(),
-        routes: vec![ROUTE.into()],
         requests_per_minute: 1000,
         requests_per_day: 100_000,
         bytes_per_day: 1 << 40,
-        expires: "2100-01-01T00:00:00Z".parse().unwrap(),
-        revoked: false,
+        ..ClientDocument::new(
+            name,
+            BASE64.encode(public_key(&key(name)).0),
+            "developers",
+            vec![ROUTE.into()],
+            expires,
+        )
     }
 }
 
@@ -483,6 +488,7 @@ impl Fleet {
             keyer_boot: self.nodes[&keyer].boot(),
             expires: state.time().plus_ms(state.policy().attestation.pool_lifetime_ms),
             probe: None,
+            token: None,
         }
     }
 
@@ -526,6 +532,9 @@ impl Fleet {
             body_bytes_max: 1000,
             response_bytes_max: 9000,
             duration_ms_max: 60_000,
+            price: None,
+            tokens_in_max: u64::MAX,
+            tokens_out_max: u64::MAX,
             expires: state.time().plus_ms(30_000),
         }
     }
@@ -560,6 +569,7 @@ impl Fleet {
             status: 200,
             ended: Ended::Complete,
             tokens_in: 20,
+            tokens_cached: 0,
             tokens_out: 100,
             error_form: false,
             same_as: None,

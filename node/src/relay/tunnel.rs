@@ -305,11 +305,12 @@ where
         }
         let command: Command =
             borsh::from_slice(&request.command).map_err(|_| Problem::Malformed("command"))?;
-        let Command::Client(ClientSigned { client, body: ClientCommand::Authorise(a), .. }) = &command else {
+        let Command::Client(ClientSigned { client, token, body: ClientCommand::Authorise(a), .. }) = &command
+        else {
             return Err(Problem::WrongCommand);
         };
         let pool = &c.pool;
-        if *client != pool.client {
+        if (client, *token) != (&pool.client, pool.token.map(|(id, _)| id)) {
             return Err(Problem::NotTheClient);
         }
         let named = (a.pool, a.connection, &a.route, a.relay, a.keyer);

@@ -8,13 +8,14 @@ use crate::keyer::{Keyer, id};
 use crate::ledger::Ledger;
 use crate::relay::{Down, Relay};
 use crate::services::status::Problem;
+use crate::services::usage;
 use quorate_attest::evidence::BootKeys;
-use quorate_core::command::{ClientCommand, Command};
-use quorate_core::crypto::{Hash, encode, sha256};
-use quorate_core::ids::{NodeId, RequestId};
-use quorate_core::policy::POLICY_BYTES_MAX;
+use quorate_core::command::{ClientCommand, Command, OpenPool};
+use quorate_core::crypto::{self, Hash, encode, sha256};
+use quorate_core::ids::{ClientId, NodeId, RequestId, TokenId};
+use quorate_core::policy::{Grant, POLICY_BYTES_MAX};
 use quorate_core::refusal::Refusal;
-use quorate_core::state::{NodeStatus, State};
+use quorate_core::state::{NodeStatus, State, presentable};
 use quorate_core::tlog::TreeSize;
 use quorate_proto::v1::mesh_server::{Mesh, MeshServer};
 use quorate_proto::{CLIENT_MESSAGE_BYTES_MAX, COMMAND_BYTES_MAX, v1};
@@ -89,14 +90,20 @@ impl MeshService {
         match &command {
             Command::Client(c) => {
                 let grant = view.policy.clients.get(&c.client).ok_or(Refusal::UnknownClient)?;
-                if grant.key.0 != *key.as_bytes() {
+                let author = match &c.token {
+                    None => grant.key,
+                    Some(id) => self.token_key(grant, id, &c.body)?,
+                };
+                if author.0 != *key.as_bytes() {
                     return Err(Problem::NotTheClient);
                 }
                 if !request.blobs.is_empty() {
                     return Err(Problem::WrongBlobs);
                 }
                 match &c.body {
-                    ClientCommand::OpenPool(_) | ClientCommand::Report(_) => Ok(command),
+                    ClientCommand::OpenPool(_) | ClientCommand::Report(_) | ClientCommand::RevokeToken(_) => {
+                        Ok(command)
+                    }
                     ClientCommand::Authorise(_) => Err(Problem::WrongCommand),
                 }
             }
@@ -111,6 +118,22 @@ impl MeshService {
             }
             Command::Node(_) | Command::Evidence(_) | Command::Recover(_) => Err(Problem::WrongCommand),
         }
+    }
+
+    /// The key that signs for a token. One that nobody used yet proves itself here, before it costs the others anything; by this
+    /// node's clock, so that what expired long ago makes no leaves.
+    fn token_key(
+        &self,
+        grant: &Grant,
+        id: &TokenId,
+        body: &ClientCommand,
+    ) -> Result<crypto::PublicKey, Problem> {
+        if let ClientCommand::OpenPool(OpenPool { token: Some(shown), route, .. }) = body {
+            presentable(grant, self.ledger.cluster(), shown, route, crate::clock::now())?;
+            return Ok(shown.token.key);
+        }
+        let known = self.ledger.read(|state| state.token(id).map(|r| r.token.key));
+        Ok(known.ok_or(Refusal::UnknownToken)?)
     }
 
     /// Digest of the state, with the tree it belongs to.
@@ -251,6 +274,11 @@ impl Mesh for MeshService {
         let ended = !self.relay.is_running(&request);
         let proof = self.directory.receipt(request, ended).await.map_err(|p| p.status())?;
         Ok(Response::new(v1::ReceiptReply { proof }))
+    }
+
+    async fn usage(&self, request: Request<v1::UsageRequest>) -> Result<Response<v1::UsageReply>, Status> {
+        let issuer = ClientId::new(request.into_inner().client).ok();
+        Ok(Response::new(self.ledger.read(|state| usage::reply(self.ledger.me(), state, issuer.as_ref()))))
     }
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {

@@ -3,3 +3,4 @@ pub mod gate;
 pub mod mesh;
 pub mod peer;
 pub mod status;
+mod usage;

@@ -433,18 +433,43 @@ fn of_refusal(refusal: Refusal) -> Row {
     let grpc = match refusal {
         R::Dark | R::RelayNotAttested | R::KeyerNotAttested | R::NodeNotAttested => Code::Unavailable,
         R::BadSignature | R::UnknownClient | R::ClientExpired | R::ClientRevoked => Code::Unauthenticated,
+        R::BadToken | R::UnknownToken | R::TokenNotYetValid | R::TokenExpired | R::TokenRevoked => {
+            Code::Unauthenticated
+        }
         R::OutOfScope
         | R::NotYours
         | R::SameCustodian
         | R::TooFewSigners
         | R::UnknownSigner
         | R::AppraisalFailed
+        | R::MayNotIssue
+        | R::TokenTooWide
+        | R::TokenTooLong
         | R::BadProbeGrant => Code::PermissionDenied,
         R::UnknownRoute | R::UnknownRequest | R::UnknownNode => Code::NotFound,
         R::DuplicatePool | R::Replayed | R::ConnectionUsed => Code::AlreadyExists,
         R::RateExceeded
         | R::RequestBudgetExceeded
         | R::ByteBudgetExceeded
+        | R::ClientRequestsPerMonth
+        | R::ClientBytesPerMinute
+        | R::ClientBytesPerMonth
+        | R::ClientMoneyPerMinute
+        | R::ClientMoneyPerDay
+        | R::ClientMoneyPerMonth
+        | R::TeamRequestsPerMinute
+        | R::TeamRequestsPerDay
+        | R::TeamRequestsPerMonth
+        | R::TeamBytesPerMinute
+        | R::TeamBytesPerDay
+        | R::TeamBytesPerMonth
+        | R::TeamMoneyPerMinute
+        | R::TeamMoneyPerDay
+        | R::TeamMoneyPerMonth
+        | R::TokenRequestsUsedUp
+        | R::TokenBytesUsedUp
+        | R::TokenMoneyUsedUp
+        | R::TooManyTokens
         | R::TooManyInFlight
         | R::PairBusy
         | R::ProbesExhausted => Code::ResourceExhausted,
@@ -452,6 +477,8 @@ fn of_refusal(refusal: Refusal) -> Row {
         | R::PoolTooLong
         | R::PoolMismatch
         | R::CeilingTooHigh
+        | R::PriceRequired
+        | R::PriceNotForRoute
         | R::PolicyInvalid
         | R::TooManyMemberChanges
         | R::Oversized => Code::InvalidArgument,

@@ -405,6 +405,6 @@ impl Keys {
         Self { cluster: state.cluster(), policy: Arc::clone(state.policy()), boot: boot_keys(state.nodes()) }
     }
     fn verify(&self, ahead: &VerifiedAhead, command: &Command) {
-        ahead.verify(self.cluster, command, &self.policy, |node| self.boot.get(&node).copied());
+        ahead.verify(self.cluster, command, &self.policy, |_| None, |node| self.boot.get(&node).copied());
     }
 }

@@ -1,6 +1,6 @@
 //! What a policy version changed, in words. Whatever lets more happen than before is marked: that is what a reader of many
 //! versions looks for.
-use quorate_core::policy::{Policy, Route};
+use quorate_core::policy::{Limits, PerWindow, Policy, Route};
 use std::collections::BTreeMap;
 
 /// One difference.
@@ -144,19 +144,41 @@ pub(super) fn between(old: &Policy, new: &Policy) -> Vec<Change> {
             for removed in was.routes.difference(&is.routes) {
                 list.plain(format!("client {} may no longer use {removed}", is.id));
             }
-            let limits = |g: &quorate_core::policy::Grant| {
-                (g.requests_per_minute, g.requests_per_day, g.bytes_per_day, g.expires)
-            };
-            if limits(was) != limits(is) {
-                list.plain(format!(
-                    "client {}: {} requests a minute, {} and {} bytes a day",
-                    is.id, is.requests_per_minute, is.requests_per_day, is.bytes_per_day
-                ));
+            if (was.limits, was.expires) != (is.limits, is.expires) {
+                list.plain(format!("client {}: {}", is.id, limits(&is.limits)));
+            }
+            if was.team != is.team {
+                let team = is.team.as_ref().map_or("no team".to_owned(), |t| format!("team {t}"));
+                list.plain(format!("client {} is in {team}", is.id));
+            }
+            match (was.token_lifetime_ms_max, is.token_lifetime_ms_max) {
+                (was, Some(ms)) if was.is_none_or(|was| was < ms) => {
+                    list.widens(format!("client {} may issue tokens of {} s", is.id, ms / 1000));
+                }
+                (was, is_now) if was != is_now => {
+                    let longest =
+                        is_now.map_or("none".to_owned(), |ms| format!("of {} s at most", ms / 1000));
+                    list.plain(format!("client {} may issue tokens: {longest}", is.id));
+                }
+                _ => {}
             }
         }
         _ => {}
     });
     list.finish()
+}
+
+/// Limits in words; what is not limited is left out.
+fn limits(limits: &Limits) -> String {
+    let kinds = [("requests", limits.requests), ("bytes", limits.bytes), ("micro-units", limits.money)];
+    let each = |(kind, of): (&str, PerWindow<Option<u64>>)| {
+        [("minute", of.minute), ("day", of.day), ("month", of.month)]
+            .into_iter()
+            .filter_map(|(window, limit)| limit.map(|limit| format!("{limit} {kind} a {window}")))
+            .collect::<Vec<_>>()
+    };
+    let all: Vec<String> = kinds.into_iter().flat_map(each).collect();
+    if all.is_empty() { "no limit".into() } else { all.join(", ") }
 }
 
 fn route(list: &mut List, was: &Route, is: &Route) {

@@ -216,6 +216,7 @@ mod tests {
             client: quorate_core::ids::ClientId::new(CLIENT).unwrap(),
             key: "unused".into(),
             freshness_ms: 0,
+            token: None,
         };
         let all: Vec<_> = policy.members.keys().copied().collect();
         assert_eq!(pairs(&policy, all.clone(), &trust).unwrap().len(), 12);

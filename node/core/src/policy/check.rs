@@ -1,17 +1,26 @@
 //! What makes a document a policy. Every mistake is reported, not the first.
-use super::document::{AttestationDocument, ClientDocument, MemberDocument, PolicyDocument, RouteDocument};
+use super::document::{
+    AttestationDocument, ClientDocument, MemberDocument, PolicyDocument, PriceDocument, RouteDocument,
+    TeamDocument,
+};
+use super::limits::{Limits, PerWindow, Price, Rates, Team};
 use super::{
     ADMINS_MAX, APPROVAL_BYTES_MAX, APPROVALS_MAX, Grant, MEMBERS_MAX, MEMBERS_MIN, Member, Policy,
-    PolicyMistakes, RELEASES_MAX, Route,
+    PolicyMistakes, RELEASES_MAX, Route, TOKEN_LIFETIME_MS_MAX,
 };
 use crate::crypto::{Hash, PublicKey};
-use crate::ids::{ClientId, Custodian, ModelId, NAME_BYTES_MAX, NodeId, PolicyVersion, RouteId, Timestamp};
+use crate::ids::{
+    ClientId, Custodian, ModelId, NAME_BYTES_MAX, NodeId, PolicyVersion, PriceId, RouteId, TeamId, Timestamp,
+};
 use crate::shares::SharePublicKey;
 use crate::sshsig::AdminKey;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use quorate_attest::reference_values::ReferenceValues;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Wire dialects that a route may have. Nodes know no more of them than which headers they need; adapters translate.
+const DIALECTS: [&str; 4] = ["openai", "anthropic", "gemini", "bedrock"];
 
 #[derive(Default)]
 pub(super) struct Checker {
@@ -66,7 +75,12 @@ impl Checker {
         self.attestation(&d.attestation, &d.reference_values);
         let releases = self.releases(&d);
         let routes = self.routes(d.route, &members);
-        let clients = self.clients(d.client, &routes);
+        if !d.currency.is_empty() {
+            self.keep("currency", ClientId::new(d.currency.as_str()));
+        }
+        let prices = self.prices(d.price, &routes);
+        let teams = self.teams(d.team);
+        let clients = self.clients(d.client, &routes, &teams);
         if !self.mistakes.is_empty() {
             return Err(PolicyMistakes(self.mistakes));
         }
@@ -86,6 +100,9 @@ impl Checker {
             releases,
             routes,
             clients,
+            currency: d.currency,
+            prices,
+            teams,
         })
     }
 
@@ -262,8 +279,21 @@ impl Checker {
                     && p.len() <= 256
                     && p.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-:*".contains(&b))
             };
-            if document.paths.is_empty() || document.paths.len() > 64 || !document.paths.iter().all(path) {
-                self.wrong(format!("{what}: paths are 1 to 64 plain paths that start with '/'"));
+            // A query is part of an exact path: the whole of it is admins' word, and no client may choose another.
+            let listed = |p: &String| match p.split_once('?') {
+                None => path(p),
+                Some((before, query)) => {
+                    p.len() <= 256
+                        && path(&before.to_owned())
+                        && !before.contains('*')
+                        && !query.is_empty()
+                        && query.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~=&".contains(&b))
+                }
+            };
+            if document.paths.is_empty() || document.paths.len() > 64 || !document.paths.iter().all(listed) {
+                self.wrong(format!(
+                    "{what}: paths are 1 to 64 plain paths that start with '/'; an exact one may end with a fixed query"
+                ));
             }
             if !document.base_path.is_empty()
                 && (!path(&document.base_path) || document.base_path.ends_with('/'))
@@ -272,8 +302,8 @@ impl Checker {
                     "{what}: base_path is empty, or starts with '/' and does not end with it"
                 ));
             }
-            if !matches!(document.dialect.as_str(), "openai" | "anthropic") {
-                self.wrong(format!("{what}: dialect is openai or anthropic"));
+            if !DIALECTS.contains(&document.dialect.as_str()) {
+                self.wrong(format!("{what}: dialect is one of {}", DIALECTS.join(", ")));
             }
             let header = |h: &String| {
                 !h.is_empty()
@@ -302,10 +332,80 @@ impl Checker {
         routes
     }
 
+    fn prices(
+        &mut self,
+        documents: Vec<PriceDocument>,
+        routes: &BTreeMap<RouteId, Route>,
+    ) -> BTreeMap<PriceId, Price> {
+        let mut prices = BTreeMap::new();
+        for p in documents {
+            let what = format!("price {:?}", p.name);
+            let scope = self.scope(&what, &p.routes, routes);
+            if scope.is_empty() {
+                self.wrong(format!("{what}: at least one route"));
+            }
+            for model in &p.models {
+                self.keep(&format!("{what}: model"), ModelId::new(model.as_str()));
+            }
+            let Some(id) = self.keep(&what, PriceId::new(p.name.as_str())) else { continue };
+            let rates = Rates {
+                input: p.input,
+                cached_input: p.cached_input.unwrap_or(p.input),
+                output: p.output,
+                request: p.request,
+                unseen_input: p.unseen_input,
+                unseen_output: p.unseen_output,
+                input_max: p.input_max.unwrap_or(u64::MAX),
+                output_max: p.output_max.unwrap_or(u64::MAX),
+            };
+            let price =
+                Price { id: id.clone(), routes: scope, models: p.models.into_iter().collect(), rates };
+            if prices.insert(id, price).is_some() {
+                self.wrong(format!("{what}: the name stands twice"));
+            }
+        }
+        prices
+    }
+
+    fn teams(&mut self, documents: Vec<TeamDocument>) -> BTreeMap<TeamId, Team> {
+        let mut teams = BTreeMap::new();
+        for t in documents {
+            let what = format!("team {:?}", t.name);
+            let Some(id) = self.keep(&what, TeamId::new(t.name.as_str())) else { continue };
+            let limits = Limits {
+                requests: per_window(t.requests_per_minute, t.requests_per_day, t.requests_per_month),
+                bytes: per_window(t.bytes_per_minute, t.bytes_per_day, t.bytes_per_month),
+                money: per_window(t.money_per_minute, t.money_per_day, t.money_per_month),
+            };
+            if teams.insert(id.clone(), Team { id, limits }).is_some() {
+                self.wrong(format!("{what}: the name stands twice"));
+            }
+        }
+        teams
+    }
+
+    /// Those of the names that are routes.
+    fn scope(
+        &mut self,
+        what: &str,
+        names: &[String],
+        routes: &BTreeMap<RouteId, Route>,
+    ) -> BTreeSet<RouteId> {
+        let mut scope = BTreeSet::new();
+        for r in names {
+            match RouteId::new(r.as_str()) {
+                Ok(r) if routes.contains_key(&r) => drop(scope.insert(r)),
+                _ => self.wrong(format!("{what}: no route named {r:?}")),
+            }
+        }
+        scope
+    }
+
     fn clients(
         &mut self,
         documents: Vec<ClientDocument>,
         routes: &BTreeMap<RouteId, Route>,
+        teams: &BTreeMap<TeamId, Team>,
     ) -> BTreeMap<ClientId, Grant> {
         let mut clients = BTreeMap::new();
         for c in documents {
@@ -314,12 +414,13 @@ impl Checker {
             let custodian = self.keep(&format!("{what}: custodian"), Custodian::new(c.custodian.as_str()));
             let key = BASE64.decode(&c.key).ok().and_then(|k| <[u8; 32]>::try_from(k).ok());
             let expires = self.keep(&format!("{what}: expires"), unix_ms(&c.expires));
-            let mut scope = BTreeSet::new();
-            for r in &c.routes {
-                match RouteId::new(r.as_str()) {
-                    Ok(r) if routes.contains_key(&r) => drop(scope.insert(r)),
-                    _ => self.wrong(format!("{what}: no route named {r:?}")),
-                }
+            let scope = self.scope(&what, &c.routes, routes);
+            let team = c.team.as_ref().and_then(|name| {
+                let team = TeamId::new(name.as_str()).ok().filter(|t| teams.contains_key(t));
+                self.keep(&what, team.ok_or_else(|| format!("no team named {name:?}")))
+            });
+            if c.token_lifetime_ms_max.is_some_and(|ms| !(1_000..=TOKEN_LIFETIME_MS_MAX).contains(&ms)) {
+                self.wrong(format!("{what}: token_lifetime_ms_max is 1,000 to {TOKEN_LIFETIME_MS_MAX}"));
             }
             let Some(key) = key else {
                 self.wrong(format!("{what}: key is base64 of 32 bytes"));
@@ -331,9 +432,17 @@ impl Checker {
                 key: PublicKey(key),
                 custodian,
                 routes: scope,
-                requests_per_minute: c.requests_per_minute,
-                requests_per_day: c.requests_per_day,
-                bytes_per_day: c.bytes_per_day,
+                limits: Limits {
+                    requests: per_window(
+                        Some(c.requests_per_minute),
+                        Some(c.requests_per_day),
+                        c.requests_per_month,
+                    ),
+                    bytes: per_window(c.bytes_per_minute, Some(c.bytes_per_day), c.bytes_per_month),
+                    money: per_window(c.money_per_minute, c.money_per_day, c.money_per_month),
+                },
+                team,
+                token_lifetime_ms_max: c.token_lifetime_ms_max,
                 expires,
                 revoked: c.revoked,
             };
@@ -343,6 +452,10 @@ impl Checker {
         }
         clients
     }
+}
+
+fn per_window(minute: Option<u64>, day: Option<u64>, month: Option<u64>) -> PerWindow<Option<u64>> {
+    PerWindow { minute, day, month }
 }
 
 /// Milliseconds since the epoch of an RFC 3339 date-time with offset.
@@ -372,4 +485,55 @@ pub(super) fn unix_ms(d: &toml::value::Datetime) -> Result<Timestamp, &'static s
 /// SEC 1, 2.3.3: an uncompressed or compressed point of P-256. Whether it is on the curve is for whoever verifies with it.
 fn is_sec1_point(bytes: &[u8]) -> bool {
     matches!((bytes.first(), bytes.len()), (Some(4), 65) | (Some(2 | 3), 33))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::policy::{Policy, PolicyMistakes, RouteDocument};
+
+    fn checked(change: impl Fn(&mut RouteDocument)) -> Result<(), String> {
+        let mut document = crate::testing::Fleet::new(4, 1, |_| ()).document;
+        change(&mut document.route[0]);
+        let parsed = Policy::parse(toml::to_string(&document).unwrap().as_bytes());
+        parsed.map(drop).map_err(|PolicyMistakes(mistakes)| mistakes.join("; "))
+    }
+
+    #[test]
+    fn a_path_may_have_a_fixed_query_and_nothing_loose() {
+        let with = |path: &str| checked(|route| route.paths = vec![path.into()]);
+        for good in [
+            "/v1beta/models/gemini-2.5-pro:generateContent",
+            "/v1beta/models/gemini-2.5-pro:streamGenerateContent?alt=sse",
+            "/openai/deployments/x/chat/completions?api-version=2024-10-21",
+            "/v1/models/*",
+        ] {
+            assert_eq!(with(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "/v1/x?",
+            "/v1/*?alt=sse",
+            "/v1/x?alt=*",
+            "/v1/x?a=%2e",
+            "/v1/x?a=/models",
+            "/v1/x?a=b?c",
+            "/v1/x?a b",
+            "/v1/x#a",
+            "x?a=b",
+            "?a=b",
+        ] {
+            let error = with(bad).unwrap_err();
+            assert!(error.contains("paths are 1 to 64 plain paths"), "{bad}: {error}");
+        }
+        let base = checked(|route| route.base_path = "/a?b=c".into()).unwrap_err();
+        assert!(base.contains("base_path is empty"), "{base}");
+    }
+
+    #[test]
+    fn a_dialect_is_one_that_adapters_speak() {
+        for dialect in super::DIALECTS {
+            assert_eq!(checked(|route| route.dialect = dialect.into()), Ok(()));
+        }
+        let error = checked(|route| route.dialect = "cohere".into()).unwrap_err();
+        assert!(error.contains("dialect is one of openai, anthropic, gemini, bedrock"), "{error}");
+    }
 }

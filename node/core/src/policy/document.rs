@@ -27,6 +27,10 @@ pub struct PolicyDocument {
     /// hold shares.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share_approver: Option<String>,
+    /// What money in this document is in, such as `USD`: for people, nothing is converted. All money is in micro-units
+    /// (millionths) of it. Default empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub currency: String,
     /// The admins.
     pub admin: Vec<AdminDocument>,
     /// What counts as good evidence.
@@ -44,6 +48,12 @@ pub struct PolicyDocument {
     /// Where requests may go.
     #[serde(default)]
     pub route: Vec<RouteDocument>,
+    /// What the tokens of models cost. Default none: nothing is priced, and no money can be limited.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub price: Vec<PriceDocument>,
+    /// Clients that share limits. Default none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub team: Vec<TeamDocument>,
     /// Who may ask.
     #[serde(default)]
     pub client: Vec<ClientDocument>,
@@ -147,9 +157,10 @@ pub struct RouteDocument {
     /// What stands before every path, such as `/openai`. Default empty.
     #[serde(default)]
     pub base_path: String,
-    /// Paths that may be asked for, below `base_path`. Only inference.
+    /// Paths that may be asked for, below `base_path`. Only inference. One that ends with `/*` stands for all below it; any
+    /// other is exact, and may end with a fixed query (`:streamGenerateContent?alt=sse`).
     pub paths: Vec<String>,
-    /// Wire dialect, `openai` or `anthropic`.
+    /// Wire dialect: `openai`, `anthropic`, `gemini` or `bedrock`. Default `openai`.
     #[serde(default = "openai")]
     pub dialect: String,
     /// Headers a client may set, lower case, besides those the head always has.
@@ -221,6 +232,84 @@ fn duration() -> u64 {
     600_000
 }
 
+/// A row of the price table. All prices are micro-units of the policy's currency: 2.50 per million tokens is 2_500_000.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PriceDocument {
+    /// Name, such as `openai/gpt-4o`; requests name the row they are paid by.
+    pub name: String,
+    /// Routes it applies to.
+    pub routes: Vec<String>,
+    /// Names of models, as applications ask for them, that this is the price of. Default: the row's own name, or what follows
+    /// its last `/`. No node sees which model a request asks for: clients choose the row, and sign their choice.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<String>,
+    /// Micro-units per million tokens of input.
+    pub input: u64,
+    /// Micro-units per million tokens of input that the provider had cached. Default: as `input`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cached_input: Option<u64>,
+    /// Micro-units per million tokens of output.
+    pub output: u64,
+    /// Micro-units per request that reached the provider, besides. Default 0.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub request: u64,
+    /// Input tokens that the provider may bill though no byte of a request carries them: images by reference, stored context.
+    /// A report of more tokens than bytes and these is an anomaly, and charged at that bound. Default 0.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub unseen_input: u64,
+    /// Output tokens that the provider may bill and not send, such as hidden reasoning; likewise. Default 0.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub unseen_output: u64,
+    /// Most tokens of input that the model takes: no request holds more of a budget. Default as many as its bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_max: Option<u64>,
+    /// Most tokens of output that the model gives in one answer. Set it where money is limited: a request that names no ceiling
+    /// of its own holds the price of so many, or else of as many as the answer may have bytes. Default none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_max: Option<u64>,
+}
+
+/// Clients that share limits: what all of them together may use. Windows are the UTC minute, day and calendar month of the
+/// entry's time; what runs holds its ceilings until it is settled. Default of each limit: none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TeamDocument {
+    /// Name of the team.
+    pub name: String,
+    /// Requests per minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_minute: Option<u64>,
+    /// Requests per day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_day: Option<u64>,
+    /// Requests per month.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_month: Option<u64>,
+    /// Bytes up and down per minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_minute: Option<u64>,
+    /// Bytes up and down per day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_day: Option<u64>,
+    /// Bytes up and down per month.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_month: Option<u64>,
+    /// Micro-units per minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub money_per_minute: Option<u64>,
+    /// Micro-units per day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub money_per_day: Option<u64>,
+    /// Micro-units per month.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub money_per_month: Option<u64>,
+}
+
+fn is_nothing(n: &u64) -> bool {
+    *n == 0
+}
+
 /// A grant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -239,9 +328,65 @@ pub struct ClientDocument {
     pub requests_per_day: u64,
     /// Bytes up and down per day (UTC); running requests reserve their ceilings.
     pub bytes_per_day: u64,
+    /// Requests per calendar month (UTC). Default no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_month: Option<u64>,
+    /// Bytes per minute. Default no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_minute: Option<u64>,
+    /// Bytes per month. Default no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_month: Option<u64>,
+    /// Micro-units of the policy's currency per minute. Default no limit. A client with any limit on money names a price with
+    /// each request, or is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub money_per_minute: Option<u64>,
+    /// Micro-units per day. Default no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub money_per_day: Option<u64>,
+    /// Micro-units per month. Default no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub money_per_month: Option<u64>,
+    /// The team whose limits it shares. Default none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<String>,
+    /// It may mint short-lived tokens that live at most so long, ms; at most a day. Default: it may mint none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_lifetime_ms_max: Option<u64>,
     /// End of the grant.
     pub expires: toml::value::Datetime,
     /// Revoked clients stay listed, so that refusals name the reason. Default false.
     #[serde(default)]
     pub revoked: bool,
+}
+
+impl ClientDocument {
+    /// A grant with the limits that every grant has, and no other.
+    pub fn new(
+        name: impl Into<String>,
+        key: impl Into<String>,
+        custodian: impl Into<String>,
+        routes: Vec<String>,
+        expires: toml::value::Datetime,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            key: key.into(),
+            custodian: custodian.into(),
+            routes,
+            requests_per_minute: 600,
+            requests_per_day: 100_000,
+            bytes_per_day: 100_000_000_000,
+            requests_per_month: None,
+            bytes_per_minute: None,
+            bytes_per_month: None,
+            money_per_minute: None,
+            money_per_day: None,
+            money_per_month: None,
+            team: None,
+            token_lifetime_ms_max: None,
+            expires,
+            revoked: false,
+        }
+    }
 }

@@ -6,6 +6,7 @@
 mod check;
 mod credential;
 mod document;
+mod limits;
 
 pub use credential::{
     Credential, CredentialScheme, PUBLIC_PREFIX_BYTES_MAX, SECRET_BYTES_MAX, SECRET_BYTES_MIN, UnknownScheme,
@@ -13,11 +14,12 @@ pub use credential::{
 };
 pub use document::{
     AdminDocument, AttestationDocument, ClientDocument, CredentialDocument, MemberDocument, PolicyDocument,
-    RouteDocument,
+    PriceDocument, RouteDocument, TeamDocument,
 };
+pub use limits::{Limits, Moment, PerWindow, Price, Rates, Team, Tokens};
 
 use crate::crypto::{Hash, PublicKey, sha256};
-use crate::ids::{ClientId, Custodian, NodeId, PolicyVersion, RouteId, Timestamp};
+use crate::ids::{ClientId, Custodian, NodeId, PolicyVersion, PriceId, RouteId, TeamId, Timestamp};
 use crate::shares::SharePublicKey;
 use crate::sshsig::{AdminKey, SshSignature};
 use crate::tlog::Origin;
@@ -42,6 +44,8 @@ pub const APPROVALS_MAX: usize = 32;
 pub const APPROVAL_BYTES_MAX: usize = 1024;
 /// A request's signature may be valid for this long at most; nonces are kept as long.
 pub const REQUEST_LIFETIME_MS_MAX: u64 = 120_000;
+/// Longest life of a token that any grant can allow: a day. Tokens are for agents and jobs, not for people.
+pub const TOKEN_LIFETIME_MS_MAX: u64 = 86_400_000;
 /// Unsettled requests one client may hold.
 pub const IN_FLIGHT_MAX: u32 = 4096;
 
@@ -101,12 +105,12 @@ pub struct Grant {
     pub custodian: Custodian,
     /// Routes.
     pub routes: BTreeSet<RouteId>,
-    /// Per minute.
-    pub requests_per_minute: u64,
-    /// Per day.
-    pub requests_per_day: u64,
-    /// Per day.
-    pub bytes_per_day: u64,
+    /// What it may use.
+    pub limits: Limits,
+    /// Whose limits it shares.
+    pub team: Option<TeamId>,
+    /// It may mint tokens that live at most so long, ms.
+    pub token_lifetime_ms_max: Option<u64>,
     /// End.
     pub expires: Timestamp,
     /// Revoked.
@@ -146,6 +150,12 @@ pub struct Policy {
     pub routes: BTreeMap<RouteId, Route>,
     /// Grants by name.
     pub clients: BTreeMap<ClientId, Grant>,
+    /// What money is in; for people.
+    pub currency: String,
+    /// The price table.
+    pub prices: BTreeMap<PriceId, Price>,
+    /// Clients that share limits.
+    pub teams: BTreeMap<TeamId, Team>,
 }
 
 /// A document and the admins' signatures over its bytes.
@@ -182,6 +192,16 @@ impl Policy {
     /// Cosignatures that certify a checkpoint under this policy.
     pub fn quorum(&self) -> usize {
         quorum(self.members.len(), self.hostile_nodes_max)
+    }
+
+    /// The team whose limits a client shares.
+    pub fn team_of(&self, grant: &Grant) -> Option<&Team> {
+        grant.team.as_ref().and_then(|team| self.teams.get(team))
+    }
+
+    /// The row that a client names for this model over this route: the first by name, if any is for it.
+    pub fn price_for(&self, route: &RouteId, model: &str) -> Option<&Price> {
+        self.prices.values().find(|p| p.routes.contains(route) && p.is_for(model))
     }
 
     /// Counts distinct admins of *this* policy who signed `document`; refuses any signature that is none of theirs.

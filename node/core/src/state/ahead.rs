@@ -5,7 +5,7 @@
 //! signature, together with the key: under another key the same command is checked anew.
 use crate::command::Command;
 use crate::crypto::{Hash, PublicKey};
-use crate::ids::NodeId;
+use crate::ids::{NodeId, TokenId};
 use crate::policy::Policy;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,18 +21,23 @@ pub struct VerifiedAhead {
 }
 
 impl VerifiedAhead {
-    /// Checks a command's signature by the key its author has as of now: a client's in `policy`, a node's by `boot_key`.
-    /// Nothing comes of one that does not verify.
+    /// Checks a command's signature by the key its author has as of now: a client's in `policy`, a token's by `token_key`, a
+    /// node's by `boot_key`. Nothing comes of one that does not verify.
     pub fn verify(
         &self,
         cluster: Hash,
         command: &Command,
         policy: &Policy,
+        token_key: impl FnOnce(&TokenId) -> Option<PublicKey>,
         boot_key: impl FnOnce(NodeId) -> Option<PublicKey>,
     ) {
         let key = match command {
             Command::Client(c) => {
-                policy.clients.get(&c.client).map(|g| g.key).filter(|k| c.is_by(cluster, k))
+                let key = match &c.token {
+                    None => policy.clients.get(&c.client).map(|g| g.key),
+                    Some(token) => token_key(token),
+                };
+                key.filter(|k| c.is_by(cluster, k))
             }
             Command::Node(c) => boot_key(c.node).filter(|k| c.is_by(cluster, k)),
             // These prove themselves, and are rare.
@@ -67,7 +72,13 @@ mod tests {
     use crate::testing::{CLIENT, Mesh, key};
 
     fn ahead(mesh: &Mesh, command: &Command) {
-        mesh.state().verified_ahead().verify(mesh.fleet.cluster(), command, mesh.state().policy(), |_| None);
+        mesh.state().verified_ahead().verify(
+            mesh.fleet.cluster(),
+            command,
+            mesh.state().policy(),
+            |_| None,
+            |_| None,
+        );
     }
 
     fn remembered(mesh: &Mesh) -> usize {
@@ -122,9 +133,11 @@ mod tests {
         let mut mesh = Mesh::four();
         let command = mesh.pool_with(|_| ());
         ahead(&mesh, &command);
-        let Command::Client(ClientSigned { client, body, .. }) = command else { panic!("not a client's") };
+        let Command::Client(ClientSigned { client, token, body, .. }) = command else {
+            panic!("not a client's")
+        };
         assert!(matches!(body, ClientCommand::OpenPool(_)));
-        let unsigned = Command::Client(ClientSigned { client, body, signature: Signature([0; 64]) });
+        let unsigned = Command::Client(ClientSigned { client, token, body, signature: Signature([0; 64]) });
         mesh.refuses(unsigned, Refusal::BadSignature);
     }
 }

@@ -753,7 +753,7 @@ impl Run<'_> {
         let Some(meter) = meter_of(&mut data.meters, used) else { return false };
         let metered = meter.cancel(&RULES, client, first, pair);
         let recorded = data.requests.get(&first).is_some_and(|r| {
-            r.client == *client
+            r.account.client == *client
                 && Pair { relay: r.relay, keyer: r.keyer }.disjoint(pair)
                 && r.credential.as_ref().is_some_and(|u| {
                     (&u.route, u.share_epoch, u.fault)
@@ -779,7 +779,7 @@ impl Run<'_> {
         let pair = Pair { relay: record.relay, keyer: record.keyer };
         let Some(used) = record.credential.clone() else { return };
         let meter = meter_of(&mut data.meters, &used);
-        if meter.is_some_and(|m| m.unreleased(&record.client, request, pair)) {
+        if meter.is_some_and(|m| m.unreleased(&record.account.client, request, pair)) {
             self.metered(&used.route, used.share_epoch, vec![Verdict::Unreleased(request)]);
         }
     }

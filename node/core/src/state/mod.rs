@@ -8,15 +8,18 @@
 //! It survives a lying leader (safety); whether it makes progress under one is the shell's concern.
 mod ahead;
 mod attestation;
+mod budget;
 mod metering;
 mod policy_change;
 mod recovery;
 mod requests;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 pub use ahead::VerifiedAhead;
 pub use attestation::{NodeRecord, NodeStatus, NotAttested, appraise_member, evidence_nonce, recovery_nonce};
+pub use budget::{Account, DAYS_KEPT, Hold, Usage, Window};
 pub use metering::{
     CredentialUse, EXCUSED_PER_NODE_MAX, EXCUSED_PER_PAIR_MAX, FREEZING_CLIENTS, FaultKind, HOLD_MS, Meter,
     OPEN_PER_PAIR_MAX, PROBES_PER_PAIR_MAX, Pair, REMEMBERED_PER_PAIR_MAX, STALLS_MAX, SUSPENDING_CLIENTS,
@@ -24,14 +27,18 @@ pub use metering::{
 };
 pub use policy_change::{changed_members, outgoing_rule};
 pub use recovery::{NoPlan, RecoveryPlan, build_recovery, plan_recovery};
-pub use requests::{Pool, RequestRecord, Usage};
+pub use requests::{Pool, RequestRecord};
+pub use tokens::{
+    IN_FLIGHT_PER_TOKEN_MAX, POOLS_PER_TOKEN_MAX, TOKENS_MAX, TOKENS_PER_ISSUER_MAX, TokenRecord,
+    presentable, usable,
+};
 
 use crate::certificate::{Certifiers, QuorumRule};
 use crate::command::{Batch, CheckpointRef, Command, NodeCommand};
 use crate::crypto::{Hash, PublicKey, encode, sha256};
-use crate::ids::{ClientId, NodeId, PolicyVersion, PoolId, RequestId, RouteId, Timestamp};
+use crate::ids::{ClientId, NodeId, PolicyVersion, PoolId, RequestId, RouteId, TeamId, Timestamp};
 use crate::leaf::{BatchEnd, Leaf, LeafBody, Outcome};
-use crate::policy::{Policy, PolicyMistakes, SignedPolicy};
+use crate::policy::{Moment, Policy, PolicyMistakes, SignedPolicy};
 use crate::refusal::Refusal;
 use crate::tlog::{Checkpoint, Frontier, LeafIndex, Origin, TreeSize, leaf_hash};
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -40,7 +47,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// The state machine's version; a change of rules needs a new one, switched by a logged entry.
-pub const MACHINE_VERSION: u32 = 3;
+pub const MACHINE_VERSION: u32 = 4;
 /// How many anchors are remembered: at one per second, more than any nonce may be old.
 const ANCHORS_MAX: usize = 256;
 /// Batches between anchors are at least this far apart by entry time, unless one changed who is attested.
@@ -82,7 +89,8 @@ struct Data {
     pool_deadlines: BTreeSet<(Timestamp, PoolId)>,
     requests: BTreeMap<RequestId, RequestRecord>,
     request_deadlines: BTreeSet<(Timestamp, RequestId)>,
-    usage: BTreeMap<ClientId, Usage>,
+    budgets: budget::Budgets,
+    tokens: tokens::Tokens,
     /// The highest share epoch each route's credential ever had. At most [`KEYED_ROUTES_MAX`].
     share_epochs: BTreeMap<RouteId, u32>,
     /// One for each route that has a credential.
@@ -211,7 +219,8 @@ impl State {
             pool_deadlines: BTreeSet::new(),
             requests: BTreeMap::new(),
             request_deadlines: BTreeSet::new(),
-            usage: BTreeMap::new(),
+            budgets: budget::Budgets::default(),
+            tokens: tokens::Tokens::default(),
             share_epochs: share_epochs(&policy).collect(),
             meters: metering::meters(&BTreeMap::new(), &policy),
             changing: None,
@@ -290,9 +299,28 @@ impl State {
     pub fn request(&self, request: &RequestId) -> Option<&RequestRecord> {
         self.data.requests.get(request)
     }
-    /// What a client has used.
-    pub fn usage(&self, client: &ClientId) -> Option<&Usage> {
-        self.data.usage.get(client)
+    /// What a client has used, as of the state's time.
+    pub fn usage(&self, client: &ClientId) -> Option<Usage> {
+        self.data.budgets.clients.get(client).map(|u| u.clone().at(Moment::of(self.data.time)))
+    }
+    /// What every client has used that ever asked, as of the state's time.
+    pub fn usage_by_client(&self) -> impl Iterator<Item = (&ClientId, Usage)> + '_ {
+        let now = Moment::of(self.data.time);
+        self.data.budgets.clients.iter().map(move |(id, u)| (id, u.clone().at(now)))
+    }
+    /// What the clients of each team have used together.
+    pub fn usage_by_team(&self) -> impl Iterator<Item = (&TeamId, Usage)> + '_ {
+        let now = Moment::of(self.data.time);
+        self.data.budgets.teams().iter().map(move |(id, u)| (id, u.clone().at(now)))
+    }
+    /// What went over each route.
+    pub fn usage_by_route(&self) -> impl Iterator<Item = (&RouteId, Usage)> + '_ {
+        let now = Moment::of(self.data.time);
+        self.data.budgets.routes().iter().map(move |(id, u)| (id, u.clone().at(now)))
+    }
+    /// What all clients used together, by day since the epoch; the last [`DAYS_KEPT`] on which anything was asked.
+    pub fn usage_by_day(&self) -> &BTreeMap<u64, Window> {
+        self.data.budgets.days()
     }
     /// The highest share epoch that a route's credential ever had; a new one must be higher.
     pub fn share_epoch_highest(&self, route: &RouteId) -> Option<u32> {
@@ -416,6 +444,7 @@ impl<'a> Run<'a> {
         self.state.data.time = time;
         self.lapse();
         self.deadlines();
+        self.state.data.tokens.expire(time);
         self.release_faults();
         for command in batch.commands {
             let digest = command.digest();
@@ -448,6 +477,8 @@ impl<'a> Run<'a> {
                     | Refusal::BadContribution
                     | Refusal::UnknownSigner
                     | Refusal::Oversized
+                    | Refusal::BadToken
+                    | Refusal::UnknownToken
             )
         );
         let position = (!unproven).then(|| {

@@ -1,14 +1,18 @@
-//! Pools, authorisations, settlements: nonces, rates and budgets hold exactly, cluster-wide, because they are decided here.
+//! Pools, authorisations, settlements: nonces, rates and budgets hold exactly, cluster-wide, because they are decided here. What
+//! each may use and is charged is [`budget`](super::budget)'s, what tokens may do [`tokens`](super::tokens)'s.
+use super::budget::{Account, Charge, Hold};
 use super::metering::{CredentialUse, HOLD_MS, Pair};
-use super::{Run, State};
+use super::{Run, State, tokens};
 use crate::command::{
-    Alarm, Authorise, ClientCommand, ClientSigned, Ended, OpenPool, PROBE_GRANT_MS_MAX, Report, SIZE_BUCKET,
-    Settlement, SignedProbeGrant,
+    Alarm, Authorise, ClientCommand, ClientSigned, Ended, OpenPool, PROBE_GRANT_MS_MAX, Report, Settlement,
+    SignedProbeGrant,
 };
 use crate::crypto::{Hash, PublicKey};
-use crate::ids::{ClientId, ConnectionId, NodeId, RequestId, RouteId, Timestamp};
+use crate::ids::{ClientId, ConnectionId, NodeId, RequestId, RouteId, Timestamp, TokenId};
 use crate::leaf::{AnomalyRule, LeafBody, Outcome};
-use crate::policy::{Grant, IN_FLIGHT_MAX, REQUEST_LIFETIME_MS_MAX, Route};
+use crate::policy::{
+    Grant, IN_FLIGHT_MAX, Limits, Moment, Price, REQUEST_LIFETIME_MS_MAX, Rates, Route, Tokens,
+};
 use crate::refusal::Refusal;
 use crate::rendezvous;
 use crate::tlog::LeafIndex;
@@ -18,14 +22,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Pools one client may hold open at a time.
 const POOLS_PER_CLIENT_MAX: u32 = 256;
-const MINUTE_MS: u64 = 60_000;
-const DAY_MS: u64 = 86_400_000;
 
 /// An authorised set of connections.
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Pool {
     /// Whose.
     pub client: ClientId,
+    /// The token it was opened with, and its key: whose requests these are.
+    pub token: Option<(TokenId, PublicKey)>,
     /// Destination.
     pub route: RouteId,
     /// Relay and its boot keys.
@@ -43,8 +47,8 @@ pub struct Pool {
 /// A request that is open, or whose nonce is remembered.
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct RequestRecord {
-    /// Whose.
-    pub client: ClientId,
+    /// Who pays, and what for.
+    pub account: Account,
     /// Through which relay.
     pub relay: NodeId,
     /// Checked by which keyer.
@@ -55,64 +59,30 @@ pub struct RequestRecord {
     pub expires: Timestamp,
     /// When a missing settlement becomes an anomaly.
     pub deadline: Timestamp,
-    /// Bytes reserved in the client's budget.
-    pub reserved: u64,
-    /// The day of the reservation.
-    pub day: u64,
     /// The relay's word: bytes up and down, end.
     pub settled: Option<(u64, u64, Ended)>,
-    /// The client's word: tokens in and out, end.
-    pub reported: Option<(u64, u64, Ended)>,
+    /// The client's word: tokens, end.
+    pub reported: Option<(Tokens, Ended)>,
     /// What it used of a credential; `None` on a route without one.
     pub credential: Option<CredentialUse>,
-}
-
-/// What a client used; windows are UTC minutes and days of entry time.
-#[derive(Debug, Clone, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
-pub struct Usage {
-    /// Minute since the epoch.
-    pub minute: u64,
-    /// Requests in it.
-    pub minute_requests: u64,
-    /// Day since the epoch.
-    pub day: u64,
-    /// Requests in it.
-    pub day_requests: u64,
-    /// Settled bytes in it.
-    pub day_bytes: u64,
-    /// Bytes that running requests of this day may still use.
-    pub reserved_bytes: u64,
-    /// Running requests.
-    pub in_flight: u32,
-    /// Open pools.
-    pub pools: u32,
-}
-
-impl Usage {
-    fn roll(&mut self, time: Timestamp) {
-        let (minute, day) = (time.0 / MINUTE_MS, time.0 / DAY_MS);
-        if self.minute != minute {
-            (self.minute, self.minute_requests) = (minute, 0);
-        }
-        if self.day != day {
-            // What still runs was reserved on its own day and is charged there.
-            (self.day, self.day_requests, self.day_bytes, self.reserved_bytes) = (day, 0, 0, 0);
-        }
-    }
 }
 
 impl Run<'_> {
     pub(super) fn client_command(&mut self, digest: Hash, c: &ClientSigned) -> Result<Outcome, Refusal> {
         let policy = std::sync::Arc::clone(&self.state.policy);
         let grant = policy.clients.get(&c.client).ok_or(Refusal::UnknownClient)?;
-        if !self.state.ahead.take(digest, grant.key) && !c.is_by(self.state.data.genesis, &grant.key) {
+        let key = match &c.token {
+            None => grant.key,
+            Some(id) => self.state.token_key(grant, id, c)?,
+        };
+        if !self.state.ahead.take(digest, key) && !c.is_by(self.state.data.genesis, &key) {
             return Err(Refusal::BadSignature);
         }
         if self.state.is_dark() {
             return Err(Refusal::Dark);
         }
         if let ClientCommand::Report(reports) = &c.body {
-            return Ok(self.report(&c.client, reports));
+            return Ok(self.report(c, reports));
         }
         if grant.revoked {
             return Err(Refusal::ClientRevoked);
@@ -121,13 +91,16 @@ impl Run<'_> {
             return Err(Refusal::ClientExpired);
         }
         match &c.body {
-            ClientCommand::OpenPool(p) => self.open_pool(grant, p),
-            ClientCommand::Authorise(a) => self.authorise(grant, a),
-            ClientCommand::Report(reports) => Ok(self.report(&c.client, reports)),
+            ClientCommand::OpenPool(p) => self.open_pool(grant, c.token, p),
+            ClientCommand::Authorise(a) => self.authorise(grant, c.token, a),
+            ClientCommand::Report(reports) => Ok(self.report(c, reports)),
+            // A token can take nothing back, itself included.
+            ClientCommand::RevokeToken(_) if c.token.is_some() => Err(Refusal::NotYours),
+            ClientCommand::RevokeToken(token) => self.revoke_token(grant, token),
         }
     }
 
-    fn open_pool(&mut self, grant: &Grant, p: &OpenPool) -> Result<Outcome, Refusal> {
+    fn open_pool(&mut self, grant: &Grant, token: Option<TokenId>, p: &OpenPool) -> Result<Outcome, Refusal> {
         let state = &*self.state;
         let time = state.data.time;
         let route = state.policy.routes.get(&p.route).ok_or(Refusal::UnknownRoute)?;
@@ -136,6 +109,12 @@ impl Run<'_> {
         }
         if p.expires <= time || p.expires > time.plus_ms(state.policy.attestation.pool_lifetime_ms) {
             return Err(Refusal::PoolTooLong);
+        }
+        let shown = p.token.as_deref();
+        match &token {
+            Some(id) => state.check_token_for_pool(grant, id, shown, (&p.route, p.expires))?,
+            None if shown.is_some() => return Err(Refusal::BadToken),
+            None => {}
         }
         if state.data.pools.contains_key(&p.pool) {
             return Err(Refusal::DuplicatePool);
@@ -152,6 +131,8 @@ impl Run<'_> {
             return Err(Refusal::SameCustodian);
         }
         let probe = match &p.probe {
+            // Granted to a client, not to its tokens.
+            Some(_) if token.is_some() => return Err(Refusal::BadProbeGrant),
             Some(probe) => Some(probe_granted(state, grant, p, probe)?),
             None => {
                 if !rendezvous::keyers(
@@ -170,13 +151,21 @@ impl Run<'_> {
                 None
             }
         };
-        let usage = self.state.data.usage.entry(grant.id.clone()).or_default();
+        let holder = token.and_then(|id| {
+            let known = state.data.tokens.get(&id).map(|r| r.token.key);
+            Some((id, known.or(shown.map(|s| s.token.key))?))
+        });
+        let usage = self.state.data.budgets.client(&grant.id, Moment::of(time));
         if usage.pools >= POOLS_PER_CLIENT_MAX {
             return Err(Refusal::TooManyInFlight);
         }
         usage.pools += 1;
+        if let Some(id) = token {
+            self.token_used(grant, id, shown);
+        }
         let pool = Pool {
             client: grant.id.clone(),
+            token: holder,
             route: p.route.clone(),
             relay: (p.relay, p.relay_boot.clone()),
             keyer: (p.keyer, p.keyer_boot.clone()),
@@ -189,7 +178,12 @@ impl Run<'_> {
         Ok(Outcome::PoolOpened)
     }
 
-    fn authorise(&mut self, grant: &Grant, a: &Authorise) -> Result<Outcome, Refusal> {
+    fn authorise(
+        &mut self,
+        grant: &Grant,
+        token: Option<TokenId>,
+        a: &Authorise,
+    ) -> Result<Outcome, Refusal> {
         let state = &*self.state;
         let time = state.data.time;
         let pool = state.data.pools.get(&a.pool).filter(|p| p.expires > time).ok_or(Refusal::UnknownPool)?;
@@ -197,6 +191,20 @@ impl Run<'_> {
         {
             return Err(Refusal::PoolMismatch);
         }
+        if pool.token.map(|(id, _)| id) != token {
+            return Err(Refusal::PoolMismatch);
+        }
+        let token = match &token {
+            None => None,
+            Some(id) => {
+                let record = state.data.tokens.get(id).ok_or(Refusal::UnknownToken)?;
+                if record.revoked {
+                    return Err(Refusal::TokenRevoked);
+                }
+                tokens::usable(grant, &record.token, &a.route, time)?;
+                Some((*id, record))
+            }
+        };
         if a.expires <= time || a.expires > time.plus_ms(REQUEST_LIFETIME_MS_MAX) {
             return Err(Refusal::Expired);
         }
@@ -254,22 +262,22 @@ impl Run<'_> {
             denied: false,
             fault: None,
         });
-        let reserved = reservation(a);
+        let team = state.policy.team_of(grant);
+        let money_limits = [Some(&grant.limits), team.map(|t| &t.limits)];
+        let money_is_limited = money_limits.into_iter().flatten().any(Limits::limit_money)
+            || token.is_some_and(|(_, r)| r.token.limits.money.is_some());
+        let price = price_of(state, a, money_is_limited)?;
+        let account = account(grant, token.map(|(id, _)| id), a, price.map(|p| p.rates), time);
+        if let Some((_, record)) = token {
+            record.check(account.hold)?;
+        }
         let settle_ms = state.policy.attestation.settle_ms;
         let leaf = LeafIndex(state.data.tree.size().0);
-        let usage = self.state.data.usage.entry(grant.id.clone()).or_default();
-        usage.roll(time);
-        if usage.minute_requests >= grant.requests_per_minute {
-            return Err(Refusal::RateExceeded);
-        }
-        if usage.day_requests >= grant.requests_per_day {
-            return Err(Refusal::RequestBudgetExceeded);
-        }
-        let bytes = usage.day_bytes.saturating_add(usage.reserved_bytes).saturating_add(reserved);
-        if bytes > grant.bytes_per_day {
-            return Err(Refusal::ByteBudgetExceeded);
-        }
-        if usage.in_flight >= IN_FLIGHT_MAX {
+        let token = token.map(|(id, _)| id);
+        let policy = std::sync::Arc::clone(&state.policy);
+        let team = policy.team_of(grant).map(|t| &t.limits);
+        self.state.data.budgets.check(&account, &grant.limits, team)?;
+        if self.state.data.budgets.client(&grant.id, Moment::of(time)).in_flight >= IN_FLIGHT_MAX {
             return Err(Refusal::TooManyInFlight);
         }
         if !metered {
@@ -277,19 +285,18 @@ impl Run<'_> {
             let meter = self.state.data.meters.get_mut(&a.route).ok_or(Refusal::StaleShareEpoch)?;
             meter.probe(pair)?;
         }
-        usage.minute_requests += 1;
-        usage.day_requests += 1;
-        usage.reserved_bytes += reserved;
-        usage.in_flight += 1;
+        let deadline = time.plus_ms(a.duration_ms_max).plus_ms(settle_ms).max(a.expires);
+        self.state.data.budgets.reserve(&account);
+        if let Some(id) = &token {
+            self.state.data.tokens.reserve(id, &account, deadline);
+        }
         let record = RequestRecord {
-            client: grant.id.clone(),
+            account,
             relay: a.relay,
             keyer: a.keyer,
             leaf,
             expires: a.expires,
-            deadline: time.plus_ms(a.duration_ms_max).plus_ms(settle_ms).max(a.expires),
-            reserved,
-            day: time.0 / DAY_MS,
+            deadline,
             settled: None,
             reported: None,
             credential,
@@ -316,8 +323,8 @@ impl Run<'_> {
     }
 
     fn settle_one(&mut self, node: NodeId, s: &Settlement) -> Result<(), Refusal> {
-        let time = self.state.data.time;
-        let record = self.state.data.requests.get_mut(&s.request).ok_or(Refusal::UnknownRequest)?;
+        let data = &mut self.state.data;
+        let record = data.requests.get_mut(&s.request).ok_or(Refusal::UnknownRequest)?;
         if record.relay != node {
             return Err(Refusal::NotYours);
         }
@@ -325,51 +332,47 @@ impl Run<'_> {
             return Err(Refusal::UnknownRequest);
         }
         record.settled = Some((s.bytes_up, s.bytes_down, s.ended));
-        let used = s.bytes_up.saturating_add(s.bytes_down).min(record.reserved);
-        let (client, reserved, day) = (record.client.clone(), record.reserved, record.day);
-        if let Some(usage) = self.state.data.usage.get_mut(&client) {
-            usage.roll(time);
-            if usage.day == day {
-                usage.reserved_bytes = usage.reserved_bytes.saturating_sub(reserved);
-                usage.day_bytes = usage.day_bytes.saturating_add(used);
-            }
-            usage.in_flight = usage.in_flight.saturating_sub(1);
-        }
+        let held = record.account.hold.bytes;
+        let used = s.bytes_up.saturating_add(s.bytes_down).min(held);
+        let charge = Charge::Bytes { held, used };
+        data.budgets.charge(&record.account, &charge);
+        data.tokens.charge(&record.account, &charge);
         self.void_unreleased(s.request);
         self.compare(s.request);
         Ok(())
     }
 
-    fn report(&mut self, client: &ClientId, reports: &[Report]) -> Outcome {
+    fn report(&mut self, author: &ClientSigned, reports: &[Report]) -> Outcome {
         let mut refused = Vec::new();
         for (position, r) in reports.iter().enumerate() {
-            if let Err(refusal) = self.report_one(client, r) {
+            if let Err(refusal) = self.report_one(author, r) {
                 refused.push((position as u16, refusal));
             }
         }
         Outcome::Reported(refused)
     }
 
-    fn report_one(&mut self, client: &ClientId, r: &Report) -> Result<(), Refusal> {
+    fn report_one(&mut self, author: &ClientSigned, r: &Report) -> Result<(), Refusal> {
         let record = self.state.data.requests.get_mut(&r.request).ok_or(Refusal::UnknownRequest)?;
-        if record.client != *client {
+        if (&record.account.client, record.account.token) != (&author.client, author.token) {
             return Err(Refusal::NotYours);
         }
         if record.reported.is_some() {
             return Err(Refusal::UnknownRequest);
         }
-        record.reported = Some((r.tokens_in, r.tokens_out, r.ended));
-        self.meter_report(client, r);
+        let tokens = Tokens { input: r.tokens_in, cached: r.tokens_cached, output: r.tokens_out };
+        record.reported = Some((tokens, r.ended));
+        self.meter_report(&author.client, r);
         self.compare(r.request);
         Ok(())
     }
 
-    /// Once both halves are there: flag what does not fit, and keep only the nonce.
+    /// Once both halves are there: charge what is due, flag what does not fit, and keep only the nonce.
     fn compare(&mut self, request: RequestId) {
         let time = self.state.data.time;
-        let Some(record) = self.state.data.requests.get_mut(&request) else { return };
-        let (Some((up, down, relay_end)), Some((tokens_in, tokens_out, client_end))) =
-            (record.settled, record.reported)
+        let data = &mut self.state.data;
+        let Some(record) = data.requests.get_mut(&request) else { return };
+        let (Some((up, down, relay_end)), Some((said, client_end))) = (record.settled, record.reported)
         else {
             return;
         };
@@ -379,14 +382,21 @@ impl Run<'_> {
             expires = expires.max(time.plus_ms(HOLD_MS));
         }
         record.deadline = expires;
-        // A token has at least a byte; a chat template may add some that the body does not hold.
-        let exceeds =
-            tokens_out > down.saturating_add(SIZE_BUCKET) || tokens_in > up.saturating_add(SIZE_BUCKET);
+        let account = &record.account;
+        let over = |(input, output): (u64, u64)| said.input > input || said.output > output;
+        let exceeds = over(account.tokens_in_bytes((up, down)));
+        let over_ceilings = over(account.ceilings);
+        let (tokens, used) = account.due(Some((up, down)), Some(said));
+        let charge = Charge::Money { held: account.hold.money, used, tokens };
+        data.budgets.charge(account, &charge);
+        data.tokens.charge(account, &charge);
         let differ = relay_end == Ended::Complete && client_end == Ended::Truncated;
-        self.state.data.request_deadlines.remove(&(old, request));
-        self.state.data.request_deadlines.insert((expires, request));
+        data.request_deadlines.remove(&(old, request));
+        data.request_deadlines.insert((expires, request));
         if exceeds {
             self.leaf(time, LeafBody::Anomaly { request, rule: AnomalyRule::TokensExceedBytes });
+        } else if over_ceilings {
+            self.leaf(time, LeafBody::Anomaly { request, rule: AnomalyRule::TokensExceedCeilings });
         }
         if differ {
             self.leaf(time, LeafBody::Anomaly { request, rule: AnomalyRule::EndsDiffer });
@@ -399,10 +409,12 @@ impl Run<'_> {
         while let Some(&(expires, pool)) = self.state.data.pool_deadlines.first().filter(|(t, _)| *t <= time)
         {
             self.state.data.pool_deadlines.remove(&(expires, pool));
-            if let Some(p) = self.state.data.pools.remove(&pool)
-                && let Some(usage) = self.state.data.usage.get_mut(&p.client)
-            {
+            let Some(p) = self.state.data.pools.remove(&pool) else { continue };
+            if let Some(usage) = self.state.data.budgets.clients.get_mut(&p.client) {
                 usage.pools = usage.pools.saturating_sub(1);
+            }
+            if let Some((id, _)) = &p.token {
+                self.state.data.tokens.pool_closed(id);
             }
         }
         while let Some(&(deadline, request)) =
@@ -412,28 +424,30 @@ impl Run<'_> {
             let Some(record) = self.state.data.requests.remove(&request) else { continue };
             let pair = Pair { relay: record.relay, keyer: record.keyer };
             if let (Some(used), None) = (&record.credential, record.reported) {
-                self.meter_unreported(&record.client, pair, used);
+                self.meter_unreported(&record.account.client, pair, used);
             }
             if record.settled.is_some() && record.reported.is_some() {
                 continue;
             }
-            if record.settled.is_none()
-                && let Some(usage) = self.state.data.usage.get_mut(&record.client)
-            {
-                // Nobody knows what it used: it is charged what it reserved.
-                usage.roll(time);
-                if usage.day == record.day {
-                    usage.reserved_bytes = usage.reserved_bytes.saturating_sub(record.reserved);
-                    usage.day_bytes = usage.day_bytes.saturating_add(record.reserved);
-                }
-                usage.in_flight = usage.in_flight.saturating_sub(1);
+            let (account, data) = (&record.account, &mut self.state.data);
+            if record.settled.is_none() {
+                // Nobody knows what it used: it is charged what it held.
+                let held = account.hold.bytes;
+                let charge = Charge::Bytes { held, used: held };
+                data.budgets.charge(account, &charge);
+                data.tokens.charge(account, &charge);
             }
+            let said = record.reported.map(|(tokens, _)| tokens);
+            let (tokens, used) = account.due(record.settled.map(|(up, down, _)| (up, down)), said);
+            let charge = Charge::Money { held: account.hold.money, used, tokens };
+            data.budgets.charge(account, &charge);
+            data.tokens.charge(account, &charge);
             let (relay, client) = (record.settled.is_none(), record.reported.is_none());
             self.leaf(time, LeafBody::Unsettled { request, relay, client });
             // A client that died says nothing about a relay that settled; a relay that keeps silent may hide an answer, unless
             // the client saw one, or already reported a fault.
             let silent = |end: Ended| end == Ended::Cancelled;
-            let unanswered = record.reported.is_none_or(|(_, _, end)| silent(end));
+            let unanswered = record.reported.is_none_or(|(_, end)| silent(end));
             if let Some(used) = &record.credential
                 && used.metered
                 && relay
@@ -441,7 +455,7 @@ impl Run<'_> {
                 && !used.answered
                 && used.fault.is_none()
             {
-                self.meter_unsettled(record.client.clone(), request, pair, used);
+                self.meter_unsettled(record.account.client.clone(), request, pair, used);
             }
         }
     }
@@ -524,7 +538,40 @@ fn probe_granted(
     if lasts { Ok(epoch) } else { Err(Refusal::ProbeGrantExpired) }
 }
 
-/// What an authorised request holds of its client's budget until it is settled.
-fn reservation(a: &Authorise) -> u64 {
-    a.body_bytes_max.saturating_add(a.response_bytes_max)
+/// The row a request is paid by.
+fn price_of<'s>(state: &'s State, a: &Authorise, required: bool) -> Result<Option<&'s Price>, Refusal> {
+    match &a.price {
+        None if required => Err(Refusal::PriceRequired),
+        None => Ok(None),
+        Some(name) => {
+            let row = state.policy.prices.get(name).filter(|p| p.routes.contains(&a.route));
+            row.map(Some).ok_or(Refusal::PriceNotForRoute)
+        }
+    }
+}
+
+/// What an authorised request holds until it is settled: its ceilings, and what the tokens within them may cost.
+fn account(
+    grant: &Grant,
+    token: Option<TokenId>,
+    a: &Authorise,
+    rates: Option<Rates>,
+    at: Timestamp,
+) -> Account {
+    let mut account = Account {
+        client: grant.id.clone(),
+        token,
+        team: grant.team.clone(),
+        route: a.route.clone(),
+        at,
+        hold: Hold { bytes: a.body_bytes_max.saturating_add(a.response_bytes_max), money: 0 },
+        rates,
+        ceilings: (0, 0),
+    };
+    let (input, output) = account.tokens_in_bytes((a.body_bytes_max, a.response_bytes_max));
+    let (input, output) =
+        rates.map_or((input, output), |r| (input.min(r.input_max), output.min(r.output_max)));
+    account.ceilings = (a.tokens_in_max.min(input), a.tokens_out_max.min(output));
+    account.hold.money = rates.map_or(0, |r| r.cost_at_most(account.ceilings.0, account.ceilings.1));
+    account
 }

@@ -67,6 +67,7 @@ fn custodians_of_client_relay_and_keyer_differ() {
                 keyer_boot: boot,
                 expires: mesh.time.plus_ms(1000),
                 probe: None,
+                token: None,
             };
             let command = mesh.fleet.client(CLIENT, ClientCommand::OpenPool(pool.clone()));
             assert_eq!(mesh.decide(command) == refused(Refusal::SameCustodian), same, "{custodian} {keyer}");
@@ -222,7 +223,7 @@ fn bytes_are_reserved_then_charged_as_settled() {
     mesh.refuses(c, Refusal::ByteBudgetExceeded);
     mesh.settle(&pool, first);
     let usage = mesh.state().usage(&app).unwrap();
-    assert_eq!((usage.day_bytes, usage.reserved_bytes, usage.in_flight), (512 + 2048, 10_000, 1));
+    assert_eq!((usage.day.bytes, usage.day.reserved_bytes, usage.in_flight), (512 + 2048, 10_000, 1));
     let left = 25_000 - 512 - 2048 - 10_000;
     let c = too_much(&mut mesh, left + 1);
     mesh.refuses(c, Refusal::ByteBudgetExceeded);
@@ -241,7 +242,7 @@ fn a_settlement_charges_no_more_than_was_reserved() {
     let huge = Settlement { bytes_up: u64::MAX, bytes_down: u64::MAX, ..Fleet::settlement(request) };
     let settle = mesh.fleet.node_command(pool.relay, NodeCommand::Settle(vec![huge]));
     assert_eq!(mesh.decide(settle), Outcome::Settled(vec![]));
-    assert_eq!(mesh.state().usage(&ClientId::new(CLIENT).unwrap()).unwrap().day_bytes, 10_000);
+    assert_eq!(mesh.state().usage(&ClientId::new(CLIENT).unwrap()).unwrap().day.bytes, 10_000);
 }
 
 #[test]
@@ -254,8 +255,8 @@ fn what_runs_over_midnight_is_charged_to_the_day_it_began() {
     mesh.wait(20_000);
     mesh.settle(&pool, request);
     let usage = mesh.state().usage(&ClientId::new(CLIENT).unwrap()).unwrap();
-    assert_eq!((usage.day_bytes, usage.reserved_bytes, usage.in_flight), (0, 0, 0));
-    assert_eq!(usage.day, mesh.time.0 / 86_400_000);
+    assert_eq!((usage.day.bytes, usage.day.reserved_bytes, usage.in_flight), (0, 0, 0));
+    assert_eq!(usage.day.index, mesh.time.0 / 86_400_000);
 }
 
 #[test]
@@ -428,7 +429,7 @@ fn a_request_that_nobody_settles_is_an_anomaly_and_costs_its_ceiling() {
         assert_eq!(unsettled, expected);
         let usage = mesh.state().usage(&app).unwrap();
         let charged = if relay_speaks { 2560 } else { 10_000 };
-        assert_eq!((usage.day_bytes, usage.reserved_bytes, usage.in_flight), (charged, 0, 0));
+        assert_eq!((usage.day.bytes, usage.day.reserved_bytes, usage.in_flight), (charged, 0, 0));
         assert!(mesh.state().request(&request).is_none());
     }
 }
@@ -613,6 +614,7 @@ fn evidence_lapses_exactly_then() {
         keyer_boot: mesh.fleet.nodes[&NodeId(2)].boot(),
         expires: mesh.time.plus_ms(1000),
         probe: None,
+        token: None,
     });
     let pool = mesh.fleet.client(CLIENT, pool);
     mesh.refuses(pool, Refusal::Dark);
@@ -1188,7 +1190,13 @@ const NEVER_MET: [Refusal; 2] = [Refusal::WrongCluster, Refusal::AppraisalFailed
 
 #[test]
 fn tests_name_every_refusal() {
-    let text = [include_str!("tests.rs"), include_str!("metering/tests/machine.rs")].concat();
+    let text = [
+        include_str!("tests.rs"),
+        include_str!("metering/tests/machine.rs"),
+        include_str!("budget/tests.rs"),
+        include_str!("tokens/tests.rs"),
+    ]
+    .concat();
     for refusal in Refusal::ALL {
         assert!(text.contains(&format!("Refusal::{refusal:?}")), "no test for {refusal:?}");
     }

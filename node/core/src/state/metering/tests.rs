@@ -137,6 +137,7 @@ fn what_a_report_says_about_a_credential() {
             status,
             ended,
             tokens_in: 0,
+            tokens_cached: 0,
             tokens_out: 0,
             error_form,
             same_as: None,
