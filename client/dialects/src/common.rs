@@ -14,6 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use std::collections::BTreeMap;
 
 /// Something, and the caller's name of the field it came from.
+#[cfg_attr(test, derive(Debug))]
 #[derive(Clone)]
 pub(crate) struct At<T> {
     pub(crate) v: T,
@@ -50,6 +51,7 @@ pub(crate) struct Writing<'a> {
 }
 
 /// A conversation, asked to be continued.
+#[cfg_attr(test, derive(Debug))]
 #[derive(Default, Clone)]
 pub(crate) struct Conversation {
     /// Text and cache points.
@@ -77,6 +79,7 @@ pub(crate) struct Conversation {
 }
 
 /// Who speaks.
+#[cfg_attr(test, derive(Debug))]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     User,
@@ -84,6 +87,7 @@ pub(crate) enum Role {
 }
 
 /// One turn.
+#[cfg_attr(test, derive(Debug))]
 #[derive(Clone)]
 pub(crate) struct Turn {
     pub(crate) role: Role,
@@ -91,6 +95,7 @@ pub(crate) struct Turn {
 }
 
 /// A piece of a turn.
+#[cfg_attr(test, derive(Debug))]
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Part {
     Text(String),
@@ -103,6 +108,7 @@ pub(crate) enum Part {
 }
 
 /// What a tool answered.
+#[cfg_attr(test, derive(Debug))]
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct ToolResult {
     pub(crate) id: String,
@@ -113,6 +119,7 @@ pub(crate) struct ToolResult {
 }
 
 /// A piece of what a tool answered.
+#[cfg_attr(test, derive(Debug))]
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum ResultPart {
     Text(String),
@@ -121,6 +128,7 @@ pub(crate) enum ResultPart {
 }
 
 /// An image.
+#[cfg_attr(test, derive(Debug))]
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Image {
     Base64 { media_type: String, data: String },
@@ -149,6 +157,7 @@ impl Image {
 }
 
 /// A tool that may be called.
+#[cfg_attr(test, derive(Debug))]
 #[derive(Clone)]
 pub(crate) struct Tool {
     pub(crate) name: String,
@@ -158,6 +167,7 @@ pub(crate) struct Tool {
     pub(crate) cache: Option<Option<String>>,
 }
 
+#[cfg_attr(test, derive(Debug))]
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum ToolChoice {
     Auto,
@@ -167,12 +177,14 @@ pub(crate) enum ToolChoice {
 }
 
 /// The form of the answer.
+#[cfg_attr(test, derive(Debug))]
 #[derive(Clone)]
 pub(crate) enum Format {
     Json,
     Schema { name: Option<String>, description: Option<String>, schema: Raw, strict: Option<bool> },
 }
 
+#[cfg_attr(test, derive(Debug))]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Effort {
     None,
@@ -204,6 +216,7 @@ impl Effort {
     }
 }
 
+#[cfg_attr(test, derive(Debug))]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Thinking {
     Off,
@@ -246,9 +259,9 @@ impl Conversation {
 }
 
 /// A whole answer.
+#[cfg_attr(test, derive(Debug))]
 #[derive(Default, Clone)]
 pub(crate) struct Reply {
-    pub(crate) id: Option<String>,
     pub(crate) model: Option<String>,
     pub(crate) parts: Vec<Part>,
     pub(crate) finish: Option<Finish>,
@@ -259,7 +272,7 @@ pub(crate) struct Reply {
 /// A step of an answer in pieces. Blocks do not overlap: [`Blocks`] sees to it.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Delta {
-    Begin { id: Option<String>, model: Option<String> },
+    Begin { model: Option<String> },
     BlockBegin(Block),
     Text(String),
     Thinking(String),
@@ -399,7 +412,7 @@ impl Blocks {
 /// What an answer in pieces needs from outside when it is written.
 #[derive(Clone)]
 pub(crate) struct Framing {
-    /// Of the answer, if the provider gave none in this dialect's form.
+    /// Of the answer: a provider's own id has its dialect's form.
     pub(crate) id: String,
     pub(crate) created: u64,
     /// The model that the caller named, if the provider names none.

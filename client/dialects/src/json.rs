@@ -16,6 +16,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 /// A valid JSON text without white space outside strings.
+#[cfg_attr(test, derive(Debug))]
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Raw(String);
 

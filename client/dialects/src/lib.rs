@@ -33,6 +33,8 @@ mod openai;
 mod outcome;
 mod splice;
 mod sse;
+#[cfg(test)]
+mod tests;
 mod translate;
 
 pub use call::{Call, Needs, TargetRoute, UpstreamRequest};

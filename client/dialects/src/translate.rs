@@ -259,6 +259,9 @@ impl AnswerTranslator {
                     }
                     if !is_usage_only(&event.data) {
                         out.extend_from_slice(&event.bytes);
+                    } else if event.bytes.starts_with(b"\n") {
+                        // it ends the line of the event before, whose CR came first
+                        out.push(b'\n');
                     }
                 }
                 Ok(out.into())
@@ -301,7 +304,7 @@ fn is_usage_only(data: &str) -> bool {
 
 fn note(delta: &Delta, outcome: &mut Outcome) {
     match delta {
-        Delta::Begin { model, .. } => outcome.model = model.clone(),
+        Delta::Begin { model } => outcome.model = model.clone(),
         Delta::Finish { finish, .. } => outcome.finish = Some(*finish),
         Delta::Usage(usage) => outcome.usage = Some(*usage),
         Delta::Error(error) => {
@@ -315,7 +318,7 @@ fn note(delta: &Delta, outcome: &mut Outcome) {
 
 /// A whole answer as the pieces that a stream of it would have.
 fn deltas(reply: Reply) -> Vec<Delta> {
-    let mut out = vec![Delta::Begin { id: reply.id, model: reply.model }];
+    let mut out = vec![Delta::Begin { model: reply.model }];
     for part in reply.parts {
         match part {
             Part::Text(text) => out.extend([Delta::BlockBegin(Block::Text), Delta::Text(text)]),

@@ -8,7 +8,7 @@ use crate::outcome::{Finish, Usage};
 /// Reads a message.
 pub(crate) fn read_reply(body: &Value<'_>) -> Result<Reply, DialectError> {
     let mut o = body.object()?;
-    let mut reply = Reply { id: o.take_string("id")?, model: o.take_string("model")?, ..Reply::default() };
+    let mut reply = Reply { model: o.take_string("model")?, ..Reply::default() };
     for block in o.need("content")?.array()? {
         let mut b = block.object()?;
         reply.parts.push(match b.need_string("type")?.as_str() {

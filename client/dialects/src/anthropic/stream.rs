@@ -30,7 +30,7 @@ impl Decoder {
         match o.need_string("type")?.as_str() {
             "message_start" => {
                 let mut m = o.need("message")?.object()?;
-                out.push(Delta::Begin { id: m.take_string("id")?, model: m.take_string("model")? });
+                out.push(Delta::Begin { model: m.take_string("model")? });
                 if let Some(usage) = m.take_object("usage")? {
                     self.usage.read(usage)?;
                     out.push(Delta::Usage(self.usage.usage()));
@@ -121,7 +121,8 @@ impl Decode for Decoder {
     fn finish(&mut self, out: &mut Vec<Delta>) -> Result<(), DialectError> {
         let mut events = Vec::new();
         self.events.finish(&mut events)?;
-        events.iter().try_for_each(|event| self.event(event, out)).map_err(DialectError::in_answer)?;
+        // an event without its blank line may be half of one
+        events.iter().try_for_each(|event| self.event(event, out)).map_err(|_| DialectError::Truncated)?;
         if self.done { Ok(()) } else { Err(DialectError::Truncated) }
     }
 }
@@ -154,7 +155,7 @@ fn event(event: Obj, out: &mut Vec<u8>) {
 impl Encode for Encoder {
     fn write(&mut self, delta: Delta, out: &mut Vec<u8>) -> Result<(), DialectError> {
         match delta {
-            Delta::Begin { model, .. } => {
+            Delta::Begin { model } => {
                 let message = message(&self.framing, model.as_deref(), Vec::new())
                     .with("stop_reason", Json::Null)
                     .with("stop_sequence", Json::Null)

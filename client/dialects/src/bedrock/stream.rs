@@ -32,7 +32,7 @@ impl Decoder {
         let root = Value::root(&frame.payload)?;
         let mut o = root.object()?;
         match frame.kind.as_str() {
-            "messageStart" => out.push(Delta::Begin { id: None, model: None }),
+            "messageStart" => out.push(Delta::Begin { model: None }),
             "contentBlockStart" => {
                 self.at(o.need("contentBlockIndex")?.u64()?, out);
                 if let Some(mut start) = o.take_object("start")?

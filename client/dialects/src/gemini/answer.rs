@@ -8,8 +8,7 @@ use crate::outcome::{Finish, Usage};
 /// Reads a response. `stamp`: for calls without an id.
 pub(crate) fn read_reply(body: &Value<'_>, stamp: &str) -> Result<Reply, DialectError> {
     let mut o = body.object()?;
-    let mut reply =
-        Reply { id: o.take_string("responseId")?, model: o.take_string("modelVersion")?, ..Reply::default() };
+    let mut reply = Reply { model: o.take_string("modelVersion")?, ..Reply::default() };
     reply.usage = o.take_object("usageMetadata")?.map(read_usage).transpose()?;
     let candidates = o.take_array("candidates")?;
     let Some(candidate) = candidates.first() else {

@@ -6,7 +6,8 @@
 //!
 //! Signatures. Elsewhere a signature belongs to thinking, here to the part that thinking led to. A signed thought hands
 //! its signature to the text or call after it; a signed part hands it to the thought before it, or to an empty one. What
-//! is not base64, and redacted thinking, is wrapped in base64: the field is bytes.
+//! is not base64 is wrapped in it, as the field is bytes; so is redacted thinking for callers. Routes are not asked to
+//! read another provider's redacted thinking: that is refused.
 //!
 //! Calls without an id are numbered in the order of the conversation; a result without an id answers the first open call
 //! of its name. JSON schemas go into `parametersJsonSchema` and `responseJsonSchema`; what callers say in OpenAPI's

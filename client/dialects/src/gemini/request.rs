@@ -105,8 +105,9 @@ fn read_config(mut o: Object<'_>, target: Dialect, c: &mut Conversation) -> Resu
     let mime = o.take_either("responseMimeType", "response_mime_type");
     let openapi = o.take_either("responseSchema", "response_schema");
     let schema = o.take_either("responseJsonSchema", "response_json_schema");
+    let openapi_schema = openapi.is_some();
     let schema = match (openapi, schema) {
-        (Some(value), None) => Some((json_schema(&value, target)?, value)),
+        (Some(value), None) => Some((json_schema(&value, true, target)?, value)),
         (None, Some(value)) => Some((value.raw_object()?, value)),
         (None, None) => None,
         (Some(value), Some(_)) => return Err(value.expected("one schema, not two")),
@@ -118,7 +119,10 @@ fn read_config(mut o: Object<'_>, target: Dialect, c: &mut Conversation) -> Resu
             c.format = Some(At::new(Format::Json, value.at()));
         }
         (Some((mime, _)), Some((schema, value))) if mime == "application/json" => {
-            let format = Format::Schema { name: None, description: None, schema, strict: Some(true) };
+            // what OpenAI asks of a strict schema is seen in this; without it, it would refuse the schema
+            let strict = schema.value("").object()?.raw("additionalProperties") == Some("false");
+            let strict = (strict && !openapi_schema).then_some(true);
+            let format = Format::Schema { name: None, description: None, schema, strict };
             c.format = Some(At::new(format, value.at()));
         }
         (Some((_, value)), _) => return Err(value.untranslatable(target, "no such form of answers there")),
@@ -154,7 +158,7 @@ fn read_thinking(config: &Value<'_>, target: Dialect, c: &mut Conversation) -> R
 
 fn read_function(value: &Value<'_>, target: Dialect) -> Result<Tool, DialectError> {
     let mut o = value.object()?;
-    let openapi = o.take("parameters").map(|v| json_schema(&v, target)).transpose()?;
+    let openapi = o.take("parameters").map(|v| json_schema(&v, false, target)).transpose()?;
     let schema = o.take_either("parametersJsonSchema", "parameters_json_schema");
     let schema = schema.map(|v| v.raw_object()).transpose()?;
     let tool = Tool {
@@ -510,6 +514,9 @@ fn write_parts(turn: &Turn) -> Result<Vec<Json>, DialectError> {
                 })?;
                 parts.add(write_result(result, name).map_err(|why| part.refuse(Dialect::Gemini, why))?);
             }
+            Part::Redacted(_) => {
+                return Err(part.refuse(Dialect::Gemini, "only the provider that redacted it can read it"));
+            }
             Part::Image(Image::Url(_)) => {
                 return Err(part.refuse(Dialect::Gemini, "images are not fetched from URLs there"));
             }
@@ -541,11 +548,7 @@ impl Parts {
                 }
                 self.signature = signature.as_deref().map(wrap_signature);
             }
-            Part::Redacted(data) => {
-                self.flush();
-                let signature = STANDARD.encode([REDACTED, data.as_bytes()].concat());
-                self.parts.push(signature_part(&signature).into());
-            }
+            Part::Redacted(data) => self.add(redacted_part(data)),
             Part::ToolCall { id, name, arguments } => {
                 let call = Obj::new().with("id", id).with("name", name).with("args", arguments);
                 let signature = self.signature.take();

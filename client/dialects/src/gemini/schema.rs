@@ -7,14 +7,21 @@ use crate::json::{Json, Raw, Value};
 /// Deepest schema that is rewritten: the API's own bound is lower.
 const DEPTH_MAX: usize = 64;
 
-/// Types in lower case, `nullable` as a type, counts as numbers. `propertyOrdering` is a hint.
-pub(super) fn json_schema(schema: &Value<'_>, target: Dialect) -> Result<Raw, DialectError> {
+/// Types in lower case, `nullable` as a type, counts as numbers. `propertyOrdering` is a hint. `closed`: the schema of an
+/// answer, in which Gemini puts no properties but those named; others must be told so.
+pub(super) fn json_schema(schema: &Value<'_>, closed: bool, target: Dialect) -> Result<Raw, DialectError> {
     let mut out = String::new();
-    write(schema, target, 0, &mut out)?;
+    write(schema, closed, target, 0, &mut out)?;
     Raw::parse(&out).ok_or_else(|| schema.expected("a schema"))
 }
 
-fn write(schema: &Value<'_>, target: Dialect, depth: usize, out: &mut String) -> Result<(), DialectError> {
+fn write(
+    schema: &Value<'_>,
+    closed: bool,
+    target: Dialect,
+    depth: usize,
+    out: &mut String,
+) -> Result<(), DialectError> {
     if depth > DEPTH_MAX {
         return Err(schema.expected("a schema of at most 64 levels"));
     }
@@ -66,9 +73,11 @@ fn write(schema: &Value<'_>, target: Dialect, depth: usize, out: &mut String) ->
     }
     if let Some(items) = o.take("items") {
         field("items", out);
-        write(&items, target, depth + 1, out)?;
+        write(&items, closed, target, depth + 1, out)?;
     }
-    if let Some(properties) = o.take("properties") {
+    let properties = o.take("properties");
+    let named = properties.is_some();
+    if let Some(properties) = properties {
         field("properties", out);
         out.push('{');
         for (nth, (name, value)) in properties.object()?.into_fields().into_iter().enumerate() {
@@ -77,7 +86,7 @@ fn write(schema: &Value<'_>, target: Dialect, depth: usize, out: &mut String) ->
             }
             Json::from(name).write(out);
             out.push(':');
-            write(&value, target, depth + 1, out)?;
+            write(&value, closed, target, depth + 1, out)?;
         }
         out.push('}');
     }
@@ -88,13 +97,16 @@ fn write(schema: &Value<'_>, target: Dialect, depth: usize, out: &mut String) ->
             if nth > 0 {
                 out.push(',');
             }
-            write(value, target, depth + 1, out)?;
+            write(value, closed, target, depth + 1, out)?;
         }
         out.push(']');
     }
     if let Some(additional) = o.take_either("additionalProperties", "additional_properties") {
         field("additionalProperties", out);
         Json::from(additional.raw()).write(out);
+    } else if closed && named {
+        field("additionalProperties", out);
+        out.push_str("false");
     }
     out.push('}');
     o.finish(target)
@@ -108,13 +120,13 @@ mod tests {
     fn openapi_becomes_json_schema() {
         let schema = br#"{"type":"OBJECT","propertyOrdering":["a"],"properties":{"b":{"type":"STRING","nullable":true},
             "a":{"type":"ARRAY","items":{"type":"INTEGER","format":"int32"},"minItems":"1"}},"required":["a"]}"#;
-        let raw = json_schema(&Value::root(schema).unwrap(), Dialect::OpenAi).unwrap();
+        let raw = json_schema(&Value::root(schema).unwrap(), false, Dialect::OpenAi).unwrap();
         assert_eq!(
             raw.as_str(),
             r#"{"type":"object","required":["a"],"properties":{"b":{"type":["string","null"]},"a":{"type":"array","minItems":1,"items":{"type":"integer","format":"int32"}}}}"#
         );
         let odd = Value::root(br#"{"type":"OBJECT","properties":{"a":{"x":1}}}"#).unwrap();
-        let error = json_schema(&odd, Dialect::OpenAi).err().unwrap();
+        let error = json_schema(&odd, false, Dialect::OpenAi).err().unwrap();
         assert_eq!(error.field(), Some("properties.a.x"));
     }
 }

@@ -40,10 +40,7 @@ impl Decoder {
         }
         if !self.begun {
             self.begun = true;
-            out.push(Delta::Begin {
-                id: o.take_string("responseId")?,
-                model: o.take_string("modelVersion")?,
-            });
+            out.push(Delta::Begin { model: o.take_string("modelVersion")? });
         }
         let candidates = o.take_array("candidates")?;
         if let Some(candidate) = candidates.first() {
@@ -107,7 +104,8 @@ impl Decode for Decoder {
     fn finish(&mut self, out: &mut Vec<Delta>) -> Result<(), DialectError> {
         let mut events = Vec::new();
         self.events.finish(&mut events)?;
-        events.iter().try_for_each(|event| self.event(event, out)).map_err(DialectError::in_answer)?;
+        // an event without its blank line may be half of one
+        events.iter().try_for_each(|event| self.event(event, out)).map_err(|_| DialectError::Truncated)?;
         if self.done {
             return Ok(());
         }
@@ -157,7 +155,7 @@ impl Encoder {
 impl Encode for Encoder {
     fn write(&mut self, delta: Delta, out: &mut Vec<u8>) -> Result<(), DialectError> {
         match delta {
-            Delta::Begin { model, .. } => self.model = model,
+            Delta::Begin { model } => self.model = model,
             Delta::BlockBegin(block) => match block {
                 Block::Text => {}
                 Block::Thinking => self.flush(out),

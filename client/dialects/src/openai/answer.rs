@@ -12,7 +12,7 @@ pub(crate) fn read_reply(body: &Value<'_>) -> Result<Reply, DialectError> {
     let choice = choices.first().ok_or_else(|| o.expected("a choice"))?;
     let mut choice = choice.object()?;
     let mut message = choice.need("message")?.object()?;
-    let mut reply = Reply { id: o.take_string("id")?, model: o.take_string("model")?, ..Reply::default() };
+    let mut reply = Reply { model: o.take_string("model")?, ..Reply::default() };
     read_thinking(&mut message, &mut reply.parts)?;
     for text in read_texts(&mut message, &mut reply.parts)? {
         if !text.is_empty() {

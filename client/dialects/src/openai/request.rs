@@ -417,7 +417,7 @@ fn write_format(format: &At<Format>, flavour: Flavour) -> Result<Obj, DialectErr
                 .with("name", name.as_deref().unwrap_or("response"))
                 .opt("description", description.as_ref())
                 .with("schema", schema)
-                .with("strict", strict.unwrap_or(true));
+                .opt("strict", *strict);
             Ok(Obj::of_type("json_schema").with("json_schema", inner))
         }
     }

@@ -48,7 +48,7 @@ impl Decoder {
         }
         if !self.begun {
             self.begun = true;
-            out.push(Delta::Begin { id: o.take_string("id")?, model: o.take_string("model")? });
+            out.push(Delta::Begin { model: o.take_string("model")? });
         }
         if let Some(choice) = o.take_array("choices")?.first() {
             self.choice(choice.object()?, out)?;
@@ -150,7 +150,8 @@ impl Decode for Decoder {
     fn finish(&mut self, out: &mut Vec<Delta>) -> Result<(), DialectError> {
         let mut events = Vec::new();
         self.events.finish(&mut events)?;
-        events.iter().try_for_each(|event| self.event(event, out)).map_err(DialectError::in_answer)?;
+        // an event without its blank line may be half of one
+        events.iter().try_for_each(|event| self.event(event, out)).map_err(|_| DialectError::Truncated)?;
         if !self.done {
             // some servers end without [DONE], none without a reason
             if self.finish.is_none() {
@@ -166,6 +167,10 @@ impl Decode for Decoder {
 pub(crate) struct Encoder {
     framing: Framing,
     model: Option<String>,
+    /// Blocks so far, those of thinking among them, and the index to give the open one: none in front.
+    blocks: u64,
+    thoughts: u64,
+    index: Option<u64>,
     tools: u64,
     finish: Finish,
     usage: Option<Usage>,
@@ -173,7 +178,16 @@ pub(crate) struct Encoder {
 
 impl Encoder {
     pub(crate) fn new(framing: Framing) -> Self {
-        Self { framing, model: None, tools: 0, finish: Finish::Stop, usage: None }
+        Self {
+            framing,
+            model: None,
+            blocks: 0,
+            thoughts: 0,
+            index: None,
+            tools: 0,
+            finish: Finish::Stop,
+            usage: None,
+        }
     }
 
     fn chunk(&self, choices: Vec<Json>) -> Obj {
@@ -198,9 +212,16 @@ impl Encoder {
 
 impl Encode for Encoder {
     fn write(&mut self, delta: Delta, out: &mut Vec<u8>) -> Result<(), DialectError> {
-        let thinking = |block: Obj| Obj::new().with("thinking_blocks", vec![Json::from(block)]);
+        if let Delta::BlockBegin(block) = &delta {
+            self.index = (self.blocks != self.thoughts).then_some(self.blocks);
+            self.blocks += 1;
+            self.thoughts += u64::from(matches!(block, Block::Thinking | Block::Redacted(_)));
+        }
+        let index = self.index;
+        let blocks = |block: Obj| vec![Json::from(block.opt("index", index))];
+        let thinking = |block: Obj| Obj::new().with("thinking_blocks", blocks(block));
         match delta {
-            Delta::Begin { model, .. } => {
+            Delta::Begin { model } => {
                 self.model = model;
                 let first =
                     Obj::new().with("role", "assistant").with("content", "").with("refusal", Json::Null);
@@ -219,8 +240,8 @@ impl Encode for Encoder {
             Delta::Text(text) => self.delta(Obj::new().with("content", text), Json::Null, out),
             Delta::Thinking(text) => {
                 let delta = Obj::new().with("reasoning_content", &text);
-                let block = vec![Json::from(thinking_block(&text, None))];
-                self.delta(delta.with("thinking_blocks", block), Json::Null, out);
+                let block = thinking_block(&text, None);
+                self.delta(delta.with("thinking_blocks", blocks(block)), Json::Null, out);
             }
             Delta::Signature(signature) => {
                 self.delta(thinking(thinking_block("", Some(&signature))), Json::Null, out);

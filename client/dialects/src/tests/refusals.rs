@@ -1,0 +1,204 @@
+//! What cannot be said is refused, and the refusal names the field.
+use super::{endpoint, upstream};
+use crate::{Call, Dialect, DialectError, Fault, Flavour, TargetRoute};
+use bytes::Bytes;
+
+/// The field that stands against a translation; `None`: nothing does.
+fn refused(from: Dialect, body: &str, to: Dialect, flavour: Flavour) -> Option<String> {
+    let call = Call::read(endpoint(from, false), Bytes::from(body.to_owned())).unwrap();
+    let target = TargetRoute { flavour, ..TargetRoute::new(to, upstream(to)) };
+    match call.for_route(&target) {
+        Ok(_) => None,
+        Err(error) => {
+            assert_eq!(error.fault(), Fault::Route, "{error}");
+            Some(error.field().unwrap().to_owned())
+        }
+    }
+}
+
+#[test]
+fn by_name() {
+    use Dialect::{Anthropic as A, Bedrock as B, Gemini as G, OpenAi as O};
+    let openai =
+        |field: &str| format!(r#"{{"model":"a","messages":[{{"role":"user","content":"x"}}],{field}}}"#);
+    let anthropic = |field: &str| {
+        format!(r#"{{"model":"a","max_tokens":1,"messages":[{{"role":"user","content":"x"}}],{field}}}"#)
+    };
+    let gemini = |field: &str| format!(r#"{{"contents":[{{"parts":[{{"text":"x"}}]}}],{field}}}"#);
+    let bedrock =
+        |field: &str| format!(r#"{{"messages":[{{"role":"user","content":[{{"text":"x"}}]}}],{field}}}"#);
+    for (from, body, to, field) in [
+        (O, openai(r#""n":2"#), A, "n"),
+        (O, openai(r#""store":true"#), A, "store"),
+        (O, openai(r#""logprobs":true"#), G, "logprobs"),
+        (O, openai(r#""logit_bias":{"1":2}"#), G, "logit_bias"),
+        (O, openai(r#""audio":{"voice":"x"}"#), G, "audio"),
+        (O, openai(r#""seed":1"#), A, "seed"),
+        (O, openai(r#""seed":1"#), B, "seed"),
+        (O, openai(r#""frequency_penalty":0.1"#), A, "frequency_penalty"),
+        (O, openai(r#""temperature":1.5"#), A, "temperature"),
+        (O, openai(r#""parallel_tool_calls":false"#), G, "parallel_tool_calls"),
+        (O, openai(r#""response_format":{"type":"json_object"}"#), A, "response_format"),
+        (O, openai(r#""reasoning_effort":"minimal""#), A, "reasoning_effort"),
+        (O, openai(r#""reasoning_effort":"xhigh""#), G, "reasoning_effort"),
+        (O, openai(r#""tools":[{"type":"web_search"}]"#), A, "tools[0].type"),
+        (O, openai(r#""service_tier":"flex""#), A, "service_tier"),
+        (O, openai(r#""x_unknown":{"a":1}"#), A, "x_unknown"),
+        (A, anthropic(r#""top_k":5"#), O, "top_k"),
+        (A, anthropic(r#""thinking":{"type":"enabled","budget_tokens":1024}"#), O, "thinking"),
+        (A, anthropic(r#""tools":[{"type":"web_search_20250305","name":"web_search"}]"#), O, "tools[0].type"),
+        (A, anthropic(r#""container":"c""#), O, "container"),
+        (A, anthropic(r#""mcp_servers":[]"#), G, "mcp_servers"),
+        (A, anthropic(r#""output_config":{"effort":"max"}"#), G, "output_config.effort"),
+        (
+            A,
+            anthropic(r#""tools":[{"name":"t","input_schema":{}}],"tool_choice":{"type":"none"}"#),
+            B,
+            "tool_choice",
+        ),
+        (G, gemini(r#""safetySettings":[{"category":"x"}]"#), O, "safetySettings"),
+        (G, gemini(r#""cachedContent":"c""#), O, "cachedContent"),
+        (G, gemini(r#""tools":[{"googleSearch":{}}]"#), O, "tools[0].googleSearch"),
+        (G, gemini(r#""generationConfig":{"candidateCount":2}"#), O, "generationConfig.candidateCount"),
+        (G, gemini(r#""generationConfig":{"topK":2}"#), O, "generationConfig.topK"),
+        (
+            G,
+            gemini(r#""generationConfig":{"responseModalities":["IMAGE"]}"#),
+            A,
+            "generationConfig.responseModalities",
+        ),
+        (B, bedrock(r#""guardrailConfig":{"guardrailIdentifier":"g"}"#), O, "guardrailConfig"),
+        (B, bedrock(r#""additionalModelRequestFields":{"x":1}"#), O, "additionalModelRequestFields.x"),
+    ] {
+        assert_eq!(refused(from, &body, to, Flavour::OpenAi).as_deref(), Some(field), "{body} to {to}");
+        let same = TargetRoute::new(from, upstream(from));
+        let call = Call::read(endpoint(from, false), Bytes::from(body)).unwrap();
+        assert!(call.for_route(&same).is_ok(), "passes to its own dialect");
+    }
+}
+
+#[test]
+fn within_messages() {
+    use Dialect::{Anthropic as A, Bedrock as B, Gemini as G, OpenAi as O};
+    let openai =
+        |message: &str| format!(r#"{{"model":"a","messages":[{{"role":"user","content":"x"}},{message}]}}"#);
+    let anthropic = |message: &str| {
+        format!(r#"{{"model":"a","max_tokens":1,"messages":[{{"role":"user","content":"x"}},{message}]}}"#)
+    };
+    for (from, body, to, field) in [
+        (O, openai(r#"{"role":"system","content":"late"}"#), A, "messages[1].role"),
+        (O, openai(r#"{"role":"user","content":"x","name":"bob"}"#), A, "messages[1].name"),
+        (
+            O,
+            openai(r#"{"role":"user","content":[{"type":"input_audio","input_audio":{}}]}"#),
+            A,
+            "messages[1].content[0]",
+        ),
+        (
+            O,
+            openai(
+                r#"{"role":"user","content":[{"type":"image_url","image_url":{"url":"https://x/y.png","detail":"low"}}]}"#,
+            ),
+            A,
+            "messages[1].content[0].image_url.detail",
+        ),
+        (
+            O,
+            openai(
+                r#"{"role":"user","content":[{"type":"image_url","image_url":{"url":"https://x/y.png"}}]}"#,
+            ),
+            G,
+            "messages[1].content[0]",
+        ),
+        (
+            O,
+            openai(
+                r#"{"role":"user","content":[{"type":"image_url","image_url":{"url":"https://x/y.png"}}]}"#,
+            ),
+            B,
+            "messages[1].content[0]",
+        ),
+        (O, openai(r#"{"role":"tool","tool_call_id":"none","content":"x"}"#), G, "messages[1]"),
+        (
+            A,
+            anthropic(r#"{"role":"user","content":[{"type":"document","source":{}}]}"#),
+            O,
+            "messages[1].content[0]",
+        ),
+        (
+            A,
+            anthropic(
+                r#"{"role":"assistant","content":[{"type":"thinking","thinking":"t","signature":"s"}]}"#,
+            ),
+            O,
+            "messages[1].content[0]",
+        ),
+        (
+            A,
+            anthropic(
+                r#"{"role":"assistant","content":[{"type":"tool_use","id":"i","name":"n","input":{}},{"type":"text","text":"x"}]}"#,
+            ),
+            O,
+            "messages[1].content[1]",
+        ),
+        (
+            A,
+            anthropic(
+                r#"{"role":"user","content":[{"type":"tool_result","tool_use_id":"i","content":[{"type":"image","source":{"type":"url","url":"https://x"}}]}]}"#,
+            ),
+            O,
+            "messages[1].content[0]",
+        ),
+    ] {
+        assert_eq!(refused(from, &body, to, Flavour::OpenAi).as_deref(), Some(field), "{body} to {to}");
+    }
+}
+
+#[test]
+fn by_flavour() {
+    let body = |field: &str| {
+        format!(r#"{{"contents":[{{"parts":[{{"text":"x"}}]}}],"generationConfig":{{{field}}}}}"#)
+    };
+    let schema = r#""responseMimeType":"application/json","responseJsonSchema":{}"#;
+    for (field, flavour, refuses) in [
+        (r#""topK":2"#, Flavour::Vllm, false),
+        (r#""topK":2"#, Flavour::Groq, true),
+        (r#""thinkingConfig":{"thinkingLevel":"LOW"}"#, Flavour::Mistral, true),
+        (r#""thinkingConfig":{"thinkingLevel":"LOW"}"#, Flavour::Groq, false),
+        (r#""thinkingConfig":{"thinkingBudget":2000}"#, Flavour::OpenRouter, false),
+        (r#""thinkingConfig":{"thinkingBudget":2000}"#, Flavour::OpenAi, true),
+        (schema, Flavour::DeepSeek, true),
+        (schema, Flavour::Mistral, false),
+    ] {
+        let seen = refused(Dialect::Gemini, &body(field), Dialect::OpenAi, flavour);
+        assert_eq!(seen.is_some(), refuses, "{field} to {}", flavour.name());
+    }
+}
+
+#[test]
+fn what_is_wrong_in_any_dialect_is_the_callers() {
+    for (body, error) in [
+        ("", DialectError::NotJson { field: String::new() }),
+        ("{\"model\":\"a\"} x", DialectError::NotJson { field: String::new() }),
+        ("[]", DialectError::Malformed { field: String::new(), expected: "an object" }),
+        ("{}", DialectError::Missing { field: "model".into() }),
+        ("{\"model\":1}", DialectError::Malformed { field: "model".into(), expected: "a string" }),
+        (
+            "{\"model\":\"\"}",
+            DialectError::Malformed { field: "model".into(), expected: "a name of 1 to 512 bytes" },
+        ),
+        ("{\"model\":\"a\",\"model\":\"b\"}", DialectError::Twice { field: "model".into() }),
+        (
+            "{\"model\":\"a\",\"stream\":1}",
+            DialectError::Malformed { field: "stream".into(), expected: "true or false" },
+        ),
+    ] {
+        let seen = Call::read(endpoint(Dialect::OpenAi, false), Bytes::from(body)).err();
+        assert_eq!(seen, Some(error.clone()), "{body}");
+        assert_eq!(error.fault(), Fault::Caller);
+    }
+    let call =
+        Call::read(endpoint(Dialect::OpenAi, false), Bytes::from_static(b"{\"model\":\"a\"}")).unwrap();
+    let error = call.for_route(&TargetRoute::new(Dialect::Anthropic, "b")).err().unwrap();
+    assert_eq!(error, DialectError::Missing { field: "messages".into() });
+}
