@@ -20,7 +20,7 @@ pub(crate) struct Disputed {
 }
 
 /// Whether an error answer's whole body is what the dialect's API sends: `{"error": {…}}` of OpenAI and all who follow it,
-/// `{"type": "error", "error": {…}}` of Anthropic.
+/// `{"type": "error", "error": {…}}` of Anthropic, `{"error": {"status": …}}` of Google, `{"message": …}` of Bedrock.
 pub fn is_own_error_form(dialect: &str, body: &[u8]) -> bool {
     if body.len() > ERROR_BYTES_MAX {
         return false;
@@ -29,6 +29,10 @@ pub fn is_own_error_form(dialect: &str, body: &[u8]) -> bool {
     let error = object.get("error").is_some_and(serde_json::Value::is_object);
     match dialect {
         "anthropic" => error && object.get("type").and_then(serde_json::Value::as_str) == Some("error"),
+        "gemini" => {
+            object.get("error").and_then(|e| e.get("status")).is_some_and(serde_json::Value::is_string)
+        }
+        "bedrock" => object.get("message").is_some_and(serde_json::Value::is_string),
         _ => error,
     }
 }
@@ -41,12 +45,19 @@ mod tests {
     fn each_dialect_has_its_form() {
         let openai = r#"{"error":{"message":"no","type":"invalid_request_error","code":null}}"#;
         let anthropic = r#"{"type":"error","error":{"type":"invalid_request_error","message":"no"}}"#;
+        let gemini = r#"{"error":{"code":400,"message":"no","status":"INVALID_ARGUMENT"}}"#;
+        let bedrock = r#"{"message":"no"}"#;
         let gateway = "<html><head><title>400 Bad Request</title></head></html>";
         let table = [
             ("openai", openai, true),
             ("openai", anthropic, true),
             ("anthropic", anthropic, true),
             ("anthropic", openai, false),
+            ("gemini", gemini, true),
+            ("gemini", openai, false),
+            ("gemini", gateway, false),
+            ("bedrock", bedrock, true),
+            ("bedrock", gemini, false),
             ("openai", gateway, false),
             ("anthropic", gateway, false),
             ("openai", r#"{"error":"no"}"#, false),

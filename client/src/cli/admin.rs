@@ -49,6 +49,9 @@ pub(crate) enum AdminCommand {
     /// Reference values in the draft
     #[command(subcommand)]
     ReferenceValues(ReferenceValuesCommand),
+    /// Routes, prices and teams from another gateway's configuration
+    #[command(subcommand)]
+    Import(super::import::ImportCommand),
     /// Check a policy and print its digest; all mistakes at once
     Check {
         /// Policy file
@@ -204,7 +207,7 @@ pub(crate) struct RouteAddArgs {
     /// Path that may be asked for; repeat for each [default: the dialect's]
     #[arg(long = "path")]
     paths: Vec<String>,
-    /// openai or anthropic
+    /// openai, anthropic, gemini or bedrock
     #[arg(long, default_value = "openai")]
     dialect: String,
     /// Header that clients may set; repeat for each
@@ -272,6 +275,7 @@ pub(crate) async fn run(command: AdminCommand) -> Outcome {
             releases,
             add,
         }) => reference_values(&draft, name, &pcrs, file.as_deref(), &releases, add),
+        AdminCommand::Import(command) => super::import::run(command),
         AdminCommand::Check { file } => check(&file),
         AdminCommand::Sign { file, key, out } => sign(&file, &key, out).await,
         AdminCommand::Submit { trust, file, signatures } => submit(&trust, &file, &signatures).await,
@@ -410,17 +414,13 @@ fn route_add(args: RouteAddArgs) -> Outcome {
         Some(path) => String::from_utf8_lossy(&read(path, POLICY_BYTES_MAX as u64)?).into_owned(),
         None => String::new(),
     };
-    let paths = match (args.paths.is_empty(), args.dialect.as_str()) {
-        (false, _) => args.paths,
-        (true, "anthropic") => {
-            vec!["/v1/messages".into(), "/v1/messages/count_tokens".into(), "/v1/models".into()]
-        }
-        (true, _) => {
-            ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/models"]
-                .map(Into::into)
-                .into()
-        }
-    };
+    let paths = if args.paths.is_empty() { default_paths(&args.dialect, &args.models) } else { args.paths };
+    if paths.is_empty() {
+        return Err(Failure::new(
+            format!("the paths of dialect {} name the model, and --model '*' is none", args.dialect),
+            "name each --model, or each --path",
+        ));
+    }
     // Written and read once, so that defaults stand where the policy's reader has them.
     let stanza = toml::toml! { name = "" host = "" paths = [] models = [] };
     let defaults: RouteDocument = stanza
@@ -459,6 +459,37 @@ fn route_add(args: RouteAddArgs) -> Outcome {
         d.route.push(route);
         Ok(())
     })
+}
+
+/// What a route of this dialect is asked for, unless admins list it. Gemini's and Bedrock's paths hold the model's name, so
+/// that the models are the admins' choice there; `*` gives none.
+pub(crate) fn default_paths(dialect: &str, models: &[String]) -> Vec<String> {
+    let each = |verbs: &[&str], folder: &str| {
+        let named = models.iter().filter(|model| *model != "*");
+        named.flat_map(|model| verbs.iter().map(move |verb| format!("{folder}{model}{verb}"))).collect()
+    };
+    let fixed = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
+    match dialect {
+        "anthropic" => fixed(&["/v1/messages", "/v1/messages/count_tokens", "/v1/models"]),
+        "gemini" => each(
+            &[
+                ":generateContent",
+                ":streamGenerateContent?alt=sse",
+                ":countTokens",
+                ":embedContent",
+                ":batchEmbedContents",
+            ],
+            "/v1beta/models/",
+        ),
+        "bedrock" => each(&["/converse", "/converse-stream"], "/model/"),
+        _ => fixed(&[
+            "/v1/chat/completions",
+            "/v1/completions",
+            "/v1/embeddings",
+            "/v1/responses",
+            "/v1/models",
+        ]),
+    }
 }
 
 fn reference_values(
@@ -780,6 +811,21 @@ mod tests {
         let text = render(&next).unwrap();
         let next = Policy::parse(text.as_bytes()).unwrap();
         assert_eq!((next.version.0, next.previous), (2, Some(policy.digest)));
+    }
+
+    #[test]
+    fn paths_that_hold_the_model_are_listed_for_each() {
+        let models = ["gemini-2.5-pro".to_owned(), "*".to_owned()];
+        assert!(
+            default_paths("gemini", &models)
+                .contains(&"/v1beta/models/gemini-2.5-pro:streamGenerateContent?alt=sse".to_owned())
+        );
+        assert_eq!(
+            default_paths("bedrock", &models),
+            ["/model/gemini-2.5-pro/converse", "/model/gemini-2.5-pro/converse-stream"]
+        );
+        assert!(default_paths("gemini", &["*".to_owned()]).is_empty());
+        assert!(default_paths("openai", &["*".to_owned()]).contains(&"/v1/responses".to_owned()));
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod ask;
 mod credential;
 mod enrol;
 mod governance;
+mod import;
 mod money;
 mod output;
 mod status;

@@ -454,7 +454,7 @@ const HEADERS_ANTHROPIC: [&str; 1] = ["anthropic-version"];
 impl HeadTemplate {
     /// The template of a route without a credential, from the plain fields of a policy: client and nodes derive it alike.
     ///
-    /// A path that ends with `/*` stands for everything below it. A path whose last name is `models` is for GET, any
+    /// A path that ends with `/*` stands for everything below it; any other is exact, with its query if it has one. A path whose last name is `models` is for GET, any
     /// other for POST: inference is asked for, lists are read, and no other use of a path is let through. The route's
     /// headers stand after those every route of the dialect allows.
     pub fn for_route(
@@ -470,7 +470,9 @@ impl HeadTemplate {
                 Some(folder) if folder.ends_with('/') => (folder, true),
                 _ => (path.as_str(), false),
             };
-            let lists = path.trim_end_matches('/').rsplit('/').next() == Some("models");
+            // A fixed query is no part of the name: `?of=/models` makes no list.
+            let name = path.split_once('?').map_or(path, |(before, _)| before);
+            let lists = name.trim_end_matches('/').rsplit('/').next() == Some("models");
             let method = if lists { Method::Get } else { Method::Post };
             PathRule { method, path: path.to_owned(), prefix }
         };
@@ -1017,6 +1019,38 @@ mod tests {
             let full = format!("/v1beta/models/{out}");
             assert_eq!(path(&full), Err(HeadRefusal::PathNotAllowed), "{full}");
         }
+    }
+
+    #[test]
+    fn a_listed_query_is_exact() {
+        let listed = "/v1beta/models/demo:streamGenerateContent?alt=sse";
+        let paths = [listed.to_owned(), "/v1/x?of=/models".to_owned(), "/v1/models?limit=9".to_owned()];
+        let template = HeadTemplate::for_route("h.example", 443, "", &paths, "gemini", &[]).unwrap();
+        let head = |path: &str| Head { path: path.into(), headers: vec![], ..post() };
+        let parts = template.serialise(&head(listed)).unwrap();
+        let line = format!("POST {listed} HTTP/1.1\r\n");
+        assert!(parts.one().starts_with(line.as_bytes()));
+        assert_eq!(template.check(parts.one(), None).unwrap().head().path, listed);
+        for other in [
+            "/v1beta/models/demo:streamGenerateContent",
+            "/v1beta/models/demo:streamGenerateContent?",
+            "/v1beta/models/demo:streamGenerateContent?alt=json",
+            "/v1beta/models/demo:streamGenerateContent?alt=sse&key=x",
+            "/v1beta/models/demo:streamGenerateContent?Alt=sse",
+            "/v1beta/models/other:streamGenerateContent?alt=sse",
+            "/v1beta/models/demo:generateContent?alt=sse",
+        ] {
+            assert_eq!(template.serialise(&head(other)).err(), Some(HeadRefusal::PathNotAllowed), "{other}");
+            let bytes = String::from_utf8(parts.one().to_vec()).unwrap().replace(listed, other);
+            let refusal = template.check(bytes.as_bytes(), None).err();
+            assert_eq!(refusal, Some(HeadRefusal::PathNotAllowed), "{other}");
+        }
+        // the method comes from the path's name alone, whatever its query says
+        assert_eq!(template.check_path(Method::Post, "/v1/x?of=/models"), Ok(()));
+        assert_eq!(template.check_path(Method::Get, "/v1/models?limit=9"), Ok(()));
+        // a prefix has no query
+        let prefix = ["/v1/models?x=/*".to_owned()];
+        assert!(HeadTemplate::for_route("h.example", 443, "", &prefix, "gemini", &[]).is_err());
     }
 
     #[test]

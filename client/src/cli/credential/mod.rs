@@ -69,7 +69,7 @@ pub(crate) struct SetArgs {
     draft: DraftArg,
     #[command(flatten)]
     source: KeySource,
-    /// Header that carries the key [default: x-api-key for dialect anthropic, else bearer; rotate: as it was]
+    /// Header that carries the key [default: x-api-key for dialect anthropic, x-goog-api-key for gemini, else bearer; rotate: as it was]
     #[arg(long, value_name = "SCHEME", value_parser = ["bearer", "x-api-key", "api-key", "x-goog-api-key"])]
     scheme: Option<String>,
     /// The key's public beginning, which is not split; may be empty [default: known ones, such as sk-ant-api03-]

@@ -79,7 +79,11 @@ impl Key {
 
 /// The scheme of a dialect's own provider.
 pub(crate) fn default_scheme(dialect: &str) -> CredentialScheme {
-    if dialect == "anthropic" { CredentialScheme::XApiKey } else { CredentialScheme::Bearer }
+    match dialect {
+        "anthropic" => CredentialScheme::XApiKey,
+        "gemini" => CredentialScheme::XGoogApiKey,
+        _ => CredentialScheme::Bearer,
+    }
 }
 
 /// A random secret of the same shape: digits, lower and upper case where the secret has them, other signs as they are. A
