@@ -696,6 +696,14 @@ impl<B: Blobs> Applier<B> {
             let view = View::of(&state, log_index);
             (applied, view)
         };
+        // Before anybody hears of it: once it is certified it is proven from the tiles.
+        let (size, root) = self.tiles.append(&applied.leaf_bytes)?;
+        // The tiles and the state grow from the same leaves; if they ever differ, nothing here can be trusted.
+        assert_eq!(
+            (size, root),
+            (applied.checkpoint.size, applied.checkpoint.root),
+            "tiles and state disagree"
+        );
         let (time, stands) = (view.time, view.stands_as(&before));
         inner.view.store(Arc::new(view));
         let _stopping = self.applied.send(AppliedCheckpoint {
@@ -706,14 +714,6 @@ impl<B: Blobs> Applier<B> {
             anchor: applied.anchor,
             time,
         });
-        // Others wait for the cosignature, which is made meanwhile: the entry is durable in Raft's log.
-        let (size, root) = self.tiles.append(&applied.leaf_bytes)?;
-        // The tiles and the state grow from the same leaves; if they ever differ, nothing here can be trusted.
-        assert_eq!(
-            (size, root),
-            (applied.checkpoint.size, applied.checkpoint.root),
-            "tiles and state disagree"
-        );
         self.ledger.resolve(applied.outcomes, &applied.leaves, size);
         self.ledger.remember(&applied.leaves, size);
         for leaf in &applied.leaves {

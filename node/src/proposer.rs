@@ -41,9 +41,12 @@ const FIRST_PER_NODE_MAX: usize = 8;
 const LAZY: Duration = Duration::from_millis(200);
 /// Then they wait for a moment in which nobody waits for a batch: so long nobody asked for one.
 const CALM: Duration = Duration::from_millis(4);
-/// Where no such moment comes, they go with whatever goes: well before their authors send them again ([`RESEND`]).
+/// Where no such moment comes, they go with whatever goes.
 const LAZY_MAX: Duration = Duration::from_millis(250);
-/// An unanswered command is sent again to whoever leads then.
+/// Then so much of a batch is theirs, before those that somebody waits for: a flood of these must not hold up settlements until
+/// requests count as unsettled.
+const LAZY_SHARE: usize = COMMANDS_MAX / 8;
+/// An unanswered command is sent again to whoever leads then; a lazy one after [`LAZY_MAX`] more.
 const RESEND: Duration = Duration::from_millis(300);
 /// A command that is not committed by now makes its node campaign.
 const WITHHELD: Duration = Duration::from_secs(2);
@@ -157,13 +160,21 @@ impl Queue {
         }
         let Lanes { first, normal, lazy, .. } = &mut *lanes;
         let (mut commands, mut bytes) = (Vec::new(), 0);
-        let lanes_due = [Some(first), Some(normal), lazy_due.then_some(lazy)];
-        for lane in lanes_due.into_iter().flatten() {
-            while commands.len() < COMMANDS_MAX && bytes < BATCH_BYTES_MAX {
+        let mut fill = |lane: &mut Lane, commands_max: usize, bytes_max: usize| {
+            while commands.len() < commands_max && bytes < bytes_max {
                 let Some(command) = lane.pop() else { break };
                 bytes += encode(&command).len();
                 commands.push(command);
             }
+        };
+        // It is short: see FIRST_PER_NODE_MAX.
+        fill(first, COMMANDS_MAX, BATCH_BYTES_MAX);
+        if lazy_due {
+            fill(lazy, LAZY_SHARE, BATCH_BYTES_MAX / 8);
+        }
+        fill(normal, COMMANDS_MAX, BATCH_BYTES_MAX);
+        if lazy_due {
+            fill(lazy, COMMANDS_MAX, BATCH_BYTES_MAX);
         }
         if lanes.lazy.is_empty() {
             lanes.lazy_since = None;
@@ -271,6 +282,13 @@ struct Underway {
     last_sent: Instant,
 }
 
+impl Underway {
+    /// How long an answer may take before it is sent again.
+    fn patience(&self) -> Duration {
+        if is_lazy(&self.parsed) { LAZY_MAX + RESEND } else { RESEND }
+    }
+}
+
 /// Every node's task: signs what is this node's own, and brings commands to the leader until their outcome shows.
 pub struct Courier<P = Peers> {
     /// View.
@@ -368,7 +386,7 @@ impl<P: WayToLeader> Courier<P> {
                 underway.insert(digest, entry);
                 due.push(digest);
             }
-            let again = underway.iter().filter(|(_, u)| now - u.last_sent > RESEND);
+            let again = underway.iter().filter(|(_, u)| now - u.last_sent > u.patience());
             let mut again: Vec<(u64, Hash)> = again.map(|(digest, u)| (u.number, *digest)).collect();
             again.sort_unstable();
             due.extend(again.into_iter().map(|(_, digest)| digest));
@@ -524,7 +542,12 @@ mod tests {
         // Overdue: with whatever goes.
         wind_back(LAZY_MAX - LAZY);
         assert!(queue.push(NodeId(2), alarm.clone()));
-        assert_eq!(queue.take(), vec![alarm, settle()]);
+        assert_eq!(queue.take(), vec![settle(), alarm.clone()]);
         assert_eq!(queue.lazy_in(), None);
+        // Nor does a flood of what somebody waits for hold it up.
+        while queue.push(NodeId(2), alarm.clone()) {}
+        assert!(queue.push(NodeId(1), settle()));
+        wind_back(LAZY_MAX);
+        assert!(queue.take().contains(&settle()));
     }
 }

@@ -157,14 +157,40 @@ pub fn commit_of(rpc: &AppendEntriesRequest<TypeConfig>, ours: Option<LogId>) ->
     }
 }
 
-/// Position of the first entry with a membership of sets that no policy in `named` has, nor the membership in effect.
+/// How many of the first entries this node's log has already, given its own log ids from `prev` on. A leader that does not
+/// know how far a restarted node's log reaches sends again what lies behind it. Only an unbroken row counts: after the first
+/// entry that differs Raft would take all the others anew, whatever their ids say.
+pub fn held(prev: Option<LogId>, entries: &[Entry], ours: &[Option<LogId>]) -> usize {
+    let theirs = std::iter::once(prev).chain(entries.iter().map(|e| Some(e.log_id)));
+    let same = theirs.zip(ours).take_while(|(theirs, ours)| theirs == *ours).count();
+    same.saturating_sub(1)
+}
+
+/// The members that may take effect next: those that the policy in force names, and those of the versions since the one whose
+/// members are in effect; `policies` are the newest first. A leader may learn of a policy and append its members only after
+/// the next one came, and nobody could ever go on from there. Never back: who has left may be gone for good.
+pub fn named_since(
+    policies: impl Iterator<Item = BTreeSet<RaftNodeId>>,
+    in_effect: &Membership,
+) -> Vec<BTreeSet<RaftNodeId>> {
+    let mut named: Vec<BTreeSet<RaftNodeId>> = Vec::new();
+    for members in policies {
+        let effective = in_effect.get_joint_config().contains(&members);
+        named.push(members);
+        if effective {
+            return named;
+        }
+    }
+    named.truncate(1);
+    named
+}
+
+/// Position of the first entry with a membership of sets that neither `named` has, nor the membership in effect.
 ///
 /// Raft's members take effect when they are appended: a leader that named itself the only voter, and then fell silent,
-/// would leave nobody who may campaign. `held` says of an entry that this node's log has it already: a leader that does not
-/// know how far a restarted node's log reaches sends again what lies behind it, and that was judged when it came first.
+/// would leave nobody who may campaign.
 pub fn foreign_membership(
     entries: &[Entry],
-    held: impl Fn(&LogId) -> bool,
     named: &[BTreeSet<RaftNodeId>],
     in_effect: &Membership,
 ) -> Option<usize> {
@@ -176,7 +202,7 @@ pub fn foreign_membership(
         named && m.nodes().all(|(n, _)| anybody.contains(n))
     };
     entries.iter().position(|entry| match &entry.payload {
-        EntryPayload::Membership(m) => !held(&entry.log_id) && !fits(m),
+        EntryPayload::Membership(m) => !fits(m),
         EntryPayload::Blank | EntryPayload::Normal(_) => false,
     })
 }
@@ -293,23 +319,41 @@ mod tests {
         let entry = |m| vec![blank(1, 1), Entry { log_id: id(1, 2), payload: EntryPayload::Membership(m) }];
         let (four, five) = (BTreeSet::from([1, 2, 3, 4]), BTreeSet::from([1, 2, 3, 4, 5]));
         let now = membership(&[&[1, 2, 3, 4]]);
-        let check = |m, members: &BTreeSet<u64>| {
-            foreign_membership(&entry(m), |_| false, std::slice::from_ref(members), &now)
-        };
+        let check =
+            |m, members: &BTreeSet<u64>| foreign_membership(&entry(m), std::slice::from_ref(members), &now);
         assert_eq!(check(membership(&[&[1, 2, 3, 4]]), &four), None);
         assert_eq!(check(membership(&[&[1, 2, 3, 4], &[1, 2, 3, 4, 5]]), &five), None);
         assert_eq!(check(membership(&[&[1, 2, 3, 4, 5]]), &five), None);
         assert_eq!(check(membership(&[&[1, 2, 3, 4, 5]]), &four), Some(1));
         assert_eq!(check(membership(&[&[1]]), &four), Some(1), "alone");
         assert_eq!(check(membership(&[&[1, 2, 3, 4], &[1]]), &four), Some(1));
+    }
 
-        // What the log has already was judged when it came: the fifth has left again since, and the leader sends it once more.
-        let again = entry(membership(&[&[1, 2, 3, 4], &[1, 2, 3, 4, 5]]));
-        let named = std::slice::from_ref(&four);
-        assert_eq!(foreign_membership(&again, |_| false, named, &now), Some(1));
-        assert_eq!(foreign_membership(&again, |held| *held == id(1, 2), named, &now), None);
-        // A policy that came between, when this entry was on its way already.
-        assert_eq!(foreign_membership(&again, |_| false, &[four, five], &now), None);
+    #[test]
+    fn what_the_log_has_already_is_an_unbroken_row() {
+        let entries = vec![blank(2, 5), blank(2, 6), blank(3, 7)];
+        let own = |ids: &[(u64, u64)]| ids.iter().map(|(t, i)| Some(id(*t, *i))).collect::<Vec<_>>();
+        let count = |ids: &[(u64, u64)]| held(Some(id(2, 4)), &entries, &own(ids));
+        assert_eq!(count(&[(2, 4), (2, 5), (2, 6), (3, 7)]), 3);
+        assert_eq!(count(&[(2, 4), (2, 5)]), 1, "its log ends there");
+        // Raft truncates at the first that differs: the last is the same by its id alone, and would come with anything in it.
+        assert_eq!(count(&[(2, 4), (2, 5), (1, 6), (3, 7)]), 1);
+        assert_eq!(count(&[(1, 4), (2, 5), (2, 6), (3, 7)]), 0, "not even what comes before is the same");
+        assert_eq!(held(None, &[blank(1, 0), blank(1, 1)], &[None, Some(id(1, 0)), None]), 1);
+        assert_eq!(held(Some(id(2, 4)), &entries, &[None, None, None, None]), 0);
+    }
+
+    #[test]
+    fn members_may_come_late_and_never_back() {
+        let set = |ids: &[u64]| ids.iter().copied().collect::<BTreeSet<u64>>();
+        let (four, five, replaced) = (set(&[1, 2, 3, 4]), set(&[1, 2, 3, 4, 5]), set(&[1, 2, 3, 5]));
+        let policies = || [replaced.clone(), five.clone(), four.clone()].into_iter();
+        let named = |in_effect: &[&[u64]]| named_since(policies(), &membership(in_effect));
+        assert_eq!(named(&[&[1, 2, 3, 4]]), [replaced.clone(), five.clone(), four.clone()]);
+        assert_eq!(named(&[&[1, 2, 3, 4, 5]]), [replaced.clone(), five.clone()]);
+        // The fourth is gone, and with it every quorum of three of the first four that a silent leader is in.
+        assert_eq!(named(&[&[1, 2, 3, 5]]), [replaced.clone()]);
+        assert_eq!(named(&[&[1, 2]]), [replaced], "nobody knows how old it is");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::proposer::{Queue, meanwhile};
 use crate::raft::LogReader;
 use crate::raft::guard::{self, Lie, TermGuard};
 use crate::raft::network::Answer;
-use crate::raft::types::{Entry, LogId, Raft, RaftNodeId, Snapshot, SnapshotMeta, TypeConfig, Vote};
+use crate::raft::types::{Entry, Raft, RaftNodeId, Snapshot, SnapshotMeta, TypeConfig, Vote};
 use crate::recovery::Contributor;
 use crate::snapshots::{self, NodeSnapshots, Receiving};
 use futures::{Stream, StreamExt as _};
@@ -206,18 +206,16 @@ impl PeerService {
     /// Cuts the entries before a membership that no policy names. The policy may come with an entry that is not applied here
     /// yet: then the leader sends the rest again, and it fits.
     async fn cut_memberships(&self, from: NodeId, rpc: &mut AppendEntriesRequest<TypeConfig>) -> bool {
-        let held = self.held_memberships(&rpc.entries).await;
-        let foreign = |rpc: &AppendEntriesRequest<TypeConfig>, named: &[BTreeSet<u64>]| {
-            let in_effect = Arc::clone(&self.raft.metrics().borrow().membership_config);
-            guard::foreign_membership(&rpc.entries, |id| held.contains(id), named, in_effect.membership())
-        };
-        let mut at = foreign(rpc, &[members_of(&self.ledger.view().policy)]);
-        if at.is_some() {
-            at = foreign(rpc, &self.members_of_late());
+        let changes = |e: &Entry| matches!(e.payload, EntryPayload::Membership(_));
+        // Raft refuses what comes from an earlier leader.
+        if rpc.vote < self.my_vote() || !rpc.entries.iter().any(changes) {
+            return false;
         }
+        self.drop_held(rpc).await;
+        let mut at = self.foreign_membership(rpc);
         if at == Some(0) {
             tokio::time::sleep(MEMBERSHIP_WAIT).await;
-            at = foreign(rpc, &self.members_of_late());
+            at = self.foreign_membership(rpc);
         }
         let Some(at) = at else { return false };
         tracing::warn!(leader = from.0, "a Raft membership that the policy does not name yet: not appended");
@@ -225,32 +223,45 @@ impl PeerService {
         true
     }
 
-    /// Those of the memberships that this node's log has already.
-    async fn held_memberships(&self, entries: &[Entry]) -> BTreeSet<LogId> {
+    /// Takes off what this node's log has already: its memberships were judged when they came, by the policy of that time. Should
+    /// Raft truncate them meanwhile, what is left of the message no longer follows its log, and is refused.
+    async fn drop_held(&self, rpc: &mut AppendEntriesRequest<TypeConfig>) {
         let applied = self.ledger.view().log_index;
-        let mut held = BTreeSet::new();
-        for entry in entries.iter().filter(|e| matches!(e.payload, EntryPayload::Membership(_))) {
-            // What is applied may be purged; that it is the same entry was checked with the history.
-            let id = entry.log_id;
-            if id.index <= applied || self.log.log_id_at(id.index).await.is_ok_and(|ours| ours == Some(id)) {
-                held.insert(id);
-            }
+        let theirs = std::iter::once(rpc.prev_log_id).chain(rpc.entries.iter().map(|e| Some(e.log_id)));
+        let mut ours = Vec::with_capacity(rpc.entries.len().saturating_add(1));
+        for theirs in theirs {
+            ours.push(match theirs {
+                // Applied entries may be purged; that they are the same was checked with the history.
+                Some(id) if id.index <= applied => theirs,
+                Some(id) => match self.log.log_id_at(id.index).await {
+                    Ok(Some(own)) => Some(own),
+                    Ok(None) | Err(_) => break,
+                },
+                None => None,
+            });
         }
-        held
+        let held = guard::held(rpc.prev_log_id, &rpc.entries, &ours);
+        if let Some(last) = rpc.entries.drain(..held).last() {
+            rpc.prev_log_id = Some(last.log_id);
+        }
     }
 
-    /// The members that the policy in force names, and those of the versions shortly before it: a leader may learn of a policy
-    /// and append its members only after the next one came, and nobody could ever go on from there.
-    fn members_of_late(&self) -> Vec<BTreeSet<u64>> {
-        let mut policy = Arc::clone(&self.ledger.view().policy);
-        let mut named = vec![members_of(&policy)];
-        while named.len() < POLICIES_OF_LATE {
-            let document = policy.previous.and_then(|digest| self.blobs.blob(&digest));
-            let Some(Ok(previous)) = document.map(|d| Policy::parse(&d)) else { break };
-            named.push(members_of(&previous));
-            policy = Arc::new(previous);
-        }
-        named
+    fn foreign_membership(&self, rpc: &AppendEntriesRequest<TypeConfig>) -> Option<usize> {
+        let in_effect = Arc::clone(&self.raft.metrics().borrow().membership_config);
+        let policy = Arc::clone(&self.ledger.view().policy);
+        let current = members_of(&policy);
+        let at =
+            guard::foreign_membership(&rpc.entries, std::slice::from_ref(&current), in_effect.membership());
+        at?;
+        let mut before = policy.previous;
+        let earlier = std::iter::from_fn(|| {
+            let policy = Policy::parse(&self.blobs.blob(&before?)?).ok()?;
+            before = policy.previous;
+            Some(members_of(&policy))
+        });
+        let policies = std::iter::once(current).chain(earlier).take(POLICIES_OF_LATE);
+        let named = guard::named_since(policies, in_effect.membership());
+        guard::foreign_membership(&rpc.entries, &named, in_effect.membership())
     }
 
     /// A snapshot's digest is certified, and its position in Raft's log is what f other members say too: a lying leader could
