@@ -5,7 +5,7 @@ use crate::error::DialectError;
 use crate::errors::{self, ErrorAnswer, ErrorKind};
 use crate::json::{Json, Object, Value};
 use crate::splice::Splices;
-use crate::{anthropic, bedrock, embeddings, gemini, openai};
+use crate::{anthropic, bedrock, embeddings, gemini, openai, responses};
 use bytes::Bytes;
 
 /// Output tokens asked of a provider that must have a bound, if nobody set one: what LiteLLM asks, and every model takes.
@@ -287,6 +287,9 @@ impl Call {
     pub(crate) fn conversation(&self, target: Dialect) -> Result<Conversation, DialectError> {
         let body = Value::root(&self.body)?;
         match self.dialect() {
+            Dialect::OpenAi if self.operation() == Operation::Responses => {
+                responses::read_request(&body, target)
+            }
             Dialect::OpenAi => openai::read_request(&body, target),
             Dialect::Anthropic => anthropic::read_request(&body, target),
             Dialect::Gemini => gemini::read_request(&body, self.stream, target),

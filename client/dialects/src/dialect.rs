@@ -189,7 +189,14 @@ impl Operation {
 
     /// Whether it is a conversation, which can be translated to every other dialect.
     pub fn is_conversation(self) -> bool {
-        matches!(self, Self::Chat | Self::Messages | Self::GenerateContent { .. } | Self::Converse { .. })
+        matches!(
+            self,
+            Self::Chat
+                | Self::Responses
+                | Self::Messages
+                | Self::GenerateContent { .. }
+                | Self::Converse { .. }
+        )
     }
 }
 

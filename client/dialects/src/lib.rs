@@ -31,6 +31,7 @@ pub mod models;
 mod observe;
 mod openai;
 mod outcome;
+mod responses;
 mod splice;
 mod sse;
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::json::Value;
 use crate::observe::Observer;
 use crate::outcome::{Finish, Outcome};
 use crate::sse::Events;
-use crate::{anthropic, bedrock, embeddings, errors, gemini, headers, openai};
+use crate::{anthropic, bedrock, embeddings, errors, gemini, headers, openai, responses};
 use bytes::Bytes;
 
 /// What a translated answer needs from outside.
@@ -94,6 +94,9 @@ impl AnswerTranslator {
                 Dialect::Bedrock => Box::new(bedrock::Decoder::default()),
             };
             let encoder: Box<dyn Encode> = match operation.dialect() {
+                Dialect::OpenAi if operation == Operation::Responses => {
+                    Box::new(responses::Encoder::new(framing.clone()))
+                }
                 Dialect::OpenAi => Box::new(openai::Encoder::new(framing.clone())),
                 Dialect::Anthropic => Box::new(anthropic::Encoder::new(framing.clone())),
                 Dialect::Gemini => Box::new(gemini::Encoder::new(framing.clone())),
@@ -173,6 +176,9 @@ impl AnswerTranslator {
                 } else {
                     let framing = &self.framing;
                     let text = match self.operation.dialect() {
+                        Dialect::OpenAi if self.operation == Operation::Responses => {
+                            responses::write_reply(&reply, framing)
+                        }
                         Dialect::OpenAi => openai::write_reply(&reply, framing),
                         Dialect::Anthropic => anthropic::write_reply(&reply, framing),
                         Dialect::Gemini => gemini::write_reply(&reply, framing),

@@ -3,7 +3,7 @@
 use super::{call, endpoint, stamp, upstream};
 use crate::error::DialectError;
 use crate::eventstream::{self, Frames};
-use crate::{AnswerTranslator, Call, Dialect, TargetRoute};
+use crate::{AnswerTranslator, Call, Dialect, Endpoint, Operation, TargetRoute};
 use bytes::Bytes;
 use std::fmt::Write as _;
 use std::fs;
@@ -238,5 +238,42 @@ fn errors() {
         }
         seen = seen + "\n" + &pretty(std::str::from_utf8(&answer.body).unwrap());
         check(&golden().join(format!("errors/{from}-to-{to}.txt")), &seen);
+    }
+}
+
+/// A caller of OpenAI Responses, at routes of the other dialects.
+#[test]
+fn responses() {
+    let root = golden().join("responses");
+    let body = Bytes::from(fs::read(root.join("request.json")).unwrap());
+    let endpoint = || Endpoint { operation: Operation::Responses, model: None, json_array: false };
+    let asked = Call::read(endpoint(), body).unwrap();
+    let short = r#"{"model":"alias","input":"hi","stream":true}"#;
+    let streamed = Call::read(endpoint(), Bytes::from_static(short.as_bytes())).unwrap();
+    for to in [Dialect::Anthropic, Dialect::Gemini, Dialect::Bedrock] {
+        let target = TargetRoute::new(to, upstream(to));
+        let request = asked.for_route(&target).unwrap();
+        let seen =
+            format!("POST {}\n\n{}", request.path, pretty(std::str::from_utf8(&request.body).unwrap()));
+        check(&root.join(format!("to-{to}.txt")), &seen);
+        for case in ["tools", "thinking"] {
+            let body = Bytes::from(fs::read(golden().join(format!("answers/{case}/{to}.json"))).unwrap());
+            let answer = AnswerTranslator::new(&asked, &target, stamp()).whole(200, &[], body).unwrap();
+            let seen = pretty(std::str::from_utf8(&answer.body).unwrap());
+            check(&root.join(format!("{case}-from-{to}.txt")), &seen);
+            let stream = stream_of(&golden().join("streams").join(case), to);
+            let run = |cut: usize| {
+                let (first, second) = stream.split_at(cut);
+                let mut translator = AnswerTranslator::new(&streamed, &target, stamp());
+                let mut out = translator.feed(first).unwrap().to_vec();
+                out.extend_from_slice(&translator.feed(second).unwrap());
+                out.extend_from_slice(&translator.finish().unwrap());
+                out
+            };
+            let whole = run(0);
+            let seen = std::str::from_utf8(&whole).unwrap();
+            check(&root.join(format!("{case}-stream-from-{to}.txt")), seen);
+            assert!((0..stream.len()).all(|cut| run(cut) == whole), "{case} from {to}");
+        }
     }
 }
