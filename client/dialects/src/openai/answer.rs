@@ -173,10 +173,10 @@ pub(crate) fn write_reply(reply: &Reply, framing: &Framing) -> String {
             Part::Thinking { text, signature } => {
                 thoughts.push_str(text);
                 let block = thinking_block(text, signature.as_deref());
-                blocks.push(block.opt("index", place).into());
+                blocks.push(block.opt("position", place).into());
             }
             Part::Redacted(data) => {
-                blocks.push(redacted_block(data).opt("index", place).into());
+                blocks.push(redacted_block(data).opt("position", place).into());
             }
             Part::Image(_) | Part::ToolResult(_) | Part::CachePoint { .. } => {}
         }

@@ -5,8 +5,9 @@
 //! - `reasoning_content` (DeepSeek, vLLM, llama.cpp, xAI; `reasoning` at OpenRouter and Groq) for unsigned thinking.
 //!   <https://api-docs.deepseek.com/guides/reasoning_model>
 //! - `thinking_blocks` on assistant messages and deltas for thinking with signatures, as LiteLLM has them.
-//!   <https://docs.litellm.ai/docs/reasoning_content>. A block that stands elsewhere than in front has an `index` among
-//!   all pieces of the message (ours).
+//!   <https://docs.litellm.ai/docs/reasoning_content>. A block that stands elsewhere than in front has a `position`
+//!   among all pieces of the message (ours). In deltas each has an `index` among the blocks: OpenAI's SDK sums deltas up
+//!   by it (`openai/lib/streaming/_deltas.py`), and would add the numbers: `position` is said once.
 //! - `cache_control` on text parts and tools, as OpenRouter and LiteLLM take it.
 //! - `thinking` and `top_k` of a request, which a provider behind may know.
 //!

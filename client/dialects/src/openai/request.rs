@@ -249,7 +249,8 @@ fn read_assistant(o: &mut Object<'_>, target: Dialect) -> Result<Vec<At<Part>>, 
         Some(blocks) => {
             for (nth, block) in blocks.array()?.iter().enumerate() {
                 let mut b = block.object()?;
-                let index = b.take_u64("index")?.and_then(|i| usize::try_from(i).ok()).unwrap_or(nth);
+                b.ignore(&["index"]);
+                let index = b.take_u64("position")?.and_then(|i| usize::try_from(i).ok()).unwrap_or(nth);
                 let part = match b.need_string("type")?.as_str() {
                     "thinking" => Part::Thinking {
                         text: b.need_string("thinking")?,

@@ -167,10 +167,10 @@ impl Decode for Decoder {
 pub(crate) struct Encoder {
     framing: Framing,
     model: Option<String>,
-    /// Blocks so far, those of thinking among them, and the index to give the open one: none in front.
+    /// Blocks so far, those of thinking among them, and the position that the open one has yet to say: none in front.
     blocks: u64,
     thoughts: u64,
-    index: Option<u64>,
+    position: Option<u64>,
     tools: u64,
     finish: Finish,
     usage: Option<Usage>,
@@ -183,7 +183,7 @@ impl Encoder {
             model: None,
             blocks: 0,
             thoughts: 0,
-            index: None,
+            position: None,
             tools: 0,
             finish: Finish::Stop,
             usage: None,
@@ -213,12 +213,15 @@ impl Encoder {
 impl Encode for Encoder {
     fn write(&mut self, delta: Delta, out: &mut Vec<u8>) -> Result<(), DialectError> {
         if let Delta::BlockBegin(block) = &delta {
-            self.index = (self.blocks != self.thoughts).then_some(self.blocks);
+            self.position = (self.blocks != self.thoughts).then_some(self.blocks);
             self.blocks += 1;
             self.thoughts += u64::from(matches!(block, Block::Thinking | Block::Redacted(_)));
         }
-        let index = self.index;
-        let blocks = |block: Obj| vec![Json::from(block.opt("index", index))];
+        let index = self.thoughts.saturating_sub(1);
+        let is_thought =
+            matches!(delta, Delta::BlockBegin(Block::Redacted(_)) | Delta::Thinking(_) | Delta::Signature(_));
+        let position = if is_thought { self.position.take() } else { None };
+        let blocks = |block: Obj| vec![Json::from(block.with("index", index).opt("position", position))];
         let thinking = |block: Obj| Obj::new().with("thinking_blocks", blocks(block));
         match delta {
             Delta::Begin { model } => {
