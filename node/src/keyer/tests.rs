@@ -6,6 +6,7 @@ fn pool(n: u8, client: &str, expires: u64) -> PoolFacts {
     PoolFacts {
         id: PoolId([n; 16]),
         client: ClientId::new(client).unwrap(),
+        token: None,
         route: RouteId::new("r").unwrap(),
         relay: (NodeId(1), boot(1)),
         keyer: (NodeId(2), boot(2)),

@@ -4,8 +4,9 @@ pub(crate) mod lab;
 use super::release::RecordEdge;
 use super::*;
 use lab::Lab;
-use quorate_core::command::{Alarm, NodeCommand};
+use quorate_core::command::{Alarm, ClientSigned, NodeCommand};
 use quorate_core::proof::{Proof, Receipt};
+use quorate_core::testing::{CLIENT, key};
 use quorate_proto::v1::tunnel_up::Frame as UpFrame;
 use quorate_splitkey::head::HeadTemplate;
 use std::sync::atomic::Ordering;
@@ -42,6 +43,50 @@ async fn a_request_crosses_and_its_receipt_verifies() {
     let directory = Proof::from_bytes(&lab.directory.directory().await.unwrap()).unwrap();
     assert_eq!(directory.verify(lab.cluster()).unwrap().nodes.len(), 4);
     lab.relay.drained().await;
+}
+
+/// The holder of a token has its own key all the way: the tunnel, the registration, the request, the receipt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tokens_request_crosses_under_its_own_key_alone() {
+    let lab = Lab::of_token().await;
+    let mut issuers = lab.tunnel(Lab::client_key()).unwrap();
+    issuers.open(&lab.pool, ConnectionId([9; 16])).await;
+    assert_eq!(issuers.refusal().await, "not_the_client");
+    let registered = v1::RegisterRequest {
+        pool: lab.pool.pool.0.to_vec().into(),
+        connection: vec![9; 16].into(),
+        traffic_secret: vec![9; 32].into(),
+    };
+    let refused = lab.keyer.register(&Lab::client_key(), registered).await;
+    assert!(matches!(refused, Err(Problem::NotTheClient)), "{refused:?}");
+    // The issuer's signature on the holder's connection.
+    let mut sealed = lab.connect(1).await.seal(&lab.template, PATH, 2);
+    let (_, command) = lab.authorise(sealed.id, &sealed.head, |_| ());
+    let Command::Client(signed) = command else { panic!("a client's") };
+    let issuers = ClientSigned::sign(lab.cluster(), signed.client, signed.body, &key(CLIENT));
+    let head = sealed.head.clone();
+    sealed.request(&Command::Client(issuers), &head).await;
+    assert_eq!(sealed.tunnel.refusal().await, "not_the_client");
+
+    let mut sealed = lab.connect(2).await.seal(&lab.template, PATH, 2);
+    let (id, command) = lab.authorise(sealed.id, &sealed.head, |_| ());
+    let head = sealed.head.clone();
+    sealed.request(&command, &head).await;
+    sealed.body(b"hi").await;
+    let (text, _, reason) = sealed.answer().await;
+    assert!(text.ends_with("fine") && reason == "complete", "{text} {reason}");
+    assert_eq!(lab.settlement().await.request, id);
+    let proof = Proof::from_bytes(&lab.directory.receipt(id, true).await.unwrap()).unwrap();
+    let (_, authorisation) = Receipt(proof).verify(lab.cluster()).unwrap();
+    let token = lab.token.as_ref().map(|t| t.token.id(lab.cluster()));
+    assert!(token.is_some() && authorisation.token() == token);
+
+    // It allowed one request.
+    let mut sealed = lab.connect(3).await.seal(&lab.template, PATH, 2);
+    let (_, command) = lab.authorise(sealed.id, &sealed.head, |_| ());
+    let head = sealed.head.clone();
+    sealed.request(&command, &head).await;
+    assert_eq!(sealed.tunnel.refusal().await, "token_requests_used_up");
 }
 
 /// What the types promise, seen from outside: without a certificate the provider reads nothing, and with it, everything.

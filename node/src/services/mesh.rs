@@ -315,11 +315,11 @@ impl Mesh for MeshService {
 mod tests {
     use super::*;
     use crate::metrics::Metrics;
-    use crate::relay::tests::lab::Lab;
+    use crate::relay::tests::lab::{AGENT, Lab};
     use axum::body::{Body, to_bytes};
     use quorate_core::command::{ClientSigned, NodeCommand, NodeSigned, PolicyCommand, Report};
-    use quorate_core::ids::ClientId;
     use quorate_core::testing::{CLIENT, Fleet, key};
+    use quorate_core::token::{SignedToken, Token};
     use tower::ServiceExt;
 
     struct Facts(Option<String>, BootKeys);
@@ -388,6 +388,67 @@ mod tests {
         assert_eq!(refused(&stranger, &change, &[]), "wrong_blobs");
         assert_eq!(refused(&stranger, &change, &[b"other"]), "wrong_blobs");
         assert_eq!(refused(&stranger, &change, &[&document]), "too_few_signers");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn submit_takes_a_holders_commands_by_its_tokens_key() {
+        let lab = Lab::of_token().await;
+        let service = service(&lab);
+        let signed = lab.token.clone().unwrap();
+        let (cluster, client) = (lab.cluster(), ClientId::new(CLIENT).unwrap());
+        let refused = |key: &PublicKey, token: &SignedToken, body: ClientCommand| {
+            let id = Some(token.token.id(cluster));
+            let command = ClientSigned::sign_as(cluster, client.clone(), id, body, &self::key(AGENT));
+            let command = encode(&Command::Client(command)).into();
+            let request = v1::SubmitRequest { command, blobs: vec![] };
+            service.check_submission(key, &request).err().map(|p| p.code().to_owned()).unwrap_or_default()
+        };
+        let report = || ClientCommand::Report(vec![Fleet::report(RequestId([1; 16]))]);
+        assert_eq!(refused(&lab.own_key(), &signed, report()), "");
+        assert_eq!(refused(&Lab::client_key(), &signed, report()), "not_the_client");
+        let shown = |token: &SignedToken| {
+            ClientCommand::OpenPool(OpenPool { token: Some(Box::new(token.clone())), ..lab.pool.clone() })
+        };
+        assert_eq!(refused(&lab.own_key(), &signed, shown(&signed)), "");
+        // One that nobody has used yet proves itself before it costs anybody anything.
+        let edited = |edit: fn(&mut Token), issuer: &str| {
+            let mut token = signed.token.clone();
+            edit(&mut token);
+            token.sign(cluster, &self::key(issuer))
+        };
+        let fresh = edited(|t| t.serial = [2; 16], CLIENT);
+        assert_eq!(refused(&lab.own_key(), &fresh, report()), "unknown_token");
+        assert_eq!(refused(&lab.own_key(), &fresh, shown(&fresh)), "");
+        for (edit, issuer, code) in [
+            ((|t| t.serial = [3; 16]) as fn(&mut Token), AGENT, "bad_token"),
+            (|t| t.expires = t.expires.plus_ms(1), CLIENT, "token_too_long"),
+            (|t| (t.not_before.0, t.expires.0) = (1, 2), CLIENT, "token_expired"),
+            (|t| t.routes.clear(), CLIENT, "out_of_scope"),
+        ] {
+            let token = edited(edit, issuer);
+            assert_eq!(refused(&lab.own_key(), &token, shown(&token)), code);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn usage_tells_what_the_state_says() {
+        let lab = Lab::of_token().await;
+        let sealed = lab.connect(1).await.seal(&lab.template, "/v1/chat/completions", 0);
+        let (_, command) = lab.authorise(sealed.id, &sealed.head, |_| ());
+        lab.order(command);
+        let ask = async |client: &str| {
+            let request = Request::new(v1::UsageRequest { client: client.into() });
+            service(&lab).usage(request).await.unwrap().into_inner()
+        };
+        let reply = ask(CLIENT).await;
+        let [client] = reply.clients.as_slice() else { panic!("one client") };
+        let day = client.day.unwrap();
+        assert_eq!((client.name.as_str(), client.in_flight, day.requests), (CLIENT, 1, 1));
+        assert_eq!(day.reserved_bytes, 1000 + (1 << 20));
+        let [token] = reply.tokens.as_slice() else { panic!("one token") };
+        assert_eq!((token.subject.as_str(), token.used.unwrap().requests), (AGENT, 1));
+        assert_eq!((reply.routes.len(), reply.days.len(), reply.teams.len()), (1, 1, 0));
+        assert!(ask("").await.tokens.is_empty() && ask("no such name!").await.tokens.is_empty());
     }
 
     #[tokio::test(flavor = "multi_thread")]

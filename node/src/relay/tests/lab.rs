@@ -9,7 +9,7 @@ use crate::tilestore::TileStore;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use quorate_core::command::{Alarm, Batch, NodeCommand, OpenPool, Settlement};
+use quorate_core::command::{Alarm, Batch, ClientSigned, NodeCommand, OpenPool, Settlement};
 use quorate_core::crypto::{encode, public_key};
 use quorate_core::leaf::Leaf;
 use quorate_core::policy::SignedPolicy;
@@ -18,6 +18,7 @@ use quorate_core::shares::{
     NodeShares, SEAL_ENTROPY_BYTES, Share, ShareBinding, SharePublicKey, SplitId, seal,
 };
 use quorate_core::testing::{CLIENT, Mesh, key, share_key};
+use quorate_core::token::{SignedToken, Token, TokenLimits};
 use quorate_proto::v1::{tunnel_down::Frame as DownFrame, tunnel_up::Frame as UpFrame};
 use quorate_splitkey::client::{BodySealer, ClientConnection, KEY_LOG_CLIENT, KEY_LOG_SERVER};
 use quorate_splitkey::head::{Head, HeadTemplate, Header, Method};
@@ -31,6 +32,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_stream::StreamExt;
 use zeroize::Zeroizing;
+
+/// Who holds a token, and the name of its key.
+pub(crate) const AGENT: &str = "agent-7";
 
 type Secrets = Arc<Mutex<HashMap<String, Vec<u8>>>>;
 
@@ -261,6 +265,8 @@ pub(crate) struct Lab {
     pub(crate) directory: Directory,
     pub(crate) seen: Seen,
     pub(crate) pool: OpenPool,
+    /// Whose pool it is, where that is not the client itself.
+    pub(crate) token: Option<SignedToken>,
     pub(crate) template: HeadTemplate,
     pub(crate) vaults: Vaults,
     /// Has the provider close every connection.
@@ -301,6 +307,48 @@ impl Lab {
         lab
     }
 
+    /// The pool is of an agent with a token of the client's.
+    pub(crate) async fn of_token() -> Self {
+        let mut lab = Self::new().await;
+        let mut leader = lab.leader.lock().unwrap();
+        let state = leader.mesh.state().clone();
+        let not_before = state.time();
+        let token = Token {
+            serial: [1; 16],
+            issuer: ClientId::new(CLIENT).unwrap(),
+            subject: ClientId::new(AGENT).unwrap(),
+            key: public_key(&key(AGENT)),
+            routes: vec![lab.pool.route.clone()],
+            limits: TokenLimits { requests: Some(1), ..TokenLimits::default() },
+            not_before,
+            expires: not_before.plus_ms(600_000),
+        };
+        let token = token.sign(leader.mesh.fleet.cluster(), &key(CLIENT));
+        lab.pool = leader.mesh.fleet.pool(&state, 1);
+        lab.pool.token = Some(Box::new(token.clone()));
+        lab.token = Some(token);
+        let open = ClientCommand::OpenPool(lab.pool.clone());
+        let open = lab.as_holder(leader.mesh.fleet.cluster(), open);
+        leader.apply(vec![open]);
+        assert!(leader.mesh.state().pool(&lab.pool.pool).is_some(), "the token's pool is open");
+        drop(leader);
+        lab
+    }
+
+    /// Signed by whoever the pool belongs to.
+    fn as_holder(&self, cluster: quorate_core::crypto::Hash, body: ClientCommand) -> Command {
+        let client = ClientId::new(CLIENT).unwrap();
+        Command::Client(match &self.token {
+            None => ClientSigned::sign(cluster, client, body, &key(CLIENT)),
+            Some(t) => ClientSigned::sign_as(cluster, client, Some(t.token.id(cluster)), body, &key(AGENT)),
+        })
+    }
+
+    /// The key of whoever the pool belongs to.
+    pub(crate) fn own_key(&self) -> PublicKey {
+        self.token.as_ref().map_or_else(Self::client_key, |t| PublicKey::from_bytes(t.token.key.0))
+    }
+
     async fn with_provider(
         keyed: bool,
         listens: bool,
@@ -317,6 +365,7 @@ impl Lab {
             d.route[0].host = "localhost".into();
             d.route[0].port = port;
             d.route[0].credential = split(d);
+            d.client[0].token_lifetime_ms_max = Some(600_000);
         });
         mesh.time = crate::clock::now();
         let index = Arc::new(RequestIndex::default());
@@ -382,6 +431,7 @@ impl Lab {
         let facts = PoolFacts {
             id: pool.pool,
             client: ClientId::new(CLIENT).unwrap(),
+            token: None,
             route: pool.route.clone(),
             relay: (pool.relay, pool.relay_boot.clone()),
             keyer: (pool.keyer, pool.keyer_boot.clone()),
@@ -405,6 +455,7 @@ impl Lab {
             directory,
             seen,
             pool,
+            token: None,
             template,
             vaults,
             close,
@@ -548,12 +599,14 @@ impl Lab {
         let records =
             quorate_splitkey::framing::HeadRecords::from_bytes(head, self.template.shape()).unwrap();
         let pool = self.pool.clone();
-        leader.mesh.request_with(&pool, |a| {
+        let (id, command) = leader.mesh.request_with(&pool, |a| {
             a.connection = connection;
             a.head_digest = quorate_core::crypto::Hash(records.digest().0);
             a.response_bytes_max = 1 << 20;
             edit(a);
-        })
+        });
+        let Command::Client(signed) = command else { panic!("a client's") };
+        (id, self.as_holder(leader.mesh.fleet.cluster(), signed.body))
     }
 
     /// A tunnel without its Open.
@@ -566,7 +619,7 @@ impl Lab {
     /// A tunnel whose handshake is done and whose secret the keyer has.
     pub(crate) async fn connect(&self, connection: u8) -> Connected {
         let id = ConnectionId([connection; 16]);
-        let mut tunnel = self.tunnel(Self::client_key()).unwrap();
+        let mut tunnel = self.tunnel(self.own_key()).unwrap();
         tunnel.open(&self.pool, id).await;
         assert!(matches!(tunnel.next().await, Some(DownFrame::Opened(_))));
         let (secrets, mut tls) = self.tls();
@@ -601,7 +654,7 @@ impl Lab {
             connection: Bytes::copy_from_slice(&id.0),
             traffic_secret: Bytes::copy_from_slice(secret(KEY_LOG_CLIENT).expose_bytes()),
         };
-        self.keyer.register(&Self::client_key(), registered).await.unwrap();
+        self.keyer.register(&self.own_key(), registered).await.unwrap();
         let connection = ClientConnection::new(secret(KEY_LOG_CLIENT), secret(KEY_LOG_SERVER));
         Connected { id, tunnel, connection, early }
     }
