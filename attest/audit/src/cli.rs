@@ -176,6 +176,9 @@ impl From<Error> for Failure {
             Error::Found(_) => "`quorate-audit verify` says more",
             Error::Disk { .. } => "free space or fix permissions, then run it again: what is there is kept",
             Error::NoMirror(_) => "make one: `quorate-audit mirror http://NODE:PORT DIR`",
+            Error::Pruned(_) => {
+                "`verify` checks what remains; for the rest, mirror again into another folder"
+            }
             Error::Worker => "this is a bug in quorate-audit: please report it",
         };
         Self::new(chain(&error), hint)

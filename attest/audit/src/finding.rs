@@ -21,6 +21,8 @@ pub enum Place {
     Tile(TilePath),
     /// A blob, by its name, and the first leaf that names it where that is known.
     Blob(Hash, Option<LeafIndex>),
+    /// The state that a cut left, from which what remains is replayed.
+    PrunedState,
 }
 
 impl fmt::Display for Place {
@@ -31,6 +33,7 @@ impl fmt::Display for Place {
             Self::OlderCheckpoint(size) => write!(f, "checkpoint of size {size}"),
             Self::Leaf(index) => write!(f, "leaf {index}"),
             Self::Tile(path) => write!(f, "{path}"),
+            Self::PrunedState => f.write_str("pruned-state"),
             Self::Blob(digest, None) => write!(f, "blob {digest}"),
             Self::Blob(digest, Some(leaf)) => write!(f, "blob {digest} (named by leaf {leaf})"),
         }
@@ -307,6 +310,9 @@ pub enum Error {
     /// Not a mirror.
     #[error("{} holds no mirror", .0.display())]
     NoMirror(PathBuf),
+    /// A mirror without its beginning, where all of history is needed.
+    #[error("this mirror begins at leaf {0}: it was pruned")]
+    Pruned(LeafIndex),
     /// The auditor's program.
     #[error("a worker thread ended before its work")]
     Worker,

@@ -13,7 +13,9 @@
 use crate::cli::{Exit, Failure, Outcome, chain, findings, say, say_json};
 use crate::fetch::{Client, FetchError};
 use crate::finding::{Error, Fault, Finding, Place};
-use crate::store::{BLOB_BYTES_MAX, GENESIS_BYTES_MAX, Mirror, StoredCheckpoint, tile_path};
+use crate::store::{
+    BLOB_BYTES_MAX, GENESIS_BYTES_MAX, Mirror, Need, StoredCheckpoint, known_node, tile_path,
+};
 use crate::words;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
@@ -247,9 +249,6 @@ struct Copy<'a> {
     blobs: AtomicU64,
 }
 
-/// A tile that is not known yet.
-struct Need(Option<TilePath>);
-
 /// A tree as far as its tiles are known.
 struct Known {
     size: TreeSize,
@@ -265,14 +264,7 @@ impl Known {
 impl NodeReader for Known {
     type Error = Need;
     fn node(&self, level: u8, index: u64) -> Result<Hash, Need> {
-        let (tile_level, height) = (level / TILE_HEIGHT, level % TILE_HEIGHT);
-        let bits = TILE_HEIGHT - height;
-        let (number, offset) = (index >> bits, index & ((1 << bits) - 1));
-        let path = tile_path(TileKind::Hashes(tile_level), number, self.size).ok_or(Need(None))?;
-        let tiles = self.tiles();
-        let hashes = tiles.get(&path).ok_or(Need(Some(path)))?;
-        let from = usize::try_from(offset << height).map_err(|_| Need(None))?;
-        hashes.get(from..from.saturating_add(1 << height)).map(tree_root).ok_or(Need(None))
+        known_node(level, index, self.size, &self.tiles())
     }
 }
 

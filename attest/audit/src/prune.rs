@@ -13,7 +13,8 @@
 //! | proofs that were made before | hold as they did |
 //! | [`check`] (`prune DIR --check`) | every leaf that remains is under the certified root, every proof that can be made from here is good |
 //! | `prove` and `explain` | of requests from the minimum index on: as before |
-//! | `verify`, `report`, `blast-radius` | cannot run: they replay from genesis, and history before the cut is gone. Run them first and keep what they say, or keep one whole mirror |
+//! | `verify` | replays from the first batch after the cut, with the state that was verified up to there and is kept as `DIR/pruned-state`. In a copy that somebody else cut, that state is their word: `prove` still rests on genesis alone |
+//! | `report`, `blast-radius` | cannot run: they tell of all of history. Run them first and keep what they say, or keep one whole mirror |
 //! | `mirror` into this folder | would fetch again what was cut off; mirror into another one |
 //!
 //! **Refuses** to cut what does not verify: after the cut nobody can find out from this copy. **Assumes** that somebody decided
@@ -22,10 +23,12 @@ use crate::cli::{self, Exit, Failure, GenesisArg};
 use crate::finding::{Error, Fault, Finding, Place};
 use crate::replay::{Options, Replay};
 use crate::store::{Mirror, tile_paths};
+use crate::witness::disk::Disk;
 use quorate_core::command::Command;
 use quorate_core::crypto::Hash;
 use quorate_core::ids::{NodeId, Timestamp};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
+use quorate_core::state::State;
 use quorate_core::tlog::{
     LeafIndex, TILE_HEIGHT, TILE_WIDTH, TileKind, TilePath, TreeSize, root_at, tree_root,
 };
@@ -98,6 +101,8 @@ pub struct Pruned {
     pub verified: TreeSize,
     /// Bundles before it that are there all the same: they hold signatures over policies.
     pub kept: BTreeSet<u64>,
+    /// Where `DIR/pruned-state` continues: the end of the first batch from the minimum index on.
+    pub replayed_from: TreeSize,
 }
 
 impl Pruned {
@@ -121,6 +126,8 @@ pub struct Plan {
     pruned: Pruned,
     tiles: Vec<TilePath>,
     blobs: Vec<Hash>,
+    /// As history left it at `replayed_from`.
+    state: Vec<u8>,
 }
 
 /// What was, or would be, deleted.
@@ -185,8 +192,13 @@ pub fn plan(
     let wanted = wanted.unwrap_or_else(|| rests_on.first().unwrap_or(size.0));
     let minimum = wanted / TILE_WIDTH * TILE_WIDTH;
     let kept = policies.into_iter().take_while(|number| *number < minimum / TILE_WIDTH).collect();
-    let pruned = Pruned { minimum_index: LeafIndex(minimum), verified: size, kept };
+    // A second look, as far as what remains: which batch that is was known only at the end.
+    let mut again = Replay::start(mirror, genesis, Options::default())?;
+    while again.position().0 < minimum && again.step()?.is_some() {}
+    let replayed_from = again.position();
+    let pruned = Pruned { minimum_index: LeafIndex(minimum), verified: size, kept, replayed_from };
     Ok(Plan {
+        state: again.state().to_bytes(),
         mirror: mirror.clone(),
         tiles: tile_paths(size).filter(|path| pruned.lacks(path)).collect(),
         pruned,
@@ -275,11 +287,10 @@ impl Plan {
     /// Cuts. Where it is interrupted, doing it again goes on; the note of the cut is written first.
     pub fn cut(&self) -> Result<Cut, Error> {
         let cut = self.measure();
-        let path = note_path(&self.mirror);
         let note = serde_json::to_vec(&self.pruned).unwrap_or_default();
-        let part = path.with_extension("part");
-        std::fs::write(&part, note).map_err(Error::disk("write", &part))?;
-        std::fs::rename(&part, &path).map_err(Error::disk("write", &path))?;
+        for (path, bytes) in [(state_path(&self.mirror), &self.state), (note_path(&self.mirror), &note)] {
+            Disk::default().replace(&path, bytes).map_err(Error::disk("write", &path))?;
+        }
         for (file, _) in self.files() {
             match std::fs::remove_file(&file) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -297,6 +308,34 @@ impl Plan {
     }
 }
 
+fn state_path(mirror: &Mirror) -> PathBuf {
+    mirror.dir().join("pruned-state")
+}
+
+/// The state at which what remains can be replayed, as the cut left it.
+pub fn state(mirror: &Mirror, genesis: Hash) -> Result<State, Error> {
+    let damaged = |fault| Finding::at(Place::PrunedState, fault);
+    let pruned = pruned(mirror).ok_or_else(|| damaged(Fault::Missing))?;
+    let path = state_path(mirror);
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(damaged(Fault::Missing).into()),
+        Err(e) => return Err(Error::disk("read", path)(e)),
+    };
+    let state = State::from_bytes(&bytes, genesis).map_err(|_| damaged(Fault::Undecodable))?;
+    let size = state.tree().size();
+    // Its tree must be a prefix of the one that the checkpoint names.
+    let newest = mirror.newest()?.size();
+    if size != pruned.replayed_from || size > newest {
+        return Err(damaged(Fault::OtherSize(size)).into());
+    }
+    let (said, computed) = (state.checkpoint().root, root_at(&mirror.tree(newest), size)?);
+    if said != computed {
+        return Err(damaged(Fault::Root { said, computed }).into());
+    }
+    Ok(state)
+}
+
 fn note_path(mirror: &Mirror) -> PathBuf {
     mirror.dir().join("pruned")
 }
@@ -310,7 +349,12 @@ pub fn pruned(mirror: &Mirror) -> Option<Pruned> {
 /// checkpoint is certified was decided before the cut; it is the same one or this gives a finding. Gives the leaves that are there.
 pub fn check(mirror: &Mirror) -> Result<u64, Error> {
     let newest = mirror.newest()?;
-    let whole = Pruned { minimum_index: LeafIndex(0), verified: newest.size(), kept: BTreeSet::new() };
+    let whole = Pruned {
+        minimum_index: LeafIndex(0),
+        verified: newest.size(),
+        kept: BTreeSet::new(),
+        replayed_from: TreeSize::ZERO,
+    };
     let pruned = pruned(mirror).unwrap_or(whole);
     if newest.size() != pruned.verified {
         return Err(Finding::at(Place::Checkpoint, Fault::OtherSize(newest.size())).into());
@@ -504,10 +548,65 @@ mod tests {
         assert!(matches!(desk.prove(older, genesis), Err(NoProof::NoSuchRequest(_))));
 
         assert_eq!(check(&mirror).unwrap(), size.0 - minimum.0);
-        // What is gone is gone, and verifying says so.
+        // What is gone is gone. What remains is replayed from the state that was verified up to there, and only that.
         assert!(mirror.leaf(LeafIndex(minimum.0 - 1), size).is_err());
-        let verdict = verify(&mirror, genesis, Options { threads: 1 }, |_, _| ()).unwrap();
-        assert!(matches!(verdict, Verdict::Fails { .. }));
+        let again = || verify(&mirror, genesis, Options { threads: 1 }, |_, _| ()).unwrap();
+        let Verdict::Holds(verified) = again() else { panic!("{:?}", again()) };
+        let begins = pruned(&mirror).unwrap().replayed_from;
+        assert!(begins.0 >= minimum.0 && begins.0 <= wanted.0, "{minimum} {begins} {wanted}");
+        assert_eq!((verified.begins.0, verified.size), (begins.0, size));
+        assert_eq!(verified.checked.leaves, size.0 - begins.0);
+        assert_eq!((verified.summary.policies.len(), verified.cosigners.len()), (1, 4));
+        let whole = crate::report::make(&mirror, genesis, Options { threads: 1 }, |_, _| ());
+        assert!(matches!(whole, Err(Error::Pruned(at)) if at == minimum));
+        let replay_finds = |path: PathBuf, place: &str, code: &str| {
+            let honest = std::fs::read(&path).unwrap();
+            for altered in [
+                [
+                    &honest[..honest.len() / 2],
+                    &[honest[honest.len() / 2] ^ 1],
+                    &honest[honest.len() / 2 + 1..],
+                ]
+                .concat(),
+                vec![],
+            ] {
+                std::fs::write(&path, altered).unwrap();
+                let Verdict::Fails { findings, .. } = again() else { panic!("{path:?} was altered") };
+                assert!(findings[0].place.to_string().starts_with(place), "{}", findings[0]);
+                let code =
+                    if std::fs::metadata(&path).unwrap().len() > 0 { code } else { findings[0].fault.code() };
+                assert_eq!(findings[0].fault.code(), code, "{}", findings[0]);
+            }
+            std::fs::write(&path, honest).unwrap();
+        };
+        replay_finds(
+            mirror.tile_file(&TilePath::full(TileKind::Entries, minimum.0 / 256).unwrap()),
+            "",
+            "leaf_hash",
+        );
+        // A state of another history at that size; one that is none; none.
+        let state = std::fs::read(state_path(&mirror)).unwrap();
+        let mut other = Mesh::new(4, 1, |_| ());
+        while other.log.tree.size() < begins {
+            other.apply(Vec::new());
+        }
+        for (bytes, code) in [
+            (
+                Some(other.state().to_bytes()),
+                if other.log.tree.size() == begins { "root" } else { "other_size" },
+            ),
+            (Some(state[..state.len() - 1].to_vec()), "undecodable"),
+            (None, "missing"),
+        ] {
+            match bytes {
+                Some(bytes) => std::fs::write(state_path(&mirror), bytes).unwrap(),
+                None => std::fs::remove_file(state_path(&mirror)).unwrap(),
+            }
+            let Verdict::Fails { findings, .. } = again() else { panic!("a false state: {code}") };
+            assert_eq!((findings[0].place.clone(), findings[0].fault.code()), (Place::PrunedState, code));
+        }
+        std::fs::write(state_path(&mirror), &state).unwrap();
+        assert!(matches!(again(), Verdict::Holds(_)));
 
         // What remains is still guarded: a leaf, a tile, the checkpoint.
         let fails = |path: PathBuf, code: &str| {

@@ -24,6 +24,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::io::Read as _;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -317,18 +318,37 @@ pub struct Tree<'m> {
 impl NodeReader for Tree<'_> {
     type Error = Error;
     fn node(&self, level: u8, index: u64) -> Result<Hash, Error> {
-        let (tile_level, height) = (level / TILE_HEIGHT, level % TILE_HEIGHT);
-        let bits = TILE_HEIGHT - height;
-        let (number, offset) = (index >> bits, index & ((1 << bits) - 1));
         let beyond = || Error::from(Finding::at(Place::Checkpoint, Fault::OtherSize(self.size)));
-        let path = tile_path(TileKind::Hashes(tile_level), number, self.size).ok_or_else(beyond)?;
+        let (path, below) = node_place(level, index, self.size).ok_or_else(beyond)?;
         let mut tiles = self.tiles.borrow_mut();
         let hashes = match tiles.entry(path) {
             Entry::Occupied(read) => read.into_mut(),
             Entry::Vacant(place) => place.insert(self.mirror.hashes(&path)?),
         };
-        let from = usize::try_from(offset << height).ok();
-        let below = from.and_then(|from| hashes.get(from..from.checked_add(1 << height)?));
-        below.map(tree_root).ok_or_else(beyond)
+        hashes.get(below).map(tree_root).ok_or_else(beyond)
     }
+}
+
+/// Where a node of a tree stands: its tile, and those of the tile's hashes whose root it is. None where the tree has none.
+pub(crate) fn node_place(level: u8, index: u64, size: TreeSize) -> Option<(TilePath, Range<usize>)> {
+    let (tile_level, height) = (level / TILE_HEIGHT, level % TILE_HEIGHT);
+    let bits = TILE_HEIGHT - height;
+    let (number, offset) = (index >> bits, index & ((1 << bits) - 1));
+    let from = usize::try_from(offset << height).ok()?;
+    Some((tile_path(TileKind::Hashes(tile_level), number, size)?, from..from.checked_add(1 << height)?))
+}
+
+/// A tile that a tree as far as it is known lacks, and needs first; none where the tree has none.
+pub(crate) struct Need(pub(crate) Option<TilePath>);
+
+/// A node of a tree as far as its tiles are known.
+pub(crate) fn known_node(
+    level: u8,
+    index: u64,
+    size: TreeSize,
+    tiles: &BTreeMap<TilePath, Vec<Hash>>,
+) -> Result<Hash, Need> {
+    let (path, below) = node_place(level, index, size).ok_or(Need(None))?;
+    let hashes = tiles.get(&path).ok_or(Need(Some(path)))?;
+    hashes.get(below).map(tree_root).ok_or(Need(None))
 }

@@ -2,6 +2,7 @@
 use crate::cli::{Exit, GenesisArg, Outcome, findings, say, say_json};
 use crate::finding::{Error, Finding};
 use crate::mirror::progress_bar;
+use crate::prune;
 use crate::replay::{Checked, Options, Replay, Step};
 use crate::store::Mirror;
 use crate::words;
@@ -149,6 +150,8 @@ pub struct Verified {
     pub cluster: String,
     /// Leaves under the newest checkpoint.
     pub size: TreeSize,
+    /// First leaf that was replayed: not 0 where the copy was cut, whose state there is believed.
+    pub begins: LeafIndex,
     /// Its root.
     pub root: Hash,
     /// Who cosigned it.
@@ -191,18 +194,30 @@ pub fn verify(
 ) -> Result<Verdict, Error> {
     let began = Instant::now();
     let fails = |findings, upto| Ok(Verdict::Fails { findings, upto });
-    let mut replay = match Replay::start(mirror, genesis, options) {
+    let began_at = match prune::pruned(mirror) {
+        Some(_) => Replay::resume(mirror, genesis, options),
+        None => Replay::start(mirror, genesis, options),
+    };
+    let mut replay = match began_at {
         Ok(replay) => replay,
         Err(Error::Found(finding)) => return fails(vec![*finding], TreeSize::ZERO),
         Err(error) => return Err(error),
     };
     let mut summary = Summary::default();
-    let signers = replay.state().policy().check_signers(replay.state().signed_policy()).unwrap_or_default();
+    let begins = match replay.position() {
+        TreeSize(1) => LeafIndex(0),
+        TreeSize(size) => LeafIndex(size),
+    };
+    let signers = match begins {
+        LeafIndex(0) => replay.state().policy().check_signers(replay.state().signed_policy()),
+        // By admins of a version that the state has no more.
+        _ => Ok(Vec::new()),
+    };
     summary.policies.push(PolicyChange {
-        version: PolicyVersion(1),
-        leaf: LeafIndex(0),
-        time: Timestamp(0),
-        signers,
+        version: replay.state().policy().version,
+        leaf: begins,
+        time: replay.state().time(),
+        signers: signers.unwrap_or_default(),
     });
     let size = replay.newest().size();
     let mut last = None;
@@ -230,6 +245,7 @@ pub fn verify(
         genesis,
         cluster: state.policy().cluster.clone(),
         size: state.checkpoint().size,
+        begins,
         root: state.checkpoint().root,
         cosigners: certified.iter().flat_map(|c| c.cosignatures()).map(|(n, _)| *n).collect(),
         quorum: state.policy().quorum(),
@@ -295,7 +311,11 @@ fn describe(v: &Verified) -> String {
     let mut text = String::new();
     let mut say = |label: &str, value: String| text.push_str(&format!("{label:<14}{value}\n"));
     let rate = |n: u64| words::count((n as f64 / v.took.as_secs_f64().max(0.001)) as u64);
-    say("holds", format!("all of it, in {:.1} s", v.took.as_secs_f64()));
+    let what = if v.begins.0 == 0 { "all of it".into() } else { format!("all from leaf {} on", v.begins) };
+    say("holds", format!("{what}, in {:.1} s", v.took.as_secs_f64()));
+    if v.begins.0 > 0 {
+        say("", "this copy was cut: the state there is believed as the cut left it (`pruned-state`)".into());
+    }
     say("cluster", format!("{} (genesis {})", v.cluster, v.genesis));
     let nodes: Vec<String> = v.cosigners.iter().map(ToString::to_string).collect();
     say(
@@ -352,6 +372,10 @@ fn describe(v: &Verified) -> String {
     };
     for policy in &s.policies {
         let when = if policy.version.0 == 1 { "genesis".into() } else { words::date(policy.time) };
+        if policy.signers.is_empty() {
+            say("policy", format!("version {} was in force at leaf {}", policy.version, policy.leaf));
+            continue;
+        }
         say(
             "policy",
             format!(

@@ -7,12 +7,11 @@ use super::follow::FILE;
 use super::grow::write;
 use crate::fetch::{Client, FetchError};
 use crate::finding::{Error, Fault, Finding, Place};
-use crate::store::{Mirror, StoredCheckpoint, tile_path};
+use crate::store::{Mirror, Need, StoredCheckpoint, known_node};
 use quorate_core::crypto::Hash;
 use quorate_core::tlog::{
     ConsistencyProof, Cosignature, FULL_TILE_BYTES, KeyName, NodeReader, Note, ProofError, ProveError,
-    TILE_HEIGHT, TileKind, TilePath, TreeSize, VerifierKey, decode_tile, prove_consistency, root_at,
-    tree_root, verify_consistency,
+    TilePath, TreeSize, VerifierKey, decode_tile, prove_consistency, root_at, verify_consistency,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -191,20 +190,10 @@ struct Remote {
     tiles: BTreeMap<TilePath, Vec<Hash>>,
 }
 
-/// The tile that is needed first; none where the tree has none.
-struct Need(Option<TilePath>);
-
 impl NodeReader for Remote {
     type Error = Need;
     fn node(&self, level: u8, index: u64) -> Result<Hash, Need> {
-        let (tile_level, height) = (level / TILE_HEIGHT, level % TILE_HEIGHT);
-        let bits = TILE_HEIGHT - height;
-        let (number, offset) = (index >> bits, index & ((1 << bits) - 1));
-        let path = tile_path(TileKind::Hashes(tile_level), number, self.size).ok_or(Need(None))?;
-        let hashes = self.tiles.get(&path).ok_or(Need(Some(path)))?;
-        let from = usize::try_from(offset << height).map_err(|_| Need(None))?;
-        let below = hashes.get(from..from.saturating_add(1 << height)).ok_or(Need(None))?;
-        Ok(tree_root(below))
+        known_node(level, index, self.size, &self.tiles)
     }
 }
 

@@ -189,6 +189,33 @@ async fn an_honest_log_is_followed_and_its_mirror_verifies() {
     assert!(matches!(finding.fault, Fault::OtherGenesis { .. }));
 }
 
+/// A first sync does not wait for each bundle in turn: with a node that takes its time, several are on their way at once.
+#[tokio::test]
+async fn a_first_sync_fetches_ahead() {
+    type Slow = Arc<(PathBuf, AtomicU64, AtomicU64)>;
+    let slow = async |Shared(slow): Shared<Slow>, uri: Uri| {
+        let (dir, now, most) = &*slow;
+        if uri.path().contains("/entries/") {
+            most.fetch_max(now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+            tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+            now.fetch_sub(1, Ordering::Relaxed);
+        }
+        std::fs::read(dir.join(uri.path().trim_start_matches('/'))).map_err(|_| StatusCode::NOT_FOUND)
+    };
+    let (bench, mut mesh) = (Bench::new(), Mesh::four());
+    for _ in 0..1500 {
+        mesh.apply(vec![]);
+    }
+    let served: Slow = Arc::new((bench.publish("1", &mesh), AtomicU64::new(0), AtomicU64::new(0)));
+    let (url, _task) = listen(Router::new().fallback(slow).with_state(Arc::clone(&served))).await;
+    let mut monitor = bench.open_with(&mesh, &[], None, |s| s.nodes = vec![url]).await.unwrap();
+    assert_eq!(kinds(&poll(&mut monitor).await), [Kind::Recovered]);
+    assert_eq!(monitor.size(), mesh.log.tree.size());
+    assert!(served.2.load(Ordering::Relaxed) > 2, "{:?}", served.2);
+    let verdict = verify(&bench.mirror(), mesh.fleet.cluster(), Options { threads: 1 }, |_, _| ()).unwrap();
+    assert!(matches!(verdict, Verdict::Holds(_)), "{verdict:?}");
+}
+
 /// Two histories from the same beginning, each certified: with every node's key, somebody made both.
 fn forked(ours: usize, theirs: usize) -> (Mesh, Mesh) {
     let mut both = [Mesh::four(), Mesh::four()];

@@ -18,6 +18,7 @@ mod read;
 mod rows;
 
 use crate::finding::{Error, Fault, Finding, Place};
+use crate::prune;
 use crate::store::{Mirror, StoredCheckpoint};
 use blobs::AuditedBlobs;
 use bytes::Bytes;
@@ -29,7 +30,7 @@ use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_core::policy::Policy;
 use quorate_core::refusal::Refusal;
 use quorate_core::state::{Applied, AppliedLeaf, NodeRecord, State, VerifiedAhead};
-use quorate_core::tlog::{Cosignature, KeyName, LeafIndex, TreeSize};
+use quorate_core::tlog::{Cosignature, KeyName, LeafIndex, TILE_WIDTH, TreeSize};
 use read::{Keys, ReadLeaf, Reader};
 use rows::Rows;
 use std::collections::{BTreeMap, VecDeque};
@@ -99,7 +100,9 @@ pub struct Replay {
     state: State,
     blobs: AuditedBlobs,
     reader: Reader,
-    rows: Rows,
+    /// Tiles above the leaves' own; none where the copy lacks its beginning.
+    rows: Option<Rows>,
+    begins: LeafIndex,
     /// Leaves read and not yet replayed.
     pending: VecDeque<ReadLeaf>,
     next: LeafIndex,
@@ -111,6 +114,9 @@ pub struct Replay {
 impl Replay {
     /// Begins at genesis, which must have this digest.
     pub fn start(mirror: &Mirror, genesis: Hash, options: Options) -> Result<Self, Error> {
+        if let Some(pruned) = prune::pruned(mirror) {
+            return Err(Error::Pruned(pruned.minimum_index));
+        }
         let signed = mirror.genesis()?;
         let at_genesis = |fault| Finding::at(Place::Genesis, fault);
         let got = sha256(&signed.document);
@@ -121,6 +127,31 @@ impl Replay {
             let cause = std::error::Error::source(&e).map(|c| format!(": {c}")).unwrap_or_default();
             at_genesis(Fault::GenesisInvalid(format!("{e}{cause}")))
         })?;
+        let mut replay = Self::after(mirror, state, options)?;
+        replay.rows = Some(Rows::new(mirror.clone(), replay.newest.size()));
+        replay.first_leaf(&leaf)?;
+        Ok(replay)
+    }
+
+    /// Begins where a mirror was cut, with the state that the cut left there. Nothing here proves that state: whoever made the cut
+    /// had verified what led to it.
+    pub fn resume(mirror: &Mirror, genesis: Hash, options: Options) -> Result<Self, Error> {
+        prune::check(mirror)?;
+        let state = prune::state(mirror, genesis)?;
+        let size = state.tree().size();
+        let mut replay = Self::after(mirror, state, options)?;
+        // Certified by whom, only history before the cut tells.
+        replay.older.retain(|older| *older > size);
+        replay.begins = LeafIndex(size.0);
+        replay.next = replay.begins;
+        let skipped = usize::try_from(size.0 % TILE_WIDTH).unwrap_or(usize::MAX);
+        for _ in 0..skipped {
+            replay.read_leaf()?;
+        }
+        Ok(replay)
+    }
+
+    fn after(mirror: &Mirror, state: State, options: Options) -> Result<Self, Error> {
         let newest = mirror.newest()?;
         let expected = state.origin().clone();
         if newest.checkpoint.origin != expected {
@@ -128,24 +159,23 @@ impl Replay {
             return Err(Finding::at(Place::Checkpoint, Fault::OtherOrigin { said, expected }).into());
         }
         let keys = Keys::of(&state);
-        let reader =
-            Reader::start(mirror, newest.size(), keys, state.verified_ahead().clone(), options.threads);
-        let mut replay = Self {
+        let from = (state.tree().size().0 / TILE_WIDTH, options.threads);
+        let reader = Reader::start(mirror, newest.size(), keys, state.verified_ahead().clone(), from);
+        Ok(Self {
             mirror: mirror.clone(),
             older: mirror.older()?.into(),
             state,
             blobs: AuditedBlobs::new(mirror.clone()),
             reader,
-            rows: Rows::new(mirror.clone(), newest.size()),
+            rows: None,
+            begins: LeafIndex(0),
             newest,
             pending: VecDeque::new(),
             next: LeafIndex(0),
             checked: Checked::default(),
             findings: Vec::new(),
             ended: false,
-        };
-        replay.first_leaf(&leaf)?;
-        Ok(replay)
+        })
     }
 
     /// The next batch; `None` when the log ended and everything about it was checked.
@@ -198,7 +228,9 @@ impl Replay {
         if self.pending.is_empty()
             && let Some(bundle) = self.reader.next()?
         {
-            self.rows.push(bundle.hashes)?;
+            if let Some(rows) = &mut self.rows {
+                rows.push(bundle.hashes)?;
+            }
             self.pending = bundle.leaves.into();
         }
         Ok(self.pending.pop_front())
@@ -260,7 +292,7 @@ impl Replay {
             return Err(differ::find(first, &said, &applied).into());
         }
         self.next = LeafIndex(first.0.saturating_add(said.len() as u64));
-        self.checked.leaves = self.next.0;
+        self.checked.leaves = self.next.0.saturating_sub(self.begins.0);
         self.checked.batches += 1;
         if applied.leaves.iter().any(changes_keys) {
             self.reader.publish(Keys::of(&self.state));
@@ -338,8 +370,10 @@ impl Replay {
             // Genesis is certified by its admins, not by nodes; no node serves that.
             return Err(Finding::at(Place::Checkpoint, Fault::NotABatchEnd).into());
         }
-        self.findings.extend(self.rows.finish()?);
-        self.checked.tiles = self.rows.compared();
+        if let Some(rows) = &mut self.rows {
+            self.findings.extend(rows.finish()?);
+            self.checked.tiles = rows.compared();
+        }
         Ok(())
     }
 }

@@ -67,15 +67,15 @@ impl Reader {
         size: TreeSize,
         keys: Keys,
         ahead: VerifiedAhead,
-        threads: usize,
+        (first, threads): (u64, usize),
     ) -> Self {
         let shared = Arc::new(Shared {
             mirror: mirror.clone(),
             size,
             keys: ArcSwap::from_pointee(keys),
             ahead,
-            next: AtomicU64::new(0),
-            given: Mutex::new(0),
+            next: AtomicU64::new(first),
+            given: Mutex::new(first),
             given_changed: Condvar::new(),
             stopped: AtomicBool::new(false),
         });
@@ -85,7 +85,7 @@ impl Reader {
             let (shared, sender) = (Arc::clone(&shared), sender.clone());
             std::thread::spawn(move || work(&shared, bundles, &sender));
         }
-        Self { shared, results, early: BTreeMap::new(), bundles, next: 0 }
+        Self { shared, results, early: BTreeMap::new(), bundles, next: first }
     }
 
     /// From now on signatures are checked by these.

@@ -1,13 +1,16 @@
 //! A log in which every kind of leaf stands.
 use crate::store::Mirror;
 use crate::testing::{LogWriter, note_of};
-use quorate_core::command::{Alarm, CheckpointRef, ClientCommand, Command, Ended, NodeCommand, Report};
-use quorate_core::crypto::{Hash, PublicKey};
-use quorate_core::ids::{NodeId, RequestId};
+use quorate_core::command::{
+    Alarm, CheckpointRef, ClientCommand, ClientSigned, Command, Ended, NodeCommand, Report,
+};
+use quorate_core::crypto::{Hash, PublicKey, public_key};
+use quorate_core::ids::{ClientId, NodeId, RequestId};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_core::state::checkpoint_of;
-use quorate_core::testing::{CLIENT, Fleet, Mesh, client_document, keyed};
+use quorate_core::testing::{CLIENT, Fleet, Mesh, client_document, key, keyed, route};
 use quorate_core::tlog::TreeSize;
+use quorate_core::token::{Token, TokenLimits};
 use std::path::Path;
 
 /// Four nodes; more than one bundle; a lapse, a change of policy, anomalies, alarms, a request that nobody settled, refused evidence,
@@ -17,6 +20,7 @@ pub(crate) fn busy() -> Mesh {
         keyed(d);
         d.client.extend(["b", "c", "d"].map(client_document));
         d.attestation.settle_ms = 30_000;
+        d.client[0].token_lifetime_ms_max = Some(900_000);
     });
     let pool = mesh.open_pool();
     for _ in 0..3 {
@@ -27,6 +31,7 @@ pub(crate) fn busy() -> Mesh {
     let silent = mesh.authorise(&pool);
     let denies = mesh.fleet.node_command(pool.keyer, NodeCommand::Unanswered(vec![silent]));
     assert!(matches!(mesh.decide(denies), Outcome::Settled(refused) if refused.is_empty()));
+    by_token(&mut mesh);
     let odd = mesh.authorise(&pool);
     end(&mut mesh, CLIENT, pool.relay, Report { ended: Ended::Truncated, ..Fleet::report(odd) });
     let (_, greedy) = mesh.request_with(&pool, |r| r.body_bytes_max = u64::MAX);
@@ -92,6 +97,36 @@ pub(crate) fn busy() -> Mesh {
     mesh
 }
 
+/// A request of somebody who holds a client's token, which the client then takes back.
+fn by_token(mesh: &mut Mesh) {
+    let token = Token {
+        serial: [7; 16],
+        issuer: ClientId::new(CLIENT).unwrap(),
+        subject: ClientId::new("agent").unwrap(),
+        key: public_key(&key("agent")),
+        routes: vec![route()],
+        limits: TokenLimits::default(),
+        not_before: mesh.time,
+        expires: mesh.time.plus_ms(900_000),
+    };
+    let (cluster, issuer) = (mesh.fleet.cluster(), token.issuer.clone());
+    let id = Some(token.id(cluster));
+    let by = |body| {
+        let signed = ClientSigned::sign_as(cluster, issuer.clone(), id.clone(), body, &key("agent"));
+        Command::Client(signed)
+    };
+    let mut pool = mesh.fleet.pool(&mesh.log.state, 1);
+    pool.token = Some(Box::new(token.clone().sign(cluster, &key(CLIENT))));
+    assert_eq!(mesh.decide(by(ClientCommand::OpenPool(pool.clone()))), Outcome::PoolOpened);
+    let request = mesh.fleet.request(&mesh.log.state, &pool);
+    let asked = request.request;
+    assert_eq!(mesh.decide(by(ClientCommand::Authorise(request))), Outcome::Authorised);
+    let settled = mesh.fleet.node_command(pool.relay, NodeCommand::Settle(vec![Fleet::settlement(asked)]));
+    mesh.apply(vec![settled, by(ClientCommand::Report(vec![Fleet::report(asked)]))]);
+    let revoke = mesh.fleet.client(CLIENT, ClientCommand::RevokeToken(Box::new(token)));
+    assert_eq!(mesh.decide(revoke), Outcome::TokenRevoked);
+}
+
 /// A node's two cosignatures over two roots at one size.
 fn two_roots(mesh: &Mesh, accused: NodeId) -> Alarm {
     let size = TreeSize(5);
@@ -137,10 +172,14 @@ pub(crate) fn kind(leaf: &[u8]) -> String {
                 _ => "",
             };
             let what = match command {
-                Command::Client(c) => match c.body {
-                    ClientCommand::OpenPool(_) => "pool",
-                    ClientCommand::Authorise(_) => "authorisation",
-                    ClientCommand::Report(_) => "report",
+                Command::Client(c) => match (c.body, c.token.is_some()) {
+                    (ClientCommand::OpenPool(_), false) => "pool",
+                    (ClientCommand::OpenPool(_), true) => "pool by token",
+                    (ClientCommand::Authorise(_), false) => "authorisation",
+                    (ClientCommand::Authorise(_), true) => "authorisation by token",
+                    (ClientCommand::Report(_), false) => "report",
+                    (ClientCommand::Report(_), true) => "report by token",
+                    (ClientCommand::RevokeToken(_), _) => "revocation of a token",
                 },
                 Command::Node(c) => match c.body {
                     NodeCommand::Settle(_) => "settlement",

@@ -30,7 +30,10 @@ fn findings(mirror: &Mirror) -> Vec<Finding> {
 
 /// What was done to what, and what it was found as.
 #[derive(Default)]
-struct Table(Vec<(String, Vec<(String, Vec<String>)>)>);
+struct Table(Vec<(String, Vec<Alike>)>);
+
+/// A finding's code, and the changes that lead to it.
+type Alike = (String, Vec<String>);
 
 impl Table {
     fn add(&mut self, what: &str, how: &str, found: &[Finding]) {
@@ -84,6 +87,7 @@ fn the_log_has_every_kind_of_leaf_and_holds() {
         "alarm: withheld",
         "anomaly",
         "authorisation",
+        "authorisation by token",
         "authorisation refused",
         "batch end",
         "credential frozen",
@@ -94,8 +98,11 @@ fn the_log_has_every_kind_of_leaf_and_holds() {
         "pair suspended",
         "policy",
         "pool",
+        "pool by token",
         "recovery",
         "report",
+        "report by token",
+        "revocation of a token",
         "settlement",
         "snapshot point",
         "state digest",

@@ -1,15 +1,12 @@
 //! Makes a large log as a mirror: the real state machine, real signatures, quotes of test TPMs. Streams to disk.
 //!
-//! ```console
-//! $ cargo run --release -p quorate-audit --features danger-testing --example make_log -- DIR 1000000
-//! ```
-//! Prints the genesis digest and how long it took. A stand-in for years of traffic: requests come in batches of some tens, each
-//! is settled by its relay and reported by its client in batches, nodes quote every 20 seconds of entry time, a policy changes
-//! at half time, one node lapses once, and snapshot points come as nodes make them.
-#![expect(clippy::expect_used, reason = "a program for measuring: a broken invariant should stop it")]
+//! A stand-in for years of traffic: requests come in batches of some tens, each is settled by its relay and reported by its client in
+//! batches, nodes quote every 20 seconds of entry time, a node lapses once, at half time the policy changes and node 3 boots
+//! another build, and snapshot points come as nodes make them.
 use quorate_audit::testing::{LogWriter, note_of};
 use quorate_core::certificate::CertifiedCheckpoint;
 use quorate_core::command::{Batch, ClientCommand, Command, NodeCommand, OpenPool};
+use quorate_core::crypto::Hash;
 use quorate_core::ids::{NodeId, RequestId, Timestamp};
 use quorate_core::leaf::Outcome;
 use quorate_core::state::{Applied, checkpoint_of};
@@ -17,7 +14,6 @@ use quorate_core::testing::{CLIENT, Fleet, Mesh, START};
 use quorate_core::tlog::TreeSize;
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Instant;
 
 /// Requests in one batch: what some hundred at once come to.
 const PER_BATCH: usize = 32;
@@ -29,29 +25,33 @@ const PER_POOL: usize = 2_000;
 const SNAPSHOT_BATCHES: u64 = 5_000;
 /// Checkpoints that earlier runs of a mirror would have kept.
 const OLDER_EVERY: u64 = 100_000;
+/// What node 3 runs from half time on, measured into PCR 11.
+pub(crate) const OTHER_BUILD: &[u8] = b"another build";
+
+/// What was made.
+pub(crate) struct Made {
+    /// Digest of the first policy.
+    pub(crate) genesis: Hash,
+    /// Leaves.
+    pub(crate) leaves: TreeSize,
+    /// Commands that somebody signed.
+    pub(crate) signed: u64,
+}
+
+/// Makes a log of so many requests in a new folder.
+pub(crate) fn make(dir: &Path, requests: u64) -> Made {
+    let mut maker = Maker::new(dir);
+    let signed = maker.fill(requests);
+    Made { genesis: maker.mesh.fleet.cluster(), leaves: maker.writer.size(), signed }
+}
 
 struct Maker {
     mesh: Mesh,
     writer: LogWriter,
-    blobs: BTreeSet<quorate_core::crypto::Hash>,
+    blobs: BTreeSet<Hash>,
     certified: CertifiedCheckpoint,
     last_older: u64,
     silent: Option<NodeId>,
-}
-
-fn main() {
-    let mut args = std::env::args().skip(1);
-    let (Some(dir), Some(requests)) = (args.next(), args.next().and_then(|n| n.parse::<u64>().ok())) else {
-        eprintln!("usage: make_log DIR REQUESTS");
-        std::process::exit(2);
-    };
-    let began = Instant::now();
-    let mut maker = Maker::new(Path::new(&dir));
-    let signed = maker.fill(requests);
-    let took = began.elapsed().as_secs_f64();
-    println!("genesis       {}", maker.mesh.fleet.cluster());
-    println!("leaves        {}", maker.writer.size());
-    println!("made          {requests} requests, {signed} signed commands, in {took:.1} s");
 }
 
 impl Maker {
@@ -154,7 +154,12 @@ impl Maker {
             }
             if !changed && done * 2 >= requests {
                 changed = true;
-                let change = self.mesh.fleet.change_policy(|d| d.attestation.settle_ms += 1);
+                self.mesh.fleet.node(3).tpm.measure(11, 1, OTHER_BUILD);
+                let value = self.mesh.fleet.node(3).tpm.pcr(11);
+                let change = self.mesh.fleet.change_policy(|d| {
+                    let values = d.reference_values.get_mut("plain").expect("the fleet's own");
+                    values.pcrs.get_mut(&11).expect("it is quoted").push(value);
+                });
                 let applied = self.apply(1, vec![change]);
                 assert!(matches!(applied.outcomes.first(), Some((_, Outcome::PolicyChanged { .. }, _))));
                 self.keep_blobs();
