@@ -17,8 +17,8 @@ pub(crate) struct Decoder {
     begun: bool,
     refused: bool,
     finish: Option<Finish>,
-    /// Index of the tool call that is open.
-    tool: Option<u64>,
+    /// Index and id of the tool call that is open.
+    tool: Option<(u64, String)>,
     done: bool,
     /// For tool calls without an id.
     stamp: String,
@@ -105,14 +105,19 @@ impl Decoder {
         let id = call.take_string("id")?.filter(|id| !id.is_empty());
         let mut f = call.take_object("function")?;
         let name = f.as_mut().map(|f| f.take_string("name")).transpose()?.flatten().filter(|n| !n.is_empty());
-        // a call begins with its name; some servers repeat name and id in each fragment
-        if let (Some(name), true) = (name, self.tool != Some(index)) {
+        // a call begins with its name; some servers repeat name and id in each fragment, some (Ollama) give each call
+        // the index 0, but an id of its own
+        let open = self
+            .tool
+            .as_ref()
+            .is_some_and(|(i, open)| *i == index && id.as_ref().is_none_or(|id| id == open));
+        if let (Some(name), false) = (name, open) {
             let id = id.unwrap_or_else(|| {
                 self.unnamed += 1;
                 format!("call_{}_{}", self.stamp, self.unnamed)
             });
+            self.tool = Some((index, id.clone()));
             self.blocks.tool(id, name, None, out)?;
-            self.tool = Some(index);
         }
         let Some(arguments) = f.as_mut().map(|f| f.take("arguments")).unwrap_or_default() else {
             return Ok(());
@@ -120,7 +125,7 @@ impl Decoder {
         // Ollama's older servers send an object
         let text =
             if arguments.is_object() { arguments.raw().as_str().to_owned() } else { arguments.string()? };
-        if !text.is_empty() && self.tool != Some(index) {
+        if !text.is_empty() && self.tool.as_ref().is_none_or(|(open, _)| *open != index) {
             return Err(arguments.expected("fragments of the tool call that began last"));
         }
         self.blocks.arguments(text, out)
@@ -269,5 +274,70 @@ impl Encode for Encoder {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn calls(deltas: &[&str]) -> Vec<(String, String)> {
+        let (mut decoder, mut out) = (Decoder::new("s"), Vec::new());
+        for calls in deltas {
+            let event = format!("data: {{\"choices\":[{{\"delta\":{{\"tool_calls\":[{calls}]}}}}]}}\n\n");
+            decoder.feed(event.as_bytes(), &mut out).unwrap();
+        }
+        decoder.feed(b"data: [DONE]\n\n", &mut out).unwrap();
+        let mut seen = Vec::new();
+        for delta in out {
+            match delta {
+                Delta::BlockBegin(Block::Tool { id, .. }) => seen.push((id, String::new())),
+                Delta::Arguments(text) => seen.last_mut().unwrap().1.push_str(&text),
+                _ => {}
+            }
+        }
+        seen
+    }
+
+    #[test]
+    fn tool_calls_as_servers_send_them() {
+        let pair = |id: &str, arguments: &str| (id.to_owned(), arguments.to_owned());
+        let two = [pair("a", r#"{"x":1}"#), pair("b", "{}")];
+        // OpenAI
+        let openai = [
+            r#"{"index":0,"id":"a","function":{"name":"f","arguments":""}}"#,
+            r#"{"index":0,"function":{"arguments":"{\"x\":"}}"#,
+            r#"{"index":0,"function":{"arguments":"1}"}}"#,
+            r#"{"index":1,"id":"b","function":{"name":"g"}}"#,
+        ];
+        assert_eq!(calls(&openai), two);
+        // whole calls in one event, each with the index 0; arguments as an object
+        let ollama = [r#"{"index":0,"id":"a","function":{"name":"f","arguments":"{\"x\":1}"}},
+data: {"index":0,"id":"b","function":{"name":"f","arguments":{}}}"#];
+        assert_eq!(calls(&ollama), two);
+        // name and id in each fragment
+        let repeated = [
+            r#"{"index":0,"id":"a","function":{"name":"f","arguments":"{\"x\":"}}"#,
+            r#"{"index":0,"id":"a","function":{"name":"f","arguments":"1}"}}"#,
+            r#"{"index":1,"id":"b","function":{"name":"f","arguments":"{}"}}"#,
+        ];
+        assert_eq!(calls(&repeated), two);
+        // no id, no index
+        let bare = [r#"{"function":{"name":"f","arguments":"{}"}}"#];
+        assert_eq!(calls(&bare), [pair("call_s_1", "{}")]);
+    }
+
+    #[test]
+    fn fragments_of_a_call_that_is_over_are_refused() {
+        let mut decoder = Decoder::new("s");
+        let event =
+            br#"data: {"choices":[{"delta":{"tool_calls":[{"index":0,"id":"a","function":{"name":"f"}},
+data: {"index":1,"id":"b","function":{"name":"f"}},{"index":0,"function":{"arguments":"{}"}}]}}]}
+
+"#;
+        let error = decoder.feed(event, &mut Vec::new()).unwrap_err();
+        let expected = "fragments of the tool call that began last";
+        let field = "choices[0].delta.tool_calls[2].function.arguments".into();
+        assert_eq!(error, DialectError::Answer(Box::new(DialectError::Malformed { field, expected })));
     }
 }

@@ -1,6 +1,6 @@
 //! What cannot be said is refused, and the refusal names the field.
 use super::{endpoint, upstream};
-use crate::{Call, Dialect, DialectError, Fault, Flavour, TargetRoute};
+use crate::{Call, Dialect, DialectError, Endpoint, Fault, Flavour, Operation, TargetRoute};
 use bytes::Bytes;
 
 /// The field that stands against a translation; `None`: nothing does.
@@ -201,4 +201,47 @@ fn what_is_wrong_in_any_dialect_is_the_callers() {
         Call::read(endpoint(Dialect::OpenAi, false), Bytes::from_static(b"{\"model\":\"a\"}")).unwrap();
     let error = call.for_route(&TargetRoute::new(Dialect::Anthropic, "b")).err().unwrap();
     assert_eq!(error, DialectError::Missing { field: "messages".into() });
+}
+
+#[test]
+fn responses() {
+    for (fields, field) in [
+        (r#""previous_response_id":"resp_1""#, "previous_response_id"),
+        (r#""conversation":"conv_1""#, "conversation"),
+        (r#""store":true"#, "store"),
+        (r#""background":true"#, "background"),
+        (r#""truncation":"auto""#, "truncation"),
+        (r#""include":["web_search_call.results"]"#, "include"),
+        (r#""tools":[{"type":"mcp"}]"#, "tools[0].type"),
+        (r#""text":{"verbosity":"low"}"#, "text.verbosity"),
+        (r#""input":[{"type":"item_reference","id":"x"}]"#, "input[0]"),
+        (
+            r#""input":[{"role":"user","content":[{"type":"input_file","file_id":"x"}]}]"#,
+            "input[0].content[0]",
+        ),
+        (r#""input":[{"role":"user","content":"x"},{"role":"developer","content":"x"}]"#, "input[1].role"),
+    ] {
+        let input = if fields.contains("\"input\"") { "" } else { r#","input":"x""# };
+        let body = format!(r#"{{"model":"a",{fields}{input}}}"#);
+        let endpoint = Endpoint { operation: Operation::Responses, model: None, json_array: false };
+        let call = Call::read(endpoint, Bytes::from(body)).unwrap();
+        assert!(call.for_route(&TargetRoute::new(Dialect::OpenAi, "b")).is_ok());
+        let error = call.for_route(&TargetRoute::new(Dialect::Anthropic, "b")).err().unwrap();
+        assert_eq!((error.field(), error.fault()), (Some(field), Fault::Route), "{error}");
+    }
+}
+
+#[test]
+fn operations_without_a_counterpart() {
+    for operation in [Operation::Completions, Operation::CountTokens, Operation::CountContent] {
+        let model = (operation.dialect() == Dialect::Gemini).then(|| "a".to_owned());
+        let endpoint = Endpoint { operation, model, json_array: false };
+        let call = Call::read(endpoint, Bytes::from_static(b"{\"model\":\"a\"}")).unwrap();
+        let error = call.for_route(&TargetRoute::new(Dialect::Bedrock, "b")).err();
+        assert_eq!(error, Some(DialectError::NoSuchOperation { operation, target: Dialect::Bedrock }));
+    }
+    let endpoint = Endpoint { operation: Operation::Embeddings, model: None, json_array: false };
+    let call = Call::read(endpoint, Bytes::from_static(b"{\"model\":\"a\",\"input\":[[1,2]]}")).unwrap();
+    let error = call.for_route(&TargetRoute::new(Dialect::Gemini, "b")).err().unwrap();
+    assert_eq!(error.field(), Some("input[0]"));
 }
