@@ -265,9 +265,12 @@ impl Call {
             }
             (operation, self.spliced(target)?)
         } else if operation.is_conversation() {
-            (conversation_at(target.dialect, self.stream), self.translated(target)?)
+            let body = self.translated(target).map_err(DialectError::in_translation)?;
+            (conversation_at(target.dialect, self.stream), body)
         } else {
-            let (asked, body) = embeddings::write_request(self, target)?.ok_or_else(none)?;
+            let (asked, body) = embeddings::write_request(self, target)
+                .map_err(DialectError::in_translation)?
+                .ok_or_else(none)?;
             (asked, Bytes::from(body))
         };
         let mut headers = vec![("content-type", "application/json".to_owned())];

@@ -220,14 +220,14 @@ impl Effort {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Thinking {
     Off,
-    /// As much as the model likes; shown or not.
+    /// As much as the model likes; shown, or not, or as is the model's way.
     Adaptive {
-        show: bool,
+        show: Option<bool>,
     },
-    /// At most so many tokens; shown or not.
+    /// At most so many tokens; shown, or not, or as is the model's way.
     Budget {
         max: u64,
-        show: bool,
+        show: Option<bool>,
     },
 }
 

@@ -68,6 +68,9 @@ pub enum DialectError {
         /// Its bound.
         max: usize,
     },
+    /// A request of a form that is not known here. A provider of the caller's own dialect may know it.
+    #[error("not understood, so not translated: {0}")]
+    NotUnderstood(Box<DialectError>),
     /// A provider's answer that is not of its dialect.
     #[error("the provider's answer: {0}")]
     Answer(Box<DialectError>),
@@ -91,7 +94,9 @@ impl DialectError {
             | Self::Malformed { .. }
             | Self::Twice { .. }
             | Self::TooLarge { .. } => Fault::Caller,
-            Self::Untranslatable { .. } | Self::NoSuchOperation { .. } => Fault::Route,
+            Self::Untranslatable { .. } | Self::NoSuchOperation { .. } | Self::NotUnderstood(_) => {
+                Fault::Route
+            }
             Self::Answer(_) | Self::DamagedFrame { .. } | Self::Truncated => Fault::Upstream,
         }
     }
@@ -104,6 +109,14 @@ impl DialectError {
         }
     }
 
+    /// The same fact, found while translating what passed [`crate::Call::read`].
+    pub(crate) fn in_translation(self) -> Self {
+        match self.fault() {
+            Fault::Caller => Self::NotUnderstood(Box::new(self)),
+            Fault::Route | Fault::Upstream => self,
+        }
+    }
+
     /// The field that it names, if it names one.
     pub fn field(&self) -> Option<&str> {
         match self {
@@ -112,7 +125,7 @@ impl DialectError {
             | Self::Malformed { field, .. }
             | Self::Twice { field }
             | Self::Untranslatable { field, .. } => Some(field),
-            Self::Answer(inner) => inner.field(),
+            Self::Answer(inner) | Self::NotUnderstood(inner) => inner.field(),
             Self::NoSuchOperation { .. }
             | Self::TooLarge { .. }
             | Self::DamagedFrame { .. }

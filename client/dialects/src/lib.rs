@@ -10,6 +10,7 @@
 //! - Elsewhere both sides go through one common representation. A field that the other side cannot say is refused by a
 //!   [`DialectError`] that names it. Nothing is dropped, but for hints without effect on the answer (listed in each
 //!   dialect's module).
+//! - A form that is not known here is refused for this route only: a provider of the caller's own dialect may know it.
 //! - What others control has a bound: see [`limits`].
 //! - No error, and nothing with `Debug` here, holds content.
 #![forbid(unsafe_code)]

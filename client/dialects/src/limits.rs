@@ -3,8 +3,9 @@
 /// Most bytes of one server-sent event or of one event-stream frame. Gemini sends whole inline images (some MiB in
 /// base64) and whole tool arguments in one event; the others send deltas.
 pub const EVENT_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Most bytes of a streamed message's text and tool arguments that a translation must keep until its end. Only tool
-/// arguments towards Gemini are kept, which has no deltas of them.
+/// Most bytes of a streamed message's text and tool arguments that a translation must keep until its end. Tool
+/// arguments towards Gemini are kept, which has no deltas of them, and all of an answer towards OpenAI Responses, whose
+/// last event repeats it.
 pub const PENDING_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Most content blocks of one streamed message.
 pub const BLOCKS_MAX: usize = 4096;
@@ -12,5 +13,5 @@ pub const BLOCKS_MAX: usize = 4096;
 pub const ERROR_MESSAGE_BYTES_MAX: usize = 4096;
 /// Most messages of a conversation, parts of a message and tools of a request, each.
 pub const ITEMS_MAX: usize = 100_000;
-/// Most levels of an object that is rebuilt. Schemas and tool arguments are carried as bytes, at serde_json's 128.
+/// Most characters of a field's path in an error: keys are the caller's.
 pub const PATH_BYTES_MAX: usize = 160;

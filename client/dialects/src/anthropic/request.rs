@@ -81,17 +81,17 @@ pub(crate) fn read_thinking(value: &Value<'_>, target: Dialect) -> Result<At<Thi
     let mut o = value.object()?;
     let show = match o.take("display") {
         Some(display) => match display.string()?.as_str() {
-            "summarized" => true,
-            "omitted" => false,
+            "summarized" => Some(true),
+            "omitted" => Some(false),
             _ => return Err(display.expected("summarized or omitted")),
         },
-        None => true,
+        None => None,
     };
     let thinking = match o.need_string("type")?.as_str() {
         "disabled" => Thinking::Off,
         "adaptive" => Thinking::Adaptive { show },
         "enabled" => Thinking::Budget { max: o.need("budget_tokens")?.u64()?, show },
-        _ => return Err(value.expected("disabled, adaptive or enabled")),
+        _ => return Err(value.untranslatable(target, "this way of thinking cannot be said there")),
     };
     o.finish(target)?;
     Ok(At::new(thinking, value.at()))
@@ -290,7 +290,7 @@ pub(crate) fn write_request(c: &Conversation, to: &Writing<'_>) -> Result<String
 
 /// `thinking`. An effort alone asks to think as much as that takes.
 pub(crate) fn thinking_fields(c: &Conversation) -> Option<Obj> {
-    let display = |show: bool| (!show).then_some("omitted");
+    let display = |show: Option<bool>| show.map(|show| if show { "summarized" } else { "omitted" });
     match (c.thinking.as_ref().map(|t| t.v), c.effort.as_ref().map(|e| e.v)) {
         (Some(Thinking::Off), _) | (None, Some(Effort::None)) => Some(Obj::of_type("disabled")),
         (Some(Thinking::Adaptive { show }), _) => {

@@ -138,19 +138,18 @@ fn read_thinking(config: &Value<'_>, target: Dialect, c: &mut Conversation) -> R
     let mut o = config.object()?;
     let show = o.take_either("includeThoughts", "include_thoughts").map(|v| v.bool()).transpose()?;
     if let Some(level) = o.take_either("thinkingLevel", "thinking_level") {
-        let effort = Effort::of_name(&level.string()?)
-            .filter(|e| matches!(e, Effort::Minimal | Effort::Low | Effort::Medium | Effort::High));
-        let effort = effort.ok_or_else(|| level.expected("a level from MINIMAL to HIGH"))?;
+        let effort = Effort::of_name(&level.string()?).filter(|e| !matches!(e, Effort::None | Effort::Max));
+        let effort = effort.ok_or_else(|| level.expected("a level from MINIMAL to XHIGH"))?;
         c.effort = Some(At::new(effort, level.at()));
     }
     let shown = show.unwrap_or(false);
     let thinking = match o.take_either("thinkingBudget", "thinking_budget") {
-        Some(budget) if budget.text() == "-1" => Some(Thinking::Adaptive { show: shown }),
+        Some(budget) if budget.text() == "-1" => Some(Thinking::Adaptive { show: Some(shown) }),
         Some(budget) => match budget.u64()? {
             0 => Some(Thinking::Off),
-            max => Some(Thinking::Budget { max, show: shown }),
+            max => Some(Thinking::Budget { max, show: Some(shown) }),
         },
-        None => show.map(|show| Thinking::Adaptive { show }),
+        None => show.map(|_| Thinking::Adaptive { show }),
     };
     c.thinking = thinking.map(|t| At::new(t, config.at()));
     o.finish(target)
@@ -453,18 +452,18 @@ fn write_config(c: &Conversation) -> Result<Obj, DialectError> {
         None => None,
         Some(Thinking::Off) => Some(0),
         Some(Thinking::Adaptive { show }) => {
-            thinking.put("includeThoughts", show);
+            thinking.put("includeThoughts", show.unwrap_or(true));
             None
         }
         Some(Thinking::Budget { max, show }) => {
-            thinking.put("includeThoughts", show);
+            thinking.put("includeThoughts", show.unwrap_or(true));
             Some(max)
         }
     };
     match &c.effort {
         None => {}
-        Some(effort) if matches!(effort.v, Effort::XHigh | Effort::Max) => {
-            return Err(effort.refuse(target, "the highest level there is high"));
+        Some(effort) if effort.v == Effort::Max => {
+            return Err(effort.refuse(target, "the highest level there is xhigh"));
         }
         Some(effort) if effort.v == Effort::None => {
             thinking.put("thinkingBudget", 0_u64);

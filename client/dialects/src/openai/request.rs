@@ -385,9 +385,6 @@ fn write_reasoning(c: &Conversation, flavour: Flavour, o: &mut Obj) -> Result<()
         if !takes_effort {
             return Err(effort.refuse(target, "this server takes no effort"));
         }
-        if effort.v == Effort::Max {
-            return Err(effort.refuse(target, "the highest effort there is xhigh"));
-        }
         o.put("reasoning_effort", effort.v.name());
     }
     let Some(thinking) = &c.thinking else { return Ok(()) };

@@ -40,7 +40,8 @@ fn by_name() {
         (O, openai(r#""parallel_tool_calls":false"#), G, "parallel_tool_calls"),
         (O, openai(r#""response_format":{"type":"json_object"}"#), A, "response_format"),
         (O, openai(r#""reasoning_effort":"minimal""#), A, "reasoning_effort"),
-        (O, openai(r#""reasoning_effort":"xhigh""#), G, "reasoning_effort"),
+        (O, openai(r#""reasoning_effort":"max""#), G, "reasoning_effort"),
+        (A, anthropic(r#""thinking":{"type":"between_tools"}"#), O, "thinking"),
         (O, openai(r#""tools":[{"type":"web_search"}]"#), A, "tools[0].type"),
         (O, openai(r#""service_tier":"flex""#), A, "service_tier"),
         (O, openai(r#""x_unknown":{"a":1}"#), A, "x_unknown"),
@@ -200,7 +201,10 @@ fn what_is_wrong_in_any_dialect_is_the_callers() {
     let call =
         Call::read(endpoint(Dialect::OpenAi, false), Bytes::from_static(b"{\"model\":\"a\"}")).unwrap();
     let error = call.for_route(&TargetRoute::new(Dialect::Anthropic, "b")).err().unwrap();
-    assert_eq!(error, DialectError::Missing { field: "messages".into() });
+    let missing = DialectError::Missing { field: "messages".into() };
+    assert_eq!(error, DialectError::NotUnderstood(Box::new(missing)));
+    // another route's provider may know what we do not
+    assert_eq!((error.fault(), error.field()), (Fault::Route, Some("messages")));
 }
 
 #[test]

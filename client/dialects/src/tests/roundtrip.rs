@@ -138,17 +138,19 @@ fn reasoning(c: Common) -> impl Strategy<Value = (Option<Effort>, Option<Thinkin
     let effort = prop_oneof![Just(Effort::Low), Just(Effort::Medium), Just(Effort::High)];
     let effort = effort.prop_map(Some);
     let none = Just((None, None));
-    let budget =
-        (1024..9000_u64, any::<bool>()).prop_map(|(max, show)| (None, Some(Thinking::Budget { max, show })));
+    // OpenAI has no word for it; Gemini always says
+    let shown = c.neither(Dialect::OpenAi).then_some(true);
+    let budget = (1024..9000_u64, any::<bool>())
+        .prop_map(|(max, show)| (None, Some(Thinking::Budget { max, show: Some(show) })));
     if c.only(Dialect::OpenAi, Dialect::Gemini) {
         return prop_oneof![none, effort.prop_map(|e| (e, None))].boxed();
     }
-    let adaptive = effort.prop_map(|e| (e, Some(Thinking::Adaptive { show: true })));
+    let adaptive = effort.prop_map(move |e| (e, Some(Thinking::Adaptive { show: shown })));
     if c.has(Dialect::OpenAi) {
         return prop_oneof![none, adaptive].boxed();
     }
     let off = Just((None, Some(Thinking::Off)));
-    let hidden = Just((None, Some(Thinking::Adaptive { show: false })));
+    let hidden = Just((None, Some(Thinking::Adaptive { show: Some(false) })));
     prop_oneof![none, adaptive, budget, off, hidden].boxed()
 }
 
