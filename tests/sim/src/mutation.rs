@@ -1,0 +1,62 @@
+//! Fixed bugs, put back one at a time: each must be found, or the simulation sees less than it says.
+use crate::node::Floors;
+use quorated::raft::CertifiedFloor;
+
+/// A mistake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mutation {
+    /// None: the product as it is.
+    None,
+    /// The sign lock is not on disk when the signature leaves, and a starting node asks nobody what it signed before.
+    LockNotWritten,
+    /// A leader's commit index is believed as it comes: an id with an early leader and a late index too.
+    TrustsCommitIndex,
+    /// What is certified may be truncated, and a leader's log is not compared with what was applied.
+    TruncatesCertified,
+    /// The log says that something is durable before the disk has it.
+    SyncsLate,
+    /// A keyer answers for a leaf that is applied here and certified nowhere.
+    KeyerTrustsApplied,
+}
+
+impl Mutation {
+    /// The cosigner's floor, and the one that the log obeys.
+    pub fn floor(self) -> Floors {
+        let cosigner = CertifiedFloor::new();
+        let log = match self {
+            Self::TruncatesCertified => CertifiedFloor::new(),
+            _ => cosigner.clone(),
+        };
+        Floors { cosigner, log }
+    }
+
+    /// Whether only hostile nodes make it matter.
+    pub fn needs_hostile(self) -> bool {
+        matches!(self, Self::LockNotWritten | Self::TrustsCommitIndex | Self::TruncatesCertified)
+    }
+
+    /// See [`Self::TruncatesCertified`].
+    pub fn skips_history_check(self) -> bool {
+        self == Self::TruncatesCertified
+    }
+
+    /// See [`Self::TrustsCommitIndex`].
+    pub fn trusts_commit_index(self) -> bool {
+        self == Self::TrustsCommitIndex
+    }
+
+    /// See [`Self::LockNotWritten`].
+    pub fn forgets_lock(self) -> bool {
+        self == Self::LockNotWritten
+    }
+
+    /// See [`Self::SyncsLate`].
+    pub fn syncs_late(self) -> bool {
+        self == Self::SyncsLate
+    }
+
+    /// See [`Self::KeyerTrustsApplied`].
+    pub fn trusts_applied(self) -> bool {
+        self == Self::KeyerTrustsApplied
+    }
+}

@@ -1,0 +1,264 @@
+//! What must be true, whatever happens (DESIGN.md, three oracles). The oracle sees all nodes at once and believes none of their types.
+//!
+//! **One history**: two certified checkpoints never disagree about a size that both cover; the leaf of a filled hole is in every
+//! certified tree that is long enough; no honest node signs two roots at one size, nor a smaller size than before, unless its
+//! machine was reset in between; no two roots of one size have so many honest signers that the hostile ones could certify both.
+//! **No forbidden forward**: whoever releases its half of a hole holds a certificate over the leaf, and the leaf is that request's
+//! authorisation, decided well; a hole is filled once, and only after its keyer released.
+//! **No wedge** is the runner's part.
+use crate::node::{Node, short};
+use crate::world::World;
+use quorate_core::certificate::CertifiedAuthorisation;
+use quorate_core::command::{CheckpointRef, ClientCommand, Command};
+use quorate_core::crypto::{Hash, sha256};
+use quorate_core::ids::{ConnectionId, NodeId, RequestId};
+use quorate_core::leaf::{Leaf, LeafBody, Outcome};
+use quorate_core::tlog::{LeafIndex, TreeSize};
+use quorated::cosigner::Signed;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Earlier checkpoints compared each time something is certified; the end compares all.
+const COMPARED: usize = 4;
+
+#[derive(Default)]
+struct Inner {
+    failure: Option<String>,
+    /// Root by size, and who said so first.
+    certified: BTreeMap<TreeSize, (Hash, NodeId)>,
+    /// What each honest node signed since its machine was last reset.
+    signed: BTreeMap<NodeId, BTreeMap<TreeSize, Hash>>,
+    /// Honest signers of each root at each size, ever.
+    signers: BTreeMap<(TreeSize, Hash), BTreeSet<NodeId>>,
+    approved: BTreeMap<RequestId, NodeId>,
+    /// Requests that were on their way, for whoever asks about those of others.
+    seen: Vec<(RequestId, ConnectionId)>,
+    filled: Vec<Filled>,
+}
+
+#[derive(Debug, Clone)]
+struct Filled {
+    request: RequestId,
+    index: LeafIndex,
+    leaf: Hash,
+}
+
+/// Sees everything.
+pub struct Oracle {
+    inner: Mutex<Inner>,
+    hostile: BTreeSet<NodeId>,
+    quorum: usize,
+}
+
+impl Oracle {
+    /// For a mesh in which these are hostile and so many must sign.
+    pub fn new(hostile: BTreeSet<NodeId>, quorum: usize) -> Self {
+        Self { inner: Mutex::default(), hostile, quorum }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something that must not be.
+    pub fn fail(&self, what: String) {
+        self.inner().failure.get_or_insert(what);
+    }
+
+    /// What was wrong first.
+    pub fn failure(&self) -> Option<String> {
+        self.inner().failure.clone()
+    }
+
+    /// How many holes were filled.
+    pub fn filled_count(&self) -> usize {
+        self.inner().filled.len()
+    }
+
+    /// A request is on its way.
+    pub fn saw(&self, request: RequestId, connection: ConnectionId) {
+        self.inner().seen.push((request, connection));
+    }
+
+    /// One of the last few of those.
+    pub fn some_request(&self, pick: u64) -> Option<(RequestId, ConnectionId)> {
+        let inner = self.inner();
+        let last: Vec<_> = inner.seen.iter().rev().take(8).collect();
+        last.get(pick as usize % last.len().max(1)).copied().copied()
+    }
+
+    /// A node gave up what it signed above this size: it can never be certified.
+    pub fn gave_up(&self, node: NodeId, shared: TreeSize) {
+        if let Some(own) = self.inner().signed.get_mut(&node) {
+            own.retain(|size, _| *size <= shared);
+        }
+    }
+
+    /// A machine's memory of what it signed is declared lost.
+    pub fn forget_signed(&self, node: NodeId) {
+        self.inner().signed.remove(&node);
+    }
+
+    /// A node holds this to be certified.
+    pub fn certified(&self, node: &Node, own: CheckpointRef) {
+        if self.hostile.contains(&node.id) || node.is_stopped() {
+            return;
+        }
+        let mut inner = self.inner();
+        let (root, first) = *inner.certified.entry(own.size).or_insert((own.root, node.id));
+        if root != own.root {
+            inner.failure.get_or_insert(format!(
+                "one history: {} and {first} hold two roots of size {} to be certified",
+                node.id, own.size.0
+            ));
+        }
+        let earlier: Vec<(TreeSize, Hash)> =
+            inner.certified.range(..own.size).rev().take(COMPARED).map(|(s, (r, _))| (*s, *r)).collect();
+        let filled: Vec<Filled> = inner.filled.iter().rev().take(COMPARED).cloned().collect();
+        drop(inner);
+        self.compare(node, own.size, &earlier, &filled);
+    }
+
+    /// At the end: everything against everybody's tree.
+    pub fn finish(&self, node: &Node) {
+        let Some(size) = node.ledger.certified().borrow().as_ref().map(|c| c.own.size) else { return };
+        if self.hostile.contains(&node.id) {
+            return;
+        }
+        let (certified, filled) = {
+            let inner = self.inner();
+            let certified: Vec<_> = inner.certified.range(..=size).map(|(s, (r, _))| (*s, *r)).collect();
+            (certified, inner.filled.clone())
+        };
+        self.compare(node, size, &certified, &filled);
+    }
+
+    fn compare(&self, node: &Node, size: TreeSize, certified: &[(TreeSize, Hash)], filled: &[Filled]) {
+        let tiles = node.ledger.tiles();
+        for (earlier, root) in certified {
+            match tiles.root_at(*earlier) {
+                Ok(own) if own == *root => {}
+                Ok(own) => self.fail(format!(
+                    "one history: in {}'s tree of certified size {} the root at {} is {}, certified was {}",
+                    node.id,
+                    size.0,
+                    earlier.0,
+                    short(&own.0),
+                    short(&root.0)
+                )),
+                Err(e) => self.fail(format!("one history: {} has no root at {}: {e}", node.id, earlier.0)),
+            }
+        }
+        for f in filled.iter().filter(|f| f.index.0 < size.0) {
+            match tiles.leaf(f.index) {
+                Ok(leaf) if sha256(&leaf) == f.leaf => {}
+                _ => self.fail(format!(
+                    "one history: the leaf {} of a filled hole is not in {}'s certified tree of size {}",
+                    f.index.0, node.id, size.0
+                )),
+            }
+        }
+    }
+
+    /// A node signed.
+    pub fn signed(&self, world: &World, signed: &Signed) {
+        let (node, at) = (signed.node, signed.checkpoint);
+        if self.hostile.contains(&node) || world.running(node).is_none() {
+            return;
+        }
+        let mut inner = self.inner();
+        let own = inner.signed.entry(node).or_default();
+        let highest = own.last_key_value().map(|(s, _)| *s);
+        let before = own.insert(at.size, at.root);
+        let wrong = match before {
+            Some(root) if root != at.root => {
+                Some(format!("sign lock: {node} signed two roots at size {}", at.size.0))
+            }
+            _ if highest.is_some_and(|h| at.size < h) => {
+                let highest = highest.unwrap_or_default().0;
+                Some(format!("sign lock: {node} signed size {} after size {highest}", at.size.0))
+            }
+            _ => None,
+        };
+        if let Some(wrong) = wrong {
+            inner.failure.get_or_insert(wrong);
+        }
+        inner.signers.entry((at.size, at.root)).or_default().insert(node);
+        let able = |signers: &BTreeSet<NodeId>| signers.len() + self.hostile.len() >= self.quorum;
+        let roots = inner.signers.range((at.size, Hash([0; 32]))..=(at.size, Hash([255; 32])));
+        if roots.filter(|(_, signers)| able(signers)).count() > 1 {
+            let what = format!("one history: two roots of size {} could be certified", at.size.0);
+            inner.failure.get_or_insert(what);
+        }
+    }
+
+    /// A node releases its half of a hole on the strength of this.
+    pub fn released(&self, node: &Node, certified: &CertifiedAuthorisation, role: &str) {
+        if self.hostile.contains(&node.id) {
+            return;
+        }
+        let (index, request) = (certified.index(), certified.request().request);
+        if role == "keyer" {
+            self.inner().approved.insert(request, node.id);
+        }
+        let own = node.ledger.certified().borrow().as_ref().map(|c| c.own);
+        let covered = own.is_some_and(|own| {
+            index.0 < own.size.0 && node.ledger.tiles().root_at(own.size).is_ok_and(|r| r == own.root)
+        });
+        if !covered {
+            self.fail(format!(
+                "forward: {} as {role} released leaf {} that nothing certified covers",
+                node.id, index.0
+            ));
+        }
+        if leaf_of(node, index).is_none_or(|r| r != request) {
+            self.fail(format!(
+                "forward: {} as {role} released for leaf {} of something else",
+                node.id, index.0
+            ));
+        }
+    }
+
+    /// A keyer released its half by its own word alone: fine only if a certificate covers the leaf anyway.
+    pub fn released_uncertified(&self, node: &Node, request: RequestId) {
+        self.inner().approved.insert(request, node.id);
+        let index = node.ledger.read(|state| state.request(&request).map(|r| r.leaf));
+        let own = node.ledger.certified().borrow().as_ref().map(|c| c.own.size);
+        if index.is_none_or(|index| own.is_none_or(|size| index.0 >= size.0)) {
+            self.fail(format!(
+                "forward: {} as keyer released for a request that nothing certified covers",
+                node.id
+            ));
+        }
+    }
+
+    /// A relay filled a hole.
+    pub fn filled(&self, node: &Node, certified: &CertifiedAuthorisation) {
+        let (index, request, keyer) =
+            (certified.index(), certified.request().request, certified.request().keyer);
+        let leaf = node.ledger.tiles().leaf(index).map_or(Hash([0; 32]), |l| sha256(&l));
+        let mut inner = self.inner();
+        if inner.filled.iter().any(|f| f.request == request) {
+            inner
+                .failure
+                .get_or_insert(format!("forward: {} filled the hole of leaf {} twice", node.id, index.0));
+        }
+        if !self.hostile.contains(&keyer) && inner.approved.get(&request) != Some(&keyer) {
+            inner.failure.get_or_insert(format!("forward: the keyer of leaf {} never approved", index.0));
+        }
+        inner.filled.push(Filled { request, index, leaf });
+    }
+}
+
+/// The request that a leaf of a node's tree authorises.
+fn leaf_of(node: &Node, index: LeafIndex) -> Option<RequestId> {
+    let bytes = node.ledger.tiles().leaf(index).ok()?;
+    let Leaf::V1 { body, .. } = borsh::from_slice(&bytes).ok()?;
+    match body {
+        LeafBody::Decided { command: Command::Client(c), outcome: Outcome::Authorised } => match c.body {
+            ClientCommand::Authorise(a) => Some(a.request),
+            _ => None,
+        },
+        _ => None,
+    }
+}
