@@ -198,6 +198,35 @@ mod tests {
     }
 
     #[test]
+    fn a_token_grants_what_it_shares_with_its_issuer() {
+        use quorate_core::token::Token;
+        let mesh = Mesh::new(4, 1, |d| {
+            d.route.push(quorate_core::testing::route_document("other"));
+            d.client[0].routes.push("other".into());
+        });
+        let directory = directory(&mesh);
+        let id = |name: &str| RouteId::new(name).unwrap();
+        let holder = quorate_core::crypto::public_key(&key("agent"));
+        let token = Token {
+            serial: [1; 16],
+            issuer: ClientId::new(CLIENT).unwrap(),
+            subject: ClientId::new("agent").unwrap(),
+            key: holder,
+            routes: vec![id("other"), id("forbidden")],
+            limits: Default::default(),
+            not_before: Timestamp(0),
+            expires: Timestamp(1),
+        };
+        let token = Arc::new(token.sign(mesh.fleet.cluster(), &key(CLIENT)));
+        let trusted = TrustFile { token: Some(token), ..trust(mesh.fleet.cluster(), CLIENT) };
+        let grant = directory.grant(&trusted, &holder.0).unwrap();
+        assert_eq!(grant.routes, std::collections::BTreeSet::from([id("other")]));
+        assert_eq!(directory.route_for_model(&grant, "any"), Some(id("other")));
+        let issuer = quorate_core::crypto::public_key(&key(CLIENT)).0;
+        assert!(matches!(directory.grant(&trusted, &issuer), Err(Error::WrongClientKey { .. })));
+    }
+
+    #[test]
     fn relays_and_keyers_under_the_clients_custodian_are_left_out() {
         let mesh = Mesh::new(4, 1, |d| d.member[0].custodian = "developers".into());
         let directory = directory(&mesh);

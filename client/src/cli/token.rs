@@ -150,3 +150,85 @@ fn show(token: &SignedToken) -> Outcome {
     line(&format!("from     {}", date(t.not_before)))?;
     line(&format!("to       {}", date(t.expires)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(dir: &std::path::Path, out: &str) -> MintArgs {
+        MintArgs {
+            trust: TrustArg { trust: dir.join("issuer.toml") },
+            subject: "agent-7".into(),
+            routes: vec!["a".into(), "b".into()],
+            requests: None,
+            bytes: Some(1000),
+            money: Some(500_000),
+            expires: 900_000,
+            out: dir.join(out),
+        }
+    }
+
+    fn issuer(dir: &std::path::Path) -> TrustFile {
+        crate::generate_client_key(&dir.join("issuer.key")).unwrap();
+        let genesis = "ab".repeat(32);
+        let text = format!(
+            "genesis = \"{genesis}\"\nnodes = [\"127.0.0.1:7101\"]\nclient = \"team-a\"\nkey = \"issuer.key\"\n"
+        );
+        std::fs::write(dir.join("issuer.toml"), text).unwrap();
+        TrustFile::load(&dir.join("issuer.toml")).unwrap()
+    }
+
+    #[test]
+    fn a_token_is_minted_offline_for_a_key_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let issuer = issuer(dir.path());
+        mint(args(dir.path(), "agent.toml")).unwrap();
+        let holder = TrustFile::load(&dir.path().join("agent.toml")).unwrap();
+        assert_eq!(
+            (&holder.genesis, &holder.nodes, &holder.client),
+            (&issuer.genesis, &issuer.nodes, &issuer.client)
+        );
+        let signed = holder.token.clone().unwrap();
+        let key = issuer.load_key().unwrap();
+        assert!(signed.is_by(issuer.genesis, &PublicKey(key.public())));
+        assert!(
+            !signed.is_by(quorate_core::crypto::Hash([0; 32]), &PublicKey(key.public())),
+            "of this cluster only"
+        );
+        assert_eq!(signed.token.key.0, holder.load_key().unwrap().public());
+        assert_ne!(holder.load_key().unwrap().public(), key.public());
+        let t = &signed.token;
+        assert_eq!(
+            (t.lifetime_ms(), t.limits.money, t.limits.bytes, t.limits.requests),
+            (900_000, Some(500_000), Some(1000), None)
+        );
+        assert!(t.not_before <= now() && t.expires > now());
+        assert_eq!(t.routes.iter().map(RouteId::as_str).collect::<Vec<_>>(), ["a", "b"]);
+        // Another is another token, and nothing is overwritten.
+        assert!(mint(args(dir.path(), "agent.toml")).is_err());
+        mint(args(dir.path(), "other.toml")).unwrap();
+        assert_ne!(TrustFile::load(&dir.path().join("other.toml")).unwrap().token_id(), holder.token_id());
+        // A holder mints nothing.
+        let again = MintArgs {
+            trust: TrustArg { trust: dir.path().join("agent.toml") },
+            ..args(dir.path(), "third.toml")
+        };
+        assert!(mint(again).unwrap_err().message.contains("holder"));
+        assert!(token_in(&dir.path().join("issuer.toml")).is_err());
+    }
+
+    #[test]
+    fn a_token_of_another_issuer_does_not_load() {
+        let dir = tempfile::tempdir().unwrap();
+        issuer(dir.path());
+        mint(args(dir.path(), "agent.toml")).unwrap();
+        let path = dir.path().join("agent.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let parse = |text: &str| TrustFile::parse(text, &path);
+        assert!(parse(&text).is_ok());
+        let other = parse(&text.replace("team-a", "team-b"));
+        assert!(matches!(other, Err(crate::trust::TrustError::Token)));
+        let cut = parse(&text.replace("token = \"", "token = \"AAAA"));
+        assert!(matches!(cut, Err(crate::trust::TrustError::Token)));
+    }
+}

@@ -78,6 +78,12 @@ fn describe(verified: &Verified, authorisation: &CertifiedAuthorisation) -> Stri
     let custodian =
         policy.clients.get(authorisation.client()).map(|g| format!(" (custodian {})", g.custodian));
     say("asked by", format!("{}{}", authorisation.client(), custodian.unwrap_or_default()));
+    if let Some(token) = authorisation.token() {
+        say("with token", format!("{token}, whose holder signed it; its issuer answers for it"));
+    }
+    if let Some(price) = &request.price {
+        say("paid by", price.to_string());
+    }
     say("authorised", date(authorisation.time()));
     let route =
         policy.routes.get(&request.route).map(|r| format!(" -> {}:{}", r.document.host, r.document.port));
