@@ -10,7 +10,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use quorate_core::crypto::sha256;
 use quorate_proto::v1::Timings;
+use std::collections::BTreeSet;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByCode {
@@ -60,6 +62,10 @@ pub struct Metrics {
     certified_size: Gauge,
     certified_lag: Gauge,
     attested: Gauge,
+    members: Gauge,
+    policy_version: Gauge,
+    destinations: Gauge,
+    destinations_digest: Gauge,
     dark: Gauge,
     evidence_age: Family<ByNode, Gauge>,
     term: Gauge,
@@ -92,6 +98,10 @@ impl Metrics {
             certified_size: Gauge::default(),
             certified_lag: Gauge::default(),
             attested: Gauge::default(),
+            members: Gauge::default(),
+            policy_version: Gauge::default(),
+            destinations: Gauge::default(),
+            destinations_digest: Gauge::default(),
             dark: Gauge::default(),
             evidence_age: Family::default(),
             term: Gauge::default(),
@@ -117,6 +127,14 @@ impl Metrics {
         r.register("certified_size", "Leaves certified by a quorum", this.certified_size.clone());
         r.register("certified_lag", "Leaves applied but not yet certified", this.certified_lag.clone());
         r.register("nodes_attested", "Members attested now", this.attested.clone());
+        r.register("members", "Members of the policy in force", this.members.clone());
+        r.register("policy_version", "Version of the policy in force", this.policy_version.clone());
+        r.register("destinations", "Hosts and ports that requests may go to", this.destinations.clone());
+        r.register(
+            "destinations_digest",
+            "The set of these as a number that changes when it does",
+            this.destinations_digest.clone(),
+        );
         r.register("dark", "1 while fewer than a quorum are attested", this.dark.clone());
         r.register(
             "evidence_age_milliseconds",
@@ -204,10 +222,22 @@ impl Metrics {
             self.evidence_age.get_or_create(&ByNode { node: node.0 }).set(signed(now.since_ms(at)));
         }
         self.attested.set(attested);
+        self.members.set(signed(view.policy.members.len() as u64));
+        self.policy_version.set(signed(view.policy.version.0));
+        let routes = view.policy.routes.values();
+        let places: BTreeSet<_> =
+            routes.map(|r| format!("{}:{}\n", r.document.host, r.document.port)).collect();
+        self.destinations.set(signed(places.len() as u64));
+        self.destinations_digest.set(fingerprint(places.into_iter().collect::<String>().as_bytes()));
         let mut out = String::with_capacity(8 * 1024);
         text::encode(&mut out, &self.registry)?;
         Ok(out)
     }
+}
+
+/// 48 bits of a digest: a number that a float holds exactly.
+fn fingerprint(bytes: &[u8]) -> i64 {
+    sha256(bytes).0.iter().take(6).fold(0, |number, byte| number << 8 | i64::from(*byte))
 }
 
 fn signed(value: u64) -> i64 {
