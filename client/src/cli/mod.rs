@@ -71,16 +71,39 @@ enum Command {
     Admin(admin::AdminCommand),
 }
 
-/// Runs the command line of this process; the result is its exit status.
-pub async fn main() -> std::process::ExitCode {
-    init_tracing();
-    match run(Cli::parse().command).await {
+/// Runs the command line of this process with one more subcommand, which a crate above this one brings; the result is its
+/// exit status.
+pub async fn main_with<F>(
+    extra: clap::Command,
+    run_extra: impl FnOnce(clap::ArgMatches) -> F,
+) -> std::process::ExitCode
+where
+    F: Future<Output = Result<(), Failure>>,
+{
+    let name = extra.get_name().to_owned();
+    let mut matches = with(extra).get_matches();
+    let outcome = match matches.remove_subcommand() {
+        Some((called, arguments)) if called == name => {
+            init_tracing("warn");
+            run_extra(arguments).await
+        }
+        _ => {
+            init_tracing("off");
+            run(Cli::parse().command).await
+        }
+    };
+    match outcome {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(failure) => {
             failure.report();
             std::process::ExitCode::FAILURE
         }
     }
+}
+
+/// The whole grammar, with a further subcommand.
+pub fn with(extra: clap::Command) -> clap::Command {
+    <Cli as clap::CommandFactory>::command().subcommand(extra)
 }
 
 async fn run(command: Command) -> Outcome {
@@ -104,10 +127,10 @@ async fn run(command: Command) -> Outcome {
     }
 }
 
-/// Silent, unless QUORATE_LOG says otherwise.
-fn init_tracing() {
+/// As QUORATE_LOG says.
+fn init_tracing(default: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("QUORATE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("off"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
 }
 

@@ -120,6 +120,9 @@ pub struct Mesh {
     /// File with the provider's key.
     #[serde(default)]
     pub key_file: Option<PathBuf>,
+    /// Where `quorate serve` listens, `host:port`, once it is started.
+    #[serde(default)]
+    pub adapter: String,
 }
 
 /// Runs a command to its end; its output is the error's text when it fails.
@@ -225,7 +228,7 @@ impl Mesh {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let dir = fs::canonicalize(dir)?;
         ensure!(!dir.join("mesh.json").exists(), "{} holds a mesh already", dir.display());
-        let first = free_ports(PORTS_PER_NODE * plan.nodes as u16 + 1)?;
+        let first = free_ports(PORTS_PER_NODE * plan.nodes as u16 + 2)?;
         let site = |id: u64| Site::at(&dir, id, first + PORTS_PER_NODE * (id - 1) as u16);
         let sites: Vec<Site> = (1..=plan.nodes).map(site).collect();
         let key_file = match &plan.key {
@@ -262,6 +265,7 @@ impl Mesh {
             model,
             demo_provider,
             key_file,
+            adapter: format!("127.0.0.1:{}", first + PORTS_PER_NODE * plan.nodes as u16 + 1),
         };
         mesh.set_up(plan, say)?;
         fs::write(dir.join("mesh.json"), serde_json::to_vec_pretty(&mesh)?)?;
@@ -551,12 +555,13 @@ impl Mesh {
     fn write_env(&self) -> anyhow::Result<()> {
         let join = |f: &dyn Fn(&Site) -> String| self.sites.iter().map(f).collect::<Vec<_>>().join(" ");
         let text = format!(
-            "export QUORATE_TRUST='{}'\nexport QUORATE_NODES='{}'\nexport QUORATE_LOG_URLS='{}'\nexport QUORATE_METRICS_URLS='{}'\nexport QUORATE_MODEL='{}'\nexport PATH='{}':\"$PATH\"\n",
+            "export QUORATE_TRUST='{}'\nexport QUORATE_NODES='{}'\nexport QUORATE_LOG_URLS='{}'\nexport QUORATE_METRICS_URLS='{}'\nexport QUORATE_MODEL='{}'\nexport QUORATE_ADAPTER_URL='http://{}'\nexport PATH='{}':\"$PATH\"\n",
             self.trust().display(),
             join(&|s| s.grpc.clone()),
             join(&|s| format!("http://{}", s.http)),
             join(&|s| format!("http://{}/metrics", s.http)),
             self.model,
+            self.adapter,
             self.bin.display(),
         );
         Ok(fs::write(self.dir.join("env"), text)?)
@@ -658,6 +663,45 @@ impl Mesh {
         });
     }
 
+    /// Starts `quorate serve` for the mesh's client, if it does not run, with further flags; waits until it is ready.
+    pub fn start_adapter(&self, flags: &[&str]) -> anyhow::Result<()> {
+        let (log, pid) = (self.dir.join("adapter.log"), self.adapter_pid_file());
+        if runs(&pid) {
+            return Ok(());
+        }
+        // The log of an earlier start has a ready line too.
+        let _none = fs::remove_file(&log);
+        let mut command = self.command("quorate");
+        command.args(["serve", "--listen", &self.adapter]).args(flags).arg("--trust").arg(self.trust());
+        detach(&mut command, &log, &pid)?;
+        wait_for("the adapter is ready", Duration::from_secs(15), || {
+            ensure!(runs(&pid), "it ended; see {}", log.display());
+            ensure!(fs::read_to_string(&log)?.contains("quorate serve: ready "), "not ready");
+            Ok(())
+        })
+    }
+
+    /// Where the adapter's pid is.
+    pub fn adapter_pid_file(&self) -> PathBuf {
+        self.dir.join("adapter.pid")
+    }
+
+    /// Its process.
+    pub fn adapter_pid(&self) -> Option<u32> {
+        pid_in(&self.adapter_pid_file()).map(|p| p.as_raw_nonzero().get().unsigned_abs())
+    }
+
+    /// Ends the adapter: SIGTERM, and waits for what it has under way.
+    pub fn stop_adapter(&self) -> anyhow::Result<()> {
+        let file = self.adapter_pid_file();
+        if !signal(&file, rustix::process::Signal::TERM) {
+            return Ok(());
+        }
+        wait_for("the adapter is gone", Duration::from_secs(40), || {
+            if runs(&file) { bail!("it runs") } else { Ok(()) }
+        })
+    }
+
     /// `quorate status --json`.
     pub fn status(&self) -> anyhow::Result<serde_json::Value> {
         Ok(serde_json::from_str(&run(&mut self.quorate(&["status", "--json"]))?)?)
@@ -691,6 +735,7 @@ impl Mesh {
             signal(&site.pid_file(), rustix::process::Signal::KILL);
         }
         signal(&self.provider_pid_file(), rustix::process::Signal::KILL);
+        signal(&self.adapter_pid_file(), rustix::process::Signal::KILL);
         for site in &self.sites {
             let _off_already = self.tpm(site, "kill");
         }
@@ -698,6 +743,7 @@ impl Mesh {
 
     /// Ends everything this folder's mesh has running.
     pub fn stop(&self) {
+        let _ended_anyway = self.stop_adapter();
         for site in &self.sites {
             signal(&site.pid_file(), rustix::process::Signal::CONT);
             signal(&site.pid_file(), rustix::process::Signal::TERM);
@@ -771,6 +817,21 @@ impl Drop for Load {
 pub fn http_get(address: &str, path: &str) -> anyhow::Result<(u16, String)> {
     let (status, body) = http_get_bytes(address, path)?;
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
+}
+
+/// A POST of JSON over plain HTTP/1.0 to the adapter: the whole answer, head and body.
+pub fn http_post(address: &str, path: &str, body: &str) -> anyhow::Result<String> {
+    use std::io::Read as _;
+    let mut stream = std::net::TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let length = body.len();
+    let head = format!(
+        "POST {path} HTTP/1.0\r\nhost: {address}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    );
+    stream.write_all((head + body).as_bytes())?;
+    let mut answer = String::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// A GET over plain HTTP/1.0 (the answer ends with the connection, never chunked), for tiles: status and body.

@@ -4,7 +4,7 @@
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
-use quorate_cluster::mesh::{Key, Load, Mesh, Plan, Provider, bin_dir, http_get, run};
+use quorate_cluster::mesh::{Key, Load, Mesh, Plan, Provider, bin_dir, http_get, http_post, run};
 use quorate_cluster::scan;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -148,6 +148,8 @@ fn tell(mesh: &Mesh, args: &Args) -> anyhow::Result<()> {
     ensure!(status.success(), "quorate chat failed");
     println!("\n  answered, settled and receipted in {:.2} s", asked.elapsed().as_secs_f64());
 
+    adapter(mesh, &args.dialect)?;
+
     if mesh.key_file.is_some() {
         search(mesh)?;
     }
@@ -255,7 +257,9 @@ fn search(mesh: &Mesh) -> anyhow::Result<()> {
     }
     let load = Load::start(mesh, &[&mesh.model], 2)?;
     let begun = Instant::now();
-    let scanned = scan::scan(mesh, &mesh.secret()?, &[("the application", load.pid())]);
+    let adapter = mesh.adapter_pid().map(|pid| ("the adapter", pid));
+    let outside: Vec<_> = std::iter::once(("the application", load.pid())).chain(adapter).collect();
+    let scanned = scan::scan(mesh, &mesh.secret()?, &outside);
     let took = begun.elapsed().as_secs_f64();
     let fared = load.end()?;
     let scanned = scanned?;
@@ -272,6 +276,25 @@ fn search(mesh: &Mesh) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The way most applications come: an SDK with another base URL.
+fn adapter(mesh: &Mesh, dialect: &str) -> anyhow::Result<()> {
+    heading("The same for an application that only changes its base URL");
+    mesh.start_adapter(&[])?;
+    let path = if dialect == "anthropic" { "/v1/messages" } else { "/v1/chat/completions" };
+    let body = serde_json::json!({
+        "model": mesh.model,
+        "max_tokens": 16,
+        "messages": [{"role": "user", "content": "Say hello."}],
+    });
+    println!("  $ quorate serve --listen {} &", mesh.adapter);
+    println!("  $ curl -i http://{}{path} -H 'content-type: application/json' -d '{body}'\n", mesh.adapter);
+    let answer = http_post(&mesh.adapter, path, &body.to_string())?;
+    ensure!(answer.split(' ').nth(1) == Some("200"), "the adapter answered: {answer}");
+    let shown = |line: &&str| ["HTTP/", "x-quorate-", "{"].iter().any(|begin| line.starts_with(begin));
+    answer.lines().filter(shown).for_each(|line| println!("  {line}"));
+    Ok(())
+}
+
 fn verify(mesh: &Mesh, receipt: &Path) -> anyhow::Result<String> {
     run(mesh.command("quorate").args(["verify", "--genesis", &mesh.genesis]).arg(receipt))
 }
@@ -279,7 +302,7 @@ fn verify(mesh: &Mesh, receipt: &Path) -> anyhow::Result<String> {
 fn print_kept(dir: &Path) {
     let dir = dir.display();
     println!(
-        "\nThe mesh stays up. To use it:\n  . {dir}/env\n  quorate status\n  quorate chat --model \"$QUORATE_MODEL\" 'Hello'\nTo end it:\n  cluster/demo stop --dir {dir}"
+        "\nThe mesh stays up. To use it:\n  . {dir}/env\n  quorate status\n  quorate chat --model \"$QUORATE_MODEL\" 'Hello'\n  OPENAI_BASE_URL=\"$QUORATE_ADAPTER_URL/v1\" OPENAI_API_KEY=any YOUR-APPLICATION\nTo end it:\n  cluster/demo stop --dir {dir}"
     );
 }
 
