@@ -10,7 +10,7 @@ from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
 from common import (
-    CHAT, DIRECT, KEY, LONG, PIXEL, SHORT, TIME, TWO_CALLS, URL, WEATHER, check_weather, fault, needs, within,
+    CHAT, DIRECT, KEY, LACKS, LONG, PIXEL, SHORT, TIME, TWO_CALLS, URL, WEATHER, check_weather, fault, needs, within,
 )
 
 TOOLS = [
@@ -166,6 +166,9 @@ class AnthropicTest(unittest.TestCase):
             ("503", anthropic.InternalServerError, None),
         ]
         for name, kind, status in table:
+            # Not every vendor says 401 to a wrong key.
+            if name == "401" and "status_401" in LACKS:
+                continue
             for stream in [False, True]:
                 with self.subTest(name=name, stream=stream), self.assertRaises(kind) as caught:
                     self.create(model=fault(name), stream=stream)

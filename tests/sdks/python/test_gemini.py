@@ -108,6 +108,7 @@ class GeminiTest(unittest.TestCase):
         self.assertEqual(calls("ANY"), ["get_weather"])
         self.assertEqual(calls("ANY", allowed_function_names=["get_time"]), ["get_time"])
 
+    @needs("response_schema")
     def test_automatic_function_calling(self):
         def get_weather(city: str) -> str:
             """Weather of a city."""

@@ -1,0 +1,432 @@
+//! The official SDKs, unmodified, from the package registries: first straight at the demo provider, which proves that it is what
+//! they expect, then through `quorate serve` and a real mesh, in every dialect they speak to every dialect a provider speaks.
+//!
+//! The suites are in `tests/sdks`, pinned with hashes; they are installed under the target folder. Where Python's venv, npm or
+//! the registries cannot be had, a test says `SKIPPED` and why.
+//!
+//! Beside that: what `cluster/deploy` shows and alerts on is what the same mesh serves.
+//!
+//! **These bite**: the provider reads requests field by field and refuses what its vendor refuses, so a mistranslated request is
+//! an error; a suite that ran fewer tests than it has is a failure.
+#![forbid(unsafe_code)]
+use anyhow::{Context as _, bail, ensure};
+use quorate_cluster::mesh::{bin_dir, http_get, http_post};
+use quorate_tests::lab::{Key, Make};
+use quorate_tests::{Lab, Shared, skipped};
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+/// Slow beyond the suites' short timeouts (2 s), and not by much.
+const SLOW: &[&str] = &["--slow-ms", "5000"];
+
+static LAB: Shared = Shared::new(Make { name: "sdks", provider: SLOW, key: Key::None });
+
+const FAULTS: [&str; 11] = [
+    "400",
+    "401",
+    "429",
+    "500",
+    "503",
+    "502-html",
+    "slow",
+    "slow-stream",
+    "close",
+    "close-mid-stream",
+    "error-mid-stream",
+];
+
+/// A suite, and how many tests it has: fewer, and something was not run.
+#[derive(Clone, Copy)]
+enum Suite {
+    Python(&'static str, usize),
+    Node(&'static str, usize),
+}
+
+const OPENAI: Suite = Suite::Python("test_openai", 27);
+const ANTHROPIC: Suite = Suite::Python("test_anthropic", 24);
+const GEMINI: Suite = Suite::Python("test_gemini", 22);
+const LANGCHAIN: Suite = Suite::Python("test_langchain", 11);
+const OPENAI_JS: Suite = Suite::Node("openai.test.mjs", 18);
+const ANTHROPIC_JS: Suite = Suite::Node("anthropic.test.mjs", 17);
+
+/// Each suite with each dialect of provider: what stands before its models' names, and what that way cannot say.
+const WAYS: [(Suite, &str, &str); 15] = [
+    (OPENAI, "", ""),
+    (OPENAI_JS, "", ""),
+    (LANGCHAIN, "", ""),
+    (ANTHROPIC, "anthropic-", ""),
+    (ANTHROPIC_JS, "anthropic-", ""),
+    // the SDK embeds otherwise with models whose names begin with gemini-
+    (GEMINI, "goog-", "gemini_models"),
+    // across dialects: what only one side has is refused there, and left out here
+    (OPENAI, "anthropic-", "responses,completions,embeddings,reasoning,json_object"),
+    (OPENAI_JS, "anthropic-", "responses,embeddings"),
+    (LANGCHAIN, "anthropic-", "responses,embeddings"),
+    (ANTHROPIC, "", "thinking,caching,count_tokens"),
+    (ANTHROPIC_JS, "", "thinking,count_tokens"),
+    (OPENAI, "goog-", "responses,completions,one_call,reasoning,status_401"),
+    (ANTHROPIC, "goog-", "thinking,caching,count_tokens,one_call,status_401"),
+    (GEMINI, "anthropic-", "thinking,embeddings,count_tokens,gemini_models,response_schema"),
+    (
+        OPENAI,
+        "bedrock-",
+        "responses,completions,embeddings,reasoning,json_object,one_call,schema,status_401,forbid_calls",
+    ),
+];
+
+/// Where the SDKs are installed, and where to find Node's tests beside them.
+struct Installed {
+    python: PathBuf,
+    js: PathBuf,
+}
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("sdks")
+}
+
+/// Installs what is pinned, once for each change of the pins. An error is a reason to skip.
+fn installed() -> Result<&'static Installed, String> {
+    static INSTALLED: OnceLock<Result<Installed, String>> = OnceLock::new();
+    INSTALLED.get_or_init(|| install().map_err(|e| format!("{e:#}"))).as_ref().map_err(Clone::clone)
+}
+
+fn install() -> anyhow::Result<Installed> {
+    let root = bin_dir()?.join("sdks");
+    let (python, js) = (root.join("python"), root.join("js"));
+    // Two test processes must not install at once.
+    fs::create_dir_all(&root)?;
+    let lock = fs::File::create(root.join("lock"))?;
+    lock.lock()?;
+    let pins = fs::read(sources().join("python/requirements.txt"))?;
+    if fs::read(python.join("pins")).ok().as_ref() != Some(&pins) {
+        let _stale = fs::remove_dir_all(&python);
+        run(Command::new("python3").args(["-m", "venv"]).arg(&python)).context("python3 -m venv")?;
+        let mut pip = Command::new(python.join("bin/pip"));
+        pip.args([
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--require-hashes",
+            "--only-binary",
+            ":all:",
+            "-r",
+        ]);
+        run(pip.arg(sources().join("python/requirements.txt"))).context("pip install")?;
+        fs::write(python.join("pins"), &pins)?;
+    }
+    fs::create_dir_all(&js)?;
+    let lockfile = fs::read(sources().join("js/package-lock.json"))?;
+    if fs::read(js.join("pins")).ok().as_ref() != Some(&lockfile) {
+        for name in ["package.json", "package-lock.json"] {
+            fs::copy(sources().join("js").join(name), js.join(name))?;
+        }
+        run(Command::new("npm")
+            .args(["ci", "--silent", "--ignore-scripts", "--no-audit", "--no-fund"])
+            .current_dir(&js))
+        .context("npm ci")?;
+        fs::write(js.join("pins"), &lockfile)?;
+    }
+    for name in ["common.mjs", "openai.test.mjs", "anthropic.test.mjs"] {
+        fs::copy(sources().join("js").join(name), js.join(name))?;
+    }
+    Ok(Installed { python: python.join("bin/python"), js })
+}
+
+fn run(command: &mut Command) -> anyhow::Result<String> {
+    let output = command.stdin(Stdio::null()).output()?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    ensure!(output.status.success(), "{}: {}{}", output.status, text(&output.stdout), text(&output.stderr));
+    Ok(text(&output.stdout))
+}
+
+impl Suite {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Python(name, _) | Self::Node(name, _) => name,
+        }
+    }
+
+    /// Runs it; an error holds what the SDK said.
+    fn run(self, sdks: &Installed, settings: &[(&str, &str)]) -> anyhow::Result<()> {
+        let (mut command, wanted) = match self {
+            Self::Python(module, wanted) => {
+                let mut command = Command::new(&sdks.python);
+                command.args(["-B", "-m", "unittest", module]).current_dir(sources().join("python"));
+                (command, wanted)
+            }
+            Self::Node(file, wanted) => {
+                let mut command = Command::new("node");
+                command.args(["--test", "--test-reporter=tap", file]).current_dir(&sdks.js);
+                (command, wanted)
+            }
+        };
+        // Nothing of this machine's own settings reaches the SDKs.
+        for name in
+            ["SDK_PREFIX", "SDK_LACKS", "SDK_MODE", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"]
+        {
+            command.env_remove(name);
+        }
+        let output = command.envs(settings.iter().copied()).stdin(Stdio::null()).output()?;
+        let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{}\n{text}", output.status);
+        let ran = text.lines().find_map(|line| {
+            let of_python = line.strip_prefix("Ran ").and_then(|rest| rest.split(' ').next());
+            of_python.or_else(|| line.strip_prefix("# tests "))?.parse::<usize>().ok()
+        });
+        ensure!(ran == Some(wanted), "{ran:?} tests ran, not {wanted}\n{text}");
+        Ok(())
+    }
+}
+
+/// Runs suites two at a time; all failures are told together.
+fn run_all(sdks: &Installed, runs: &[(Suite, String, Vec<(&str, &str)>)]) -> anyhow::Result<()> {
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let failures = Mutex::new(String::new());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some((suite, way, settings)) =
+                    runs.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+                {
+                    let begun = std::time::Instant::now();
+                    let outcome = suite.run(sdks, settings);
+                    println!("{} {way}: {:.1} s", suite.name(), begun.elapsed().as_secs_f64());
+                    if let Err(error) = outcome {
+                        let mut failures = failures.lock().unwrap_or_else(PoisonError::into_inner);
+                        let _infallible = writeln!(failures, "=== {} {way}: {error:#}", suite.name());
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if failures.is_empty() { Ok(()) } else { bail!("{failures}") }
+}
+
+/// A process that ends with its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _gone_already = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+impl Running {
+    /// Starts a server and gives the word after `ready ` in its first line.
+    fn start(command: &mut Command) -> anyhow::Result<(Self, String)> {
+        let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start")?;
+        let stdout = child.stdout.take().context("no output")?;
+        let running = Self(child);
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        let url = line.split_once("ready ").and_then(|(_, rest)| rest.split_whitespace().next());
+        Ok((running, url.with_context(|| format!("said {line:?}"))?.to_owned()))
+    }
+}
+
+#[test]
+fn the_demo_provider_is_what_the_sdks_expect() -> anyhow::Result<()> {
+    let sdks = match installed() {
+        Ok(sdks) => sdks,
+        Err(reason) => {
+            skipped("the_demo_provider_is_what_the_sdks_expect", &reason);
+            return Ok(());
+        }
+    };
+    let dir = bin_dir()?.join("e2e").join(format!("sdks-provider-{}", std::process::id()));
+    let mut command = Command::new(bin_dir()?.join("quorate-demo-provider"));
+    let (_provider, url) = Running::start(command.args(SLOW).arg("--dir").arg(&dir))?;
+    let (url, ca) = (url.trim_end_matches("/v1").to_owned(), dir.join("ca.pem"));
+    let ca = ca.to_str().context("a path that is no text")?;
+    let settings = [
+        ("SDK_URL", url.as_str()),
+        ("SDK_MODE", "direct"),
+        ("SSL_CERT_FILE", ca),
+        ("NODE_EXTRA_CA_CERTS", ca),
+    ];
+    let suites = [OPENAI, ANTHROPIC, GEMINI, LANGCHAIN, OPENAI_JS, ANTHROPIC_JS];
+    let runs: Vec<_> = suites.map(|suite| (suite, "direct".to_owned(), settings.to_vec())).into();
+    let outcome = run_all(sdks, &runs);
+    let _left_behind = fs::remove_dir_all(&dir);
+    outcome
+}
+
+/// One route for each dialect, all to the demo provider, granted to the application.
+fn add_routes(lab: &Lab) -> anyhow::Result<()> {
+    let ca = lab.mesh.dir.join("provider/ca.pem");
+    let port = fs::read_to_string(lab.mesh.dir.join("provider/addr"))?;
+    let port = port.rsplit_once(':').context("no port")?.1.to_owned();
+    let models: Vec<String> =
+        std::iter::once("demo-chat".to_owned()).chain(FAULTS.map(|f| format!("fault-{f}"))).collect();
+    lab.change_policy(|mesh| {
+        for dialect in ["openai", "anthropic", "gemini", "bedrock"] {
+            let mut arguments: Vec<String> = [
+                "route",
+                "add",
+                "--name",
+                dialect,
+                "--host",
+                "localhost",
+                "--port",
+                &port,
+                "--dialect",
+                dialect,
+            ]
+            .map(ToOwned::to_owned)
+            .into();
+            let mut add = |flag: &str, value: String| arguments.extend([flag.to_owned(), value]);
+            for model in models.iter().map(String::as_str).chain(["demo-embed"]) {
+                add("--model", model.to_owned());
+            }
+            // Paths that hold the model are listed for each, within the policy's bound of them.
+            for model in &models {
+                match dialect {
+                    "gemini" => {
+                        add("--path", format!("/v1beta/models/{model}:generateContent"));
+                        add("--path", format!("/v1beta/models/{model}:streamGenerateContent?alt=sse"));
+                    }
+                    "bedrock" => {
+                        add("--path", format!("/model/{model}/converse"));
+                        add("--path", format!("/model/{model}/converse-stream"));
+                    }
+                    _ => {}
+                }
+            }
+            if dialect == "gemini" {
+                for path in
+                    ["demo-chat:countTokens", "demo-embed:embedContent", "demo-embed:batchEmbedContents"]
+                {
+                    add("--path", format!("/v1beta/models/{path}"));
+                }
+            }
+            arguments.push("--ca".to_owned());
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            mesh.admin(&arguments, &[&ca])?;
+        }
+        let granted = r#"routes = ["provider", "openai", "anthropic", "gemini", "bedrock"]"#;
+        mesh.edit_policy(|text| text.replace(r#"routes = ["provider"]"#, granted))
+    })
+}
+
+/// Every model of the provider by a name that leads to it in each dialect.
+fn config() -> String {
+    let mut text = String::new();
+    for (prefix, route) in
+        [("", "openai"), ("anthropic-", "anthropic"), ("goog-", "gemini"), ("bedrock-", "bedrock")]
+    {
+        let models = ["demo-chat".to_owned(), "demo-embed".to_owned()].into_iter();
+        for model in models.chain(FAULTS.map(|f| format!("fault-{f}"))) {
+            let _infallible = writeln!(
+                text,
+                "[[model]]\nname = \"{prefix}{model}\"\nroutes = [{{ route = \"{route}\", model = \"{model}\" }}]"
+            );
+        }
+    }
+    text
+}
+
+#[test]
+fn the_sdks_through_the_mesh_in_every_dialect() {
+    let sdks = match installed() {
+        Ok(sdks) => sdks,
+        Err(reason) => return skipped("the_sdks_through_the_mesh_in_every_dialect", &reason),
+    };
+    LAB.run("the_sdks_through_the_mesh_in_every_dialect", |lab| {
+        add_routes(lab)?;
+        let path = lab.mesh.dir.join("sdks.toml");
+        fs::write(&path, config())?;
+        let mut serve = lab.mesh.quorate(&["serve", "--listen", "127.0.0.1:0", "--config"]);
+        let (_adapter, url) = Running::start(serve.arg(&path))?;
+        let only = std::env::var("QUORATE_SDK_WAY").ok();
+        let runs: Vec<_> = WAYS
+            .iter()
+            .map(|(suite, prefix, lacks)| {
+                let settings =
+                    vec![("SDK_URL", url.as_str()), ("SDK_PREFIX", *prefix), ("SDK_LACKS", *lacks)];
+                (*suite, format!("to {:?}", prefix.trim_end_matches('-')), settings)
+            })
+            .filter(|(suite, way, _)| {
+                only.as_ref().is_none_or(|only| format!("{} {way}", suite.name()).contains(only))
+            })
+            .collect();
+        ensure!(!runs.is_empty(), "QUORATE_SDK_WAY names no way");
+        run_all(sdks, &runs)
+    });
+}
+
+/// The words of a text that could be metrics or labels of ours.
+fn words(text: &str) -> BTreeSet<String> {
+    let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
+    let ours = |w: &&str| w.starts_with("quorate_") || w.starts_with("gen_ai_");
+    text.split(word).filter(ours).map(ToOwned::to_owned).collect()
+}
+
+/// What stands in a source as the name of a metric, with what the exposition makes of it.
+fn declared(source: &str, prefix: &str) -> BTreeSet<String> {
+    let quoted = source.split('"').skip(1).step_by(2);
+    let names = quoted.filter(|w| {
+        !w.is_empty() && w.bytes().all(|b| b.is_ascii_lowercase() || b"_0123456789".contains(&b))
+    });
+    let endings = [
+        "",
+        "_total",
+        "_bucket",
+        "_count",
+        "_sum",
+        "_seconds",
+        "_seconds_bucket",
+        "_seconds_count",
+        "_seconds_sum",
+    ];
+    names.flat_map(|name| endings.map(|end| format!("{prefix}{name}{end}"))).collect()
+}
+
+#[test]
+fn dashboards_and_alerts_name_what_is_served() {
+    LAB.run("dashboards_and_alerts_name_what_is_served", |lab| {
+        let mut serve = lab.mesh.quorate(&["serve", "--listen", "127.0.0.1:0"]);
+        let (_adapter, url) = Running::start(&mut serve)?;
+        let address = url.strip_prefix("http://").context("no URL")?;
+        for (model, status) in [("demo-chat", " 200 "), ("fault-400", " 400 ")] {
+            let body = format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"hi"}}]}}"#);
+            let answer = http_post(address, "/v1/chat/completions", &body)?;
+            ensure!(answer.lines().next().is_some_and(|line| line.contains(status)), "{answer}");
+        }
+        let mut served = http_get(address, "/metrics")?.1;
+        for site in &lab.mesh.sites {
+            served += &http_get(&site.http, "/metrics")?.1;
+        }
+        let served = words(&served);
+        // A family without a sample yet is not served: then it must at least be one that a program has.
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let source = |path: &str| fs::read_to_string(root.join(path)).with_context(|| path.to_owned());
+        let mut known = declared(&source("node/src/metrics.rs")?, "quorate_");
+        known.extend(declared(&source("client/adapter/src/metrics.rs")?, ""));
+        known.extend(words(&source("attest/audit/src/witness/http.rs")?));
+        for path in ["cluster/deploy/prometheus/alerts.yml", "cluster/deploy/grafana/quorate.json"] {
+            let used = words(&source(path)?);
+            let unknown: Vec<_> =
+                used.iter().filter(|name| !served.contains(*name) && !known.contains(*name)).collect();
+            ensure!(unknown.is_empty(), "{path} names what nothing serves: {unknown:?}");
+            let seen = used.intersection(&served).count();
+            ensure!(seen > 8, "of {path} only {seen} names are served: {used:?} of {served:?}");
+        }
+        // Each of these has its alert.
+        let rules = source("cluster/deploy/prometheus/alerts.yml")?;
+        for alert in ["NewDestination", "OddStatus", "Detour", "Lapse", "WitnessLag", "Budget"] {
+            ensure!(rules.contains(&format!("alert: Quorate{alert}\n")), "no alert Quorate{alert}");
+        }
+        if let Ok(said) = run(Command::new("promtool").arg("--version")) {
+            let rules = root.join("cluster/deploy/prometheus/alerts.yml");
+            run(Command::new("promtool").args(["check", "rules"]).arg(rules)).with_context(|| said)?;
+        }
+        Ok(())
+    });
+}
