@@ -5,9 +5,9 @@
 //! $ cargo build --release -p quorate-audit
 //! $ cargo run --release -p quorate-audit --features danger-testing --example measure -- 1000000
 //! ```
-//! A million requests take some 3 GB in `TMPDIR` (log and mirror; told as it goes). With `--keep DIR` the folder is DIR and stays. Each
-//! command is a process of its own; its memory is the peak of its resident set as the kernel counts it, read fifty times a second, and so
-//! is its processor time, which says what it costs on a machine that has other work too.
+//! A million requests take some 2 GB in `TMPDIR`: log, mirror, and what `blast-radius` says of half of them. With `--keep DIR` the
+//! folder is DIR and stays. Each command is a process of its own; its memory is the peak of its resident set as the kernel counts
+//! it, read fifty times a second, and so is its processor time, which says what it costs on a machine that has other work too.
 #![expect(clippy::expect_used, reason = "a program for measuring: a broken invariant should stop it")]
 mod maker;
 
@@ -76,13 +76,10 @@ fn measure(dir: &Path, requests: u64) -> bool {
     let (copied, log) = (copy.to_str().expect("UTF-8"), log.to_str().expect("UTF-8"));
     let mut failed = false;
     let mut tell = |what: &str, run: &Run, more: &str| {
-        let exit =
-            run.status.map_or("killed".into(), |s| s.code().map_or("killed".into(), |c| format!("exit {c}")));
-        println!(
-            "{what:<14}{:.1} s, {} MB at most, {exit}{more}",
-            run.took.as_secs_f64(),
-            run.peak_kb / 1024
-        );
+        let code = |status: ExitStatus| status.code().map(|code| format!("exit {code}"));
+        let exit = run.status.and_then(code).unwrap_or_else(|| "ended by SIGKILL".into());
+        let (took, cpu, peak) = (run.took.as_secs_f64(), run.cpu_ms as f64 / 1000., run.peak_kb / 1024);
+        println!("{what:<14}{took:.1} s, {cpu:.1} s of processor time, {peak} MB at most, {exit}{more}");
         failed |= run.status.is_some_and(|s| !s.success());
     };
 
@@ -93,8 +90,7 @@ fn measure(dir: &Path, requests: u64) -> bool {
         let child = audit(&["mirror", &url, copied]).spawn().expect("quorate-audit: build it first");
         let run = watch(child, || served.load(Ordering::Relaxed) >= until);
         let fetched = served.load(Ordering::Relaxed);
-        let killed = if until == u64::MAX { "" } else { ", SIGKILL" };
-        tell("mirror", &run, &format!("{killed}, {} files fetched", fetched - before));
+        tell("mirror", &run, &format!(", {} files fetched", fetched - before));
         before = fetched;
     }
     println!("              all runs together fetched {before} files; the log has {}", count(Path::new(log)));

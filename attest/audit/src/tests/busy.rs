@@ -112,7 +112,7 @@ fn by_token(mesh: &mut Mesh) {
     let (cluster, issuer) = (mesh.fleet.cluster(), token.issuer.clone());
     let id = Some(token.id(cluster));
     let by = |body| {
-        let signed = ClientSigned::sign_as(cluster, issuer.clone(), id.clone(), body, &key("agent"));
+        let signed = ClientSigned::sign_as(cluster, issuer.clone(), id, body, &key("agent"));
         Command::Client(signed)
     };
     let mut pool = mesh.fleet.pool(&mesh.log.state, 1);
