@@ -160,6 +160,20 @@ impl NodeSnapshots {
     pub fn set_peers(&self, peers: Peers) {
         let _twice = self.peers.set(peers);
     }
+    /// What a verified snapshot stands on is here. It counts once it is saved; what is owed for it is noted before.
+    fn take(&self, meta: &SnapshotMeta, content: &[u8], size: TreeSize, proof: Proof) -> Result<(), String> {
+        // The leaves that would have brought these are not applied here; others that they name are fetched in time.
+        self.blobs.owe(size).map_err(|e| crate::report::chain(&e))?;
+        for blob in &proof.blobs {
+            self.blobs.put(blob).map_err(|e| crate::report::chain(&e))?;
+        }
+        for policy in proof.chain {
+            self.chain.push(policy).map_err(|e| crate::report::chain(&e))?;
+        }
+        self.save(meta, content)?;
+        self.remember(meta, size);
+        Ok(())
+    }
     fn save(&self, meta: &SnapshotMeta, content: &[u8]) -> Result<(), String> {
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         store.save(meta, content).map(drop).map_err(|e| crate::report::chain(&e))
@@ -196,16 +210,7 @@ impl Snapshots for NodeSnapshots {
                 Err(e) => return Err(crate::report::chain(&e)),
             }
         }
-        // The leaves that would have brought these are not applied here; others that they name are fetched in time.
-        self.blobs.owe(installed.tail.size()).map_err(|e| crate::report::chain(&e))?;
-        for blob in &proof.blobs {
-            self.blobs.put(blob).map_err(|e| crate::report::chain(&e))?;
-        }
-        for policy in proof.chain {
-            self.chain.push(policy).map_err(|e| crate::report::chain(&e))?;
-        }
-        self.save(&meta, &content)?;
-        self.remember(&meta, installed.tail.size());
+        self.take(&meta, &content, installed.tail.size(), proof)?;
         tracing::info!(size = installed.tail.size().0, "a certified snapshot was installed");
         Ok(installed)
     }
@@ -268,5 +273,82 @@ pub async fn keep(
             }
             Err(error) => tracing::error!(error, "cannot keep a snapshot"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tilestore::TileStore;
+    use quorate_core::command::NodeCommand;
+    use quorate_core::leaf::Outcome;
+    use quorate_core::state::Blobs as _;
+    use quorate_core::testing::Mesh;
+
+    /// A snapshot whose digest is certified, of a history in which logs and a policy are named.
+    fn made() -> (Mesh, TreeSize, Vec<u8>, tempfile::TempDir) {
+        let (mut mesh, folder) = (Mesh::four(), tempfile::tempdir().unwrap());
+        // One comes only so often.
+        for _ in 0..260 {
+            mesh.apply(vec![]);
+        }
+        let ask = mesh.fleet.node_command(NodeId(1), NodeCommand::Snapshot);
+        assert_eq!(mesh.decide(ask), Outcome::SnapshotPoint);
+        let (state, size) = (mesh.state().to_bytes(), mesh.state().checkpoint().size);
+        mesh.apply(vec![]);
+        let mut tiles = TileStore::create(&folder.path().join("tlog")).unwrap();
+        tiles.append(&mesh.log.leaves[..size.0 as usize]).unwrap();
+        let proof = encode(&mesh.proof(&[LeafIndex(size.0)]));
+        let content = Content { version: 1, state, tail: encode(&tiles.tail()), proof };
+        (mesh, size, encode(&content), folder)
+    }
+
+    fn snapshots(mesh: &Mesh, folder: &std::path::Path) -> (NodeSnapshots, BlobStore) {
+        let blobs = BlobStore::open(folder).unwrap();
+        let chain = PolicyChain::open(&folder.join("policies"), mesh.fleet.chain[0].clone()).unwrap();
+        let store = SnapshotStore::open(folder).unwrap();
+        let (captured, _) = mpsc::unbounded_channel();
+        let tiles = folder.join("tlog");
+        (NodeSnapshots::new(store, tiles, mesh.fleet.cluster(), captured, chain, blobs.clone()), blobs)
+    }
+
+    fn meta() -> SnapshotMeta {
+        SnapshotMeta { last_log_id: None, last_membership: Default::default(), snapshot_id: "1".into() }
+    }
+
+    #[test]
+    fn what_is_owed_for_a_snapshot_is_noted_before_it_counts() {
+        let (mesh, size, content, folder) = made();
+        let (snapshots, blobs) = snapshots(&mesh, folder.path());
+        let (installed, proof) = verify(&content, mesh.fleet.cluster()).unwrap();
+        assert_eq!((installed.tail.size(), blobs.owed()), (size, None));
+        let named = quorate_core::crypto::sha256(&proof.blobs[0]);
+        // It cannot be saved: the note is there all the same, and a later start pays what may be missing.
+        let files = std::fs::read_dir(folder.path()).unwrap().flatten().map(|e| e.path());
+        let place = files.into_iter().find(|p| p.ends_with("snapshots")).expect("the store's folder");
+        std::fs::remove_dir_all(&place).unwrap();
+        std::fs::write(&place, b"no folder").unwrap();
+        assert!(snapshots.take(&meta(), &content, size, proof.clone()).is_err());
+        assert_eq!((blobs.owed(), snapshots.position(size)), (Some(size), None));
+        std::fs::remove_file(&place).unwrap();
+        std::fs::create_dir(&place).unwrap();
+        snapshots.take(&meta(), &content, size, proof).unwrap();
+        assert!(snapshots.newest().unwrap().is_some() && snapshots.position(size).is_some());
+        assert!(blobs.blob(&named).is_some());
+        assert_eq!(BlobStore::open(folder.path()).unwrap().owed(), Some(size));
+    }
+
+    #[test]
+    fn a_snapshot_that_no_leaf_certifies_is_refused() {
+        let (mesh, size, content, _folder) = made();
+        assert!(verify(&content, mesh.fleet.cluster()).is_ok());
+        let parsed = || borsh::from_slice::<Content>(&content).unwrap();
+        // The certified leaf is another one than the state's digest.
+        let other = Content { proof: encode(&mesh.proof(&[LeafIndex(size.0 - 1)])), ..parsed() };
+        let refused = verify(&encode(&other), mesh.fleet.cluster()).err().unwrap();
+        assert!(refused.contains("in no certified leaf"), "{refused}");
+        let version = Content { version: 2, ..parsed() };
+        assert!(verify(&encode(&version), mesh.fleet.cluster()).is_err());
+        assert!(verify(&content, Hash([7; 32])).is_err());
     }
 }
