@@ -590,12 +590,14 @@ impl Inner {
         }
     }
 
-    /// To one node, the lane's relay if it is there. What may accuse a node goes to so many that one of them is honest: the
-    /// accused could say that it took it.
+    /// To one node, the lane's relay if it is there. What may accuse a node goes to so many that one of them is honest, since the
+    /// accused could say that it took it; and so does what tells the price: a relay that swallows it would have us pay for
+    /// all that the bytes can have carried.
     async fn send_reports(&self, lane: &Lane, reports: Vec<Report>) {
         let accuses = reports.iter().any(|r| r.status == 0 || FaultKind::of(r).is_some());
+        let costs = !self.directory().verified().policy.prices.is_empty();
         let hostile = self.directory().verified().policy.hostile_nodes_max as usize;
-        let mut wanted = if accuses { hostile.saturating_add(1) } else { 1 };
+        let mut wanted = if accuses || costs { hostile.saturating_add(1) } else { 1 };
         let command = self.sign(ClientCommand::Report(reports));
         let own = lane.link();
         if let Some((node, link)) = &own

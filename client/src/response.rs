@@ -196,6 +196,8 @@ pub(crate) struct Exchange {
     pub(crate) left: u64,
     pub(crate) bound: u64,
     pub(crate) status: u16,
+    /// Bytes of the request's body.
+    pub(crate) sent: u64,
     pub(crate) usage: UsageTail,
     pub(crate) ended: Option<Ended>,
     /// Whether an error answer was in the API's own form.
@@ -364,7 +366,10 @@ const GOODBYE: Duration = Duration::from_secs(2);
 
 impl Exchange {
     fn as_reported(&self, request: RequestId) -> Report {
-        let tokens = self.usage.tokens();
+        let tokens = match self.status {
+            200..300 => self.usage.tokens_or_guess(self.sent),
+            _ => self.usage.tokens(),
+        };
         Report {
             request,
             status: self.status,

@@ -568,6 +568,7 @@ pub(crate) async fn start(
         left: limits.response_bytes_max,
         bound: limits.response_bytes_max,
         status: 0,
+        sent: request.body.len() as u64,
         usage: UsageTail::default(),
         ended: None,
         error_form: false,

@@ -11,15 +11,28 @@ use serde::Deserialize;
 /// Bytes kept of each end of a body: `usage` stands in the first or last event, or near the end of the object.
 const END_BYTES: usize = 2048;
 
+/// Of English text, about.
+const BYTES_A_TOKEN: u64 = 4;
+
 /// The ends of a body.
 #[derive(Default)]
 pub(crate) struct UsageTail {
     first: Vec<u8>,
     tail: Vec<u8>,
+    bytes: u64,
+    /// Empty lines: each ends an event of a stream.
+    events: u64,
+    line_began: bool,
 }
 
 impl UsageTail {
     pub(crate) fn observe(&mut self, bytes: &[u8]) {
+        self.bytes = self.bytes.saturating_add(bytes.len() as u64);
+        for byte in bytes {
+            self.events += u64::from(*byte == b'\n' && self.line_began);
+            // A carriage return before the line's end changes nothing.
+            self.line_began = *byte == b'\n' || (*byte == b'\r' && self.line_began);
+        }
         let missing = END_BYTES.saturating_sub(self.first.len());
         self.first.extend(bytes.iter().take(missing));
         if bytes.len() >= END_BYTES {
@@ -39,6 +52,19 @@ impl UsageTail {
         let begin = object(&first, str::split_once).map(Said::read).unwrap_or_default();
         let end = object(&last, str::rsplit_once).map(Said::read).unwrap_or_default();
         end.or(begin).tokens()
+    }
+}
+
+impl UsageTail {
+    /// As [`Self::tokens`]; of an answer that did not say, because it was cut off or was not asked to, a guess: a token for each
+    /// event of a stream, or for each [`BYTES_A_TOKEN`].
+    pub(crate) fn tokens_or_guess(&self, sent: u64) -> Tokens {
+        let said = self.tokens();
+        if said != Tokens::default() || self.bytes == 0 {
+            return said;
+        }
+        let output = if self.events > 0 { self.events } else { self.bytes.div_ceil(BYTES_A_TOKEN) };
+        Tokens { input: sent.div_ceil(BYTES_A_TOKEN).max(1), cached: 0, output }
     }
 }
 
@@ -163,6 +189,20 @@ mod tests {
         assert_eq!(tokens(br#"{"usage":{"input_tokens":3,"output_tokens":4}}"#, 9), (3, 0, 4));
         assert_eq!(tokens(b"no such thing", 4), (0, 0, 0));
         assert_eq!(tokens(br#""usage":{"prompt_tokens":99999999999999999999}"#, 4), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_an_answer_does_not_say_is_guessed() {
+        let guess = |body: &[u8], sent| {
+            let mut tail = UsageTail::default();
+            body.chunks(3).for_each(|p| tail.observe(p));
+            let Tokens { input, cached, output } = tail.tokens_or_guess(sent);
+            (input, cached, output)
+        };
+        assert_eq!(guess(b"data: {\"a\":1}\n\ndata: {\"b\":2}\r\n\r\ndata: {", 400), (100, 0, 2));
+        assert_eq!(guess(br#"{"content":"ten bytes.."}"#, 2), (1, 0, 7));
+        assert_eq!(guess(b"", 400), (0, 0, 0), "nothing came");
+        assert_eq!(guess(br#"{"usage":{"input_tokens":3,"output_tokens":4}}"#, 400), (3, 0, 4));
     }
 
     #[test]

@@ -12,7 +12,7 @@
 //! over nothing of it is kept, so what still runs then is charged to it and shows no more; days are the exception, the last
 //! [`DAYS_KEPT`] of the whole cluster are there to be looked up, and late charges reach them.
 //!
-//! Tokens and cost are the client's signed word. What can be checked without reading is that they fit the bytes the relay
+//! Tokens and cost are the client's signed word; one that gives no tokens of an answer is charged for all that the bytes allow. What can be checked without reading is that they fit the bytes the relay
 //! counted: a token has at least a byte, [`SIZE_BUCKET`] allows for what a chat template adds, and a price row may allow for what
 //! providers bill and do not send (hidden reasoning, images by reference). More is an anomaly, and charged at that bound.
 use crate::command::SIZE_BUCKET;

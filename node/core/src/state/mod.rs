@@ -29,8 +29,8 @@ pub use policy_change::{changed_members, outgoing_rule};
 pub use recovery::{NoPlan, RecoveryPlan, build_recovery, plan_recovery};
 pub use requests::{Pool, RequestRecord};
 pub use tokens::{
-    IN_FLIGHT_PER_TOKEN_MAX, POOLS_PER_TOKEN_MAX, TOKENS_MAX, TOKENS_PER_ISSUER_MAX, TokenRecord,
-    presentable, usable,
+    IN_FLIGHT_PER_TOKEN_MAX, POOLS_PER_TOKEN_MAX, REVOKED_PER_ISSUER_MAX, TOKENS_MAX, TOKENS_PER_ISSUER_MAX,
+    TokenRecord, presentable, usable,
 };
 
 use crate::certificate::{Certifiers, QuorumRule};

@@ -61,8 +61,8 @@ pub struct RequestRecord {
     pub deadline: Timestamp,
     /// The relay's word: bytes up and down, end.
     pub settled: Option<(u64, u64, Ended)>,
-    /// The client's word: tokens, end.
-    pub reported: Option<(Tokens, Ended)>,
+    /// The client's word: tokens if it gave any, end.
+    pub reported: Option<(Option<Tokens>, Ended)>,
     /// What it used of a credential; `None` on a route without one.
     pub credential: Option<CredentialUse>,
 }
@@ -361,7 +361,9 @@ impl Run<'_> {
             return Err(Refusal::UnknownRequest);
         }
         let tokens = Tokens { input: r.tokens_in, cached: r.tokens_cached, output: r.tokens_out };
-        record.reported = Some((tokens, r.ended));
+        // An answer costs tokens. Who says none of one has not said how many, and pays for what its bytes can have carried.
+        let silent = tokens == Tokens::default() && (200..300).contains(&r.status);
+        record.reported = Some(((!silent).then_some(tokens), r.ended));
         self.meter_report(&author.client, r);
         self.compare(r.request);
         Ok(())
@@ -383,10 +385,12 @@ impl Run<'_> {
         }
         record.deadline = expires;
         let account = &record.account;
-        let over = |(input, output): (u64, u64)| said.input > input || said.output > output;
+        let over = |(input, output): (u64, u64)| {
+            said.is_some_and(|said: Tokens| said.input > input || said.output > output)
+        };
         let exceeds = over(account.tokens_in_bytes((up, down)));
         let over_ceilings = over(account.ceilings);
-        let (tokens, used) = account.due(Some((up, down)), Some(said));
+        let (tokens, used) = account.due(Some((up, down)), said);
         let charge = Charge::Money { held: account.hold.money, used, tokens };
         data.budgets.charge(account, &charge);
         data.tokens.charge(account, &charge);
@@ -437,7 +441,7 @@ impl Run<'_> {
                 data.budgets.charge(account, &charge);
                 data.tokens.charge(account, &charge);
             }
-            let said = record.reported.map(|(tokens, _)| tokens);
+            let said = record.reported.and_then(|(tokens, _)| tokens);
             let (tokens, used) = account.due(record.settled.map(|(up, down, _)| (up, down)), said);
             let charge = Charge::Money { held: account.hold.money, used, tokens };
             data.budgets.charge(account, &charge);

@@ -205,6 +205,28 @@ fn money_is_held_then_charged_as_reported() {
     assert_eq!((route.day.money, route.in_flight), (cost(100, 20, 250), 0));
 }
 
+/// Who hangs up before the answer says what it cost does not have it for nothing.
+#[test]
+fn an_answer_without_tokens_is_charged_as_one_that_was_never_reported() {
+    let mut mesh = Mesh::new(4, 1, governed);
+    let pool = mesh.open_pool();
+    let (id, _) = ask(&mut mesh, &pool, (200, 300));
+    settled(&mut mesh, &pool, id, (512, 0));
+    assert_eq!(anomaly(&reported(&mut mesh, id, (0, 0, 0))), None);
+    assert_eq!(
+        usage(&mesh).day.money,
+        cost(200, 0, 256),
+        "its ceiling, and what no bytes down can have carried"
+    );
+    // An error costs no tokens.
+    let (id, _) = ask(&mut mesh, &pool, (200, 300));
+    settled(&mut mesh, &pool, id, (512, 512));
+    let before = usage(&mesh).day.money;
+    let error = Report { status: 429, tokens_in: 0, tokens_out: 0, error_form: true, ..Fleet::report(id) };
+    mesh.apply(vec![mesh.fleet.client(CLIENT, ClientCommand::Report(vec![error]))]);
+    assert_eq!((usage(&mesh).day.money, usage(&mesh).day.reserved_money), (before + cost(0, 0, 0), 0));
+}
+
 /// More than bytes, or than its own ceilings: an anomaly, and charged at the bound.
 #[test]
 fn tokens_that_do_not_fit_are_charged_at_the_bound() {
@@ -427,8 +449,10 @@ impl Sent {
         if let Some((up, down)) = self.settled {
             (input, output) = (input.min(up + 256), output.min(down + 256));
         }
-        let cached = self.reported.map_or(0, |r| r.1.min(r.0.min(input)));
-        if let Some((i, _, o)) = self.reported {
+        // No tokens at all of an answer is no word.
+        let reported = self.reported.filter(|r| *r != (0, 0, 0));
+        let cached = reported.map_or(0, |r| r.1.min(r.0.min(input)));
+        if let Some((i, _, o)) = reported {
             (input, output) = (i.min(input), o.min(output));
         }
         (bytes, cost(input - cached, cached, output))

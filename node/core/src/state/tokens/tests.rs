@@ -5,7 +5,7 @@ use crate::ids::{ClientId, PriceId, RequestId, RouteId, Timestamp, TokenId};
 use crate::leaf::Outcome;
 use crate::policy::{PolicyDocument, PriceDocument};
 use crate::refusal::Refusal;
-use crate::state::{TOKENS_PER_ISSUER_MAX, TokenRecord};
+use crate::state::{REVOKED_PER_ISSUER_MAX, TOKENS_PER_ISSUER_MAX, TokenRecord};
 use crate::testing::*;
 use crate::token::{SignedToken, Token};
 
@@ -399,6 +399,14 @@ fn an_issuer_takes_tokens_back_used_or_not() {
     assert_eq!(ask(&mut mesh, &used, &pool).1, Outcome::Refused(Refusal::TokenRevoked));
     let over = minted(&mesh, |t| (t.not_before, t.expires) = (Timestamp(1), Timestamp(2)));
     mesh.refuses(mesh.fleet.client(CLIENT, revoke(&over)), Refusal::TokenExpired);
+    // Nor what nobody could ever use: it would fill the table for ever.
+    let endless = minted(&mesh, |t| t.expires = Timestamp(u64::MAX));
+    mesh.refuses(mesh.fleet.client(CLIENT, revoke(&endless)), Refusal::TokenTooLong);
+    let far = minted(&mesh, |t| (t.not_before, t.expires) = (Timestamp(u64::MAX - 1), Timestamp(u64::MAX)));
+    mesh.refuses(mesh.fleet.client(CLIENT, revoke(&far)), Refusal::TokenTooLong);
+    let mates = Token { issuer: name("mate"), ..terms(&mesh) };
+    let body = ClientCommand::RevokeToken(Box::new(mates));
+    mesh.refuses(mesh.fleet.client("mate", body), Refusal::MayNotIssue);
     let wide = minted(&mesh, |t| t.routes = vec![route(); 65]);
     mesh.refuses(mesh.fleet.client(CLIENT, revoke(&wide)), Refusal::Oversized);
 }
@@ -412,12 +420,16 @@ fn tokens_that_are_alive_are_bounded_and_so_are_their_pools() {
             t.expires = t.not_before.plus_ms(60_000);
         })
     };
-    let all: Vec<_> = (0..TOKENS_PER_ISSUER_MAX).map(|n| token(&mesh, n)).collect();
+    let most = TOKENS_PER_ISSUER_MAX + REVOKED_PER_ISSUER_MAX;
+    let all: Vec<_> = (0..most).map(|n| token(&mesh, n)).collect();
     let revoke = |t: &SignedToken| ClientCommand::RevokeToken(Box::new(t.token.clone()));
-    let commands = all.iter().map(|t| mesh.fleet.client(CLIENT, revoke(t))).collect();
-    assert!(mesh.apply(commands).outcomes.iter().all(|o| o.1 == Outcome::TokenRevoked));
-    let one_more = token(&mesh, TOKENS_PER_ISSUER_MAX);
-    assert_eq!(open(&mut mesh, &one_more).1, Outcome::Refused(Refusal::TooManyTokens));
+    let one_more = token(&mesh, most);
+    let (first, beside) = all.split_at(TOKENS_PER_ISSUER_MAX as usize);
+    for some in [first, beside] {
+        let commands = some.iter().map(|t| mesh.fleet.client(CLIENT, revoke(t))).collect();
+        assert!(mesh.apply(commands).outcomes.iter().all(|o| o.1 == Outcome::TokenRevoked));
+        assert_eq!(open(&mut mesh, &one_more).1, Outcome::Refused(Refusal::TooManyTokens));
+    }
     mesh.refuses(mesh.fleet.client(CLIENT, revoke(&one_more)), Refusal::TooManyTokens);
     for _ in 0..4 {
         mesh.wait(20_000);
