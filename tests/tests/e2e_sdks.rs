@@ -183,8 +183,11 @@ impl Suite {
     }
 }
 
+/// A suite, the way it goes, and its settings.
+type Run<'a> = (Suite, String, Vec<(&'a str, &'a str)>);
+
 /// Runs suites two at a time; all failures are told together.
-fn run_all(sdks: &Installed, runs: &[(Suite, String, Vec<(&str, &str)>)]) -> anyhow::Result<()> {
+fn run_all(sdks: &Installed, runs: &[Run<'_>]) -> anyhow::Result<()> {
     let next = std::sync::atomic::AtomicUsize::new(0);
     let failures = Mutex::new(String::new());
     std::thread::scope(|scope| {

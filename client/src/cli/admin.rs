@@ -139,7 +139,7 @@ pub(crate) struct DraftArg {
 #[derive(Subcommand)]
 pub(crate) enum ClientCommand {
     /// Grant routes to a client
-    Add(ClientAddArgs),
+    Add(Box<ClientAddArgs>),
     /// Revoke a client; it stays listed, so that refusals name the reason
     Revoke {
         #[command(flatten)]
@@ -250,7 +250,7 @@ pub(crate) async fn run(command: AdminCommand) -> Outcome {
     match command {
         AdminCommand::Init(args) => init(args),
         AdminCommand::Enrol(args) => super::enrol::enrol(args).await,
-        AdminCommand::Client(ClientCommand::Add(args)) => client_add(args),
+        AdminCommand::Client(ClientCommand::Add(args)) => client_add(*args),
         AdminCommand::Client(ClientCommand::Revoke { draft, name }) => edit(&draft, |d| {
             let Some(client) = d.client.iter_mut().find(|c| c.name == name) else {
                 return Err(Failure::new(

@@ -395,7 +395,7 @@ impl Maker<'_> {
                 (None, None) => json!(self.draw() as f64 / 4.0),
                 (low, high) => json!(low.or(high)),
             },
-            "boolean" => json!(self.draw() % 2 == 0),
+            "boolean" => json!(self.draw().is_multiple_of(2)),
             "array" => {
                 let count = bound("minItems").unwrap_or(2).min(bound("maxItems").unwrap_or(8)).clamp(0, 64);
                 let empty = json!({"type": "string"});
