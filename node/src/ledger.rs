@@ -297,6 +297,10 @@ impl DecidedLately {
 }
 
 /// What leaves this node for the leader.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "every second one is a command; boxing it would cost each request"
+)]
 #[derive(Debug)]
 pub enum Outgoing {
     /// A command and the blobs it names.
