@@ -352,8 +352,9 @@ mod tests {
         assert_eq!(named(&[&[1, 2, 3, 4]]), [replaced.clone(), five.clone(), four.clone()]);
         assert_eq!(named(&[&[1, 2, 3, 4, 5]]), [replaced.clone(), five.clone()]);
         // The fourth is gone, and with it every quorum of three of the first four that a silent leader is in.
-        assert_eq!(named(&[&[1, 2, 3, 5]]), [replaced.clone()]);
-        assert_eq!(named(&[&[1, 2]]), [replaced], "nobody knows how old it is");
+        let only = vec![replaced.clone()];
+        assert_eq!(named(&[&[1, 2, 3, 5]]), only);
+        assert_eq!(named(&[&[1, 2]]), only, "nobody knows how old it is");
     }
 
     #[test]
