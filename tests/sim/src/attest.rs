@@ -137,7 +137,7 @@ impl Contributor {
             return None;
         }
         let genesis = genesis_checkpoint(node.ledger.cluster());
-        let random = node.world.chance(|rng| rng.next());
+        let random = node.world.chance(|rng| rng.draw());
         let contribution = Contribution {
             node: node.id,
             boot: node.boot.keys.clone(),

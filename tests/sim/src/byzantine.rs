@@ -134,7 +134,7 @@ impl Adversary {
     fn alter(&self, world: &World, from: NodeId, to: NodeId, rpc: &mut AppendEntriesRequest<TypeConfig>) {
         for entry in &mut rpc.entries {
             let index = entry.log_id.index;
-            let spread = Rng::new(world.seed ^ index).next();
+            let spread = Rng::new(world.seed ^ index).draw();
             match &mut entry.payload {
                 EntryPayload::Normal(content) => {
                     let Ok(mut batch) = borsh::from_slice::<Batch>(content.bytes()) else { continue };
@@ -302,7 +302,7 @@ pub async fn mischief(node: Arc<Node>) {
             }
         }
         if adversary.does(node.id, Lie::Asks) {
-            let (peer, some) = world.chance(|rng| (*rng.pick(&node.peers()), rng.next()));
+            let (peer, some) = world.chance(|rng| (*rng.pick(&node.peers()), rng.draw()));
             let known = world.oracle.some_request(some);
             let made_up = [some as u8; 16];
             let (request, connection) = known.unwrap_or((RequestId(made_up), ConnectionId(made_up)));

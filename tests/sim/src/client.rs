@@ -79,7 +79,7 @@ impl Client {
 
     fn id(&mut self) -> [u8; 16] {
         let mut id = [0; 16];
-        id.copy_from_slice(&sha256(&self.rng.next().to_be_bytes()).0[..16]);
+        id.copy_from_slice(&sha256(&self.rng.draw().to_be_bytes()).0[..16]);
         id
     }
 

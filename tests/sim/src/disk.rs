@@ -124,7 +124,7 @@ impl Disk {
         let Some(file) = inner.files.get_mut(&id) else { return false };
         let end = file.bytes.len().min((sector + 1) * SECTOR);
         for byte in &mut file.bytes[sector * SECTOR..end] {
-            *byte ^= (rng.next() as u8) | 1;
+            *byte ^= (rng.draw() as u8) | 1;
         }
         true
     }

@@ -24,13 +24,14 @@
 //!
 //! # Known to fail
 //!
+//! `--byzantine`: at least one seed below 80, not understood yet.
+//!
 //! `--relentless` (hostile nodes go on lying after everything else healed), seed 26: a hostile leader that sends heartbeats, and
 //! nothing that followers take, keeps their leader leases: they refuse each other's campaigns for ever, and while the mesh is
 //! dark no command is under way for which anybody would campaign.
 #![cfg(feature = "mesh")]
 #![forbid(unsafe_code)]
 #![expect(
-    clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
     reason = "test code: a broken invariant should stop the run, and all inputs are the simulation's own"

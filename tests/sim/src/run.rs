@@ -4,7 +4,7 @@ use crate::mutation::Mutation;
 use crate::note;
 use crate::schedule::{self, Plan};
 use crate::world::World;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ pub struct Ran {
 }
 
 thread_local! {
+    static RUNNING: Cell<bool> = const { Cell::new(false) };
     static PANICKED: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
@@ -34,7 +35,11 @@ thread_local! {
 fn notice_panics() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
-        std::panic::set_hook(Box::new(|info| {
+        let others = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !RUNNING.get() {
+                return others(info);
+            }
             PANICKED.with(|p| {
                 p.borrow_mut().get_or_insert(info.to_string());
             });
@@ -58,10 +63,12 @@ fn runtime(seed: u64) -> tokio::runtime::Runtime {
 pub fn run(plan: &Plan, mutation: Mutation, print: bool) -> Ran {
     notice_panics();
     PANICKED.with(|p| p.borrow_mut().take());
+    RUNNING.set(true);
     let runtime = runtime(plan.seed);
     let simulated = std::panic::AssertUnwindSafe(|| runtime.block_on(simulate(plan, mutation, print)));
     let ran = std::panic::catch_unwind(simulated);
     drop(runtime);
+    RUNNING.set(false);
     let nothing = || Ran { failure: None, digest: 0, filled: 0, healed_in: None, trace: Vec::new() };
     let mut ran = ran.unwrap_or_else(|_| nothing());
     if let Some(panic) = PANICKED.with(|p| p.borrow_mut().take()) {
