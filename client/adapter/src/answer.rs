@@ -138,6 +138,14 @@ impl Drop for Watch {
 
 impl Drop for Live {
     fn drop(&mut self) {
+        if !self.over && self.translator.is_none() {
+            // hyper does not look for the end of a body whose announced length it has sent: it is there, and no cancel.
+            let mut cx = Context::from_waker(futures::task::noop_waker_ref());
+            if let Poll::Ready(None) = self.body.as_mut().poll_next(&mut cx) {
+                self.over = true;
+                self.keep.take().into_iter().for_each(Keep::whole);
+            }
+        }
         self.watch.tokens = self.tokens();
         if !self.over {
             self.watch.failed("cancelled");

@@ -424,3 +424,16 @@ async fn the_same_request_is_answered_from_the_cache() {
     }
     assert_eq!(bench.fake.sent().len(), 3);
 }
+
+/// As hyper does when a length was announced: it never asks for the end.
+#[tokio::test]
+async fn an_answer_that_was_sent_whole_is_no_cancelled_one() {
+    let bench = Bench::new("", openai(vec![ok("{}")]));
+    let request =
+        Bench::request("POST", CHAT, &[("content-type", "application/json")], &[r#"{"model":"m"}"#]);
+    let mut body = bench.adapter.clone().answer(request).await.into_body();
+    let first = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await;
+    assert_eq!(first.unwrap().unwrap().into_data().unwrap(), "{}");
+    drop(body);
+    assert!(bench.adapter.metrics.text(0).contains("error_type=\"\"} 1"));
+}
