@@ -235,6 +235,7 @@ impl Running {
 }
 
 #[test]
+#[ignore = "installs the SDKs from PyPI and npm, and runs for minutes: cargo test -p quorate-tests --test e2e_sdks -- --ignored"]
 fn the_demo_provider_is_what_the_sdks_expect() -> anyhow::Result<()> {
     let sdks = match installed() {
         Ok(sdks) => sdks,
@@ -336,6 +337,7 @@ fn config() -> String {
 }
 
 #[test]
+#[ignore = "installs the SDKs from PyPI and npm, and runs for minutes: cargo test -p quorate-tests --test e2e_sdks -- --ignored"]
 fn the_sdks_through_the_mesh_in_every_dialect() {
     let sdks = match installed() {
         Ok(sdks) => sdks,
