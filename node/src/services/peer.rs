@@ -226,13 +226,13 @@ impl PeerService {
     /// Takes off what this node's log has already: its memberships were judged when they came, by the policy of that time. Should
     /// Raft truncate them meanwhile, what is left of the message no longer follows its log, and is refused.
     async fn drop_held(&self, rpc: &mut AppendEntriesRequest<TypeConfig>) {
-        let applied = self.ledger.view().log_index;
+        let applied = self.raft.metrics().borrow().last_applied;
         let theirs = std::iter::once(rpc.prev_log_id).chain(rpc.entries.iter().map(|e| Some(e.log_id)));
         let mut ours = Vec::with_capacity(rpc.entries.len().saturating_add(1));
         for theirs in theirs {
             ours.push(match theirs {
                 // Applied entries may be purged; that they are the same was checked with the history.
-                Some(id) if id.index <= applied => theirs,
+                Some(id) if applied.is_some_and(|applied| id.index <= applied.index) => theirs,
                 Some(id) => match self.log.log_id_at(id.index).await {
                     Ok(Some(own)) => Some(own),
                     Ok(None) | Err(_) => break,
