@@ -1,6 +1,6 @@
 //! The tlog as any C2SP client reads it over HTTP, and what is asked of it here.
 use anyhow::{Context as _, ensure};
-use quorate_cluster::mesh::http_get_bytes;
+use quorate_cluster::mesh::{http_get_bytes, wait_for};
 use quorate_core::command::{
     Batch, CheckpointRef, ClientCommand, Command, NodeCommand, NodeSigned, Report, Settlement,
 };
@@ -9,6 +9,7 @@ use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_core::tlog::{
     Checkpoint, Frontier, Hash, Note, TILE_WIDTH, TileKind, TilePath, decode_bundle, leaf_hash,
 };
+use std::time::Duration;
 
 /// Leaves from the first on.
 pub struct Tlog {
@@ -18,10 +19,14 @@ pub struct Tlog {
     pub leaves: Vec<Leaf>,
 }
 
-/// The certified checkpoint that a node serves, and its note.
+/// The certified checkpoint that a node serves, and its note. For a moment after a start, or after a cosigner's keys have changed,
+/// there is none.
 pub fn checkpoint(http: &str) -> anyhow::Result<(CheckpointRef, Note)> {
-    let (status, body) = http_get_bytes(http, "/checkpoint")?;
-    ensure!(status == 200, "{http}/checkpoint: {status}");
+    let body = wait_for("a checkpoint", Duration::from_secs(10), || {
+        let (status, body) = http_get_bytes(http, "/checkpoint")?;
+        ensure!(status == 200, "{http}/checkpoint: {status}");
+        Ok(body)
+    })?;
     let note = Note::parse(&body)?;
     let checkpoint = Checkpoint::parse(note.text())?;
     Ok((CheckpointRef { size: checkpoint.size, root: checkpoint.root }, note))
