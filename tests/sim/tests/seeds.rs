@@ -46,7 +46,7 @@ fn none_fails(seeds: Range<u64>, kinds: Kinds) {
 
 #[test]
 fn crashes_partitions_and_bad_disks_lose_nothing_and_heal() {
-    none_fails(0..40, Kinds::default());
+    none_fails(0..120, Kinds::default());
 }
 
 #[test]
@@ -66,6 +66,8 @@ fn the_same_seed_gives_the_same_trace() {
     }
 }
 
+/// Those whose unmutated twin is clean. `TrustsCommitIndex` needs a hostile node, and with one some seed fails anyway (above): to
+/// find it there would show nothing.
 #[test]
 fn bugs_that_are_put_back_are_found() {
     use Mutation::*;
