@@ -404,6 +404,19 @@ impl Cosigner {
         let signed =
             Signed { node: me, checkpoint: applied.checkpoint, cosignature, log_index: applied.log_index };
         let _nobody_connected = self.handle.outgoing.send((signed, applied.audience.clone()));
+        #[cfg(feature = "danger-hostile")]
+        if crate::danger_hostile::is("cosign:two-roots") {
+            let mut other = applied.checkpoint;
+            other.root.0[0] ^= 1;
+            let time_s = self.ledger.now().0 / 1000;
+            let made = applied.certifiers.cosign(&self.checkpoint(other), me, &self.boot.cosign, time_s);
+            if let Ok(made) = made {
+                let log_index = applied.log_index;
+                let signed =
+                    Signed { node: me, checkpoint: other, cosignature: made.cosignature(), log_index };
+                let _nobody_connected = self.handle.outgoing.send((signed, applied.audience.clone()));
+            }
+        }
         if let Some(pending) = self.pending.get_mut(&applied.checkpoint.size) {
             pending.verified.insert(me, verified);
         }

@@ -14,14 +14,26 @@
 //! relay:replay-hole     puts the hole of the last connection in the place of this one's
 //! relay:hole-twice      sends the hole twice
 //! relay:reorder         sends the hole before the head
+//! relay:alter-up        flips a bit of the body, after it was approved
+//! relay:alter-down      flips a bit of the answer
+//! relay:delay=MS        takes the request on a detour of so long, and says so in its settlement
+//! relay:delay-unsaid=MS the same, and hides it from its settlement
 //! keyer:no-leaf         answers without a leaf
 //! keyer:flip            flips a bit of the key
 //! keyer:false-key       answers with a false one-time key
 //! keyer:longer-body     says that the body is a MiB longer
+//! leader:campaign       campaigns until it leads
+//! leader:withhold       puts nothing that clients signed into its batches
+//! cosign:two-roots      signs another root, too, at each size
+//! clock:ahead=MS        its clock is so far ahead
 //! ```
-//! Without that file it is an honest node. Every place that looks here says `danger-hostile`.
+//! What stands in the file `danger-hostile-inject` beside it (borsh: commands, each with its blobs) goes into the log as soon as
+//! the node leads, whoever signed it or did not; then the file is removed.
+//!
+//! Without those files it is an honest node. Every place that looks here says `danger-hostile`.
 use crate::pool::PoolFacts;
 use bytes::Bytes;
+use quorate_core::command::Command;
 use quorate_core::ids::{ConnectionId, RequestId};
 use quorate_proto::v1;
 use quorate_splitkey::danger_hostile::name_of;
@@ -164,5 +176,47 @@ pub(crate) fn rearrange(pending: &mut Vec<u8>) {
         *pending = [one.as_slice(), hole, hole, two].concat();
     } else if let (true, Some(before)) = (is("relay:replay-hole"), before) {
         *pending = [one.as_slice(), &before, two].concat();
+    }
+}
+
+/// What it puts into the log although nobody may.
+pub(crate) fn injected() -> Vec<(Command, Vec<Vec<u8>>)> {
+    let Some(file) = FOLDER.get().map(|folder| folder.join("danger-hostile-inject")) else {
+        return Vec::new();
+    };
+    let Ok(bytes) = std::fs::read(&file) else { return Vec::new() };
+    let _taken = std::fs::remove_file(&file);
+    let injected: Vec<(Command, Vec<Vec<u8>>)> = borsh::from_slice(&bytes).unwrap_or_default();
+    tracing::warn!(commands = injected.len(), "danger-hostile: injecting");
+    injected
+}
+
+/// What a leader that withholds puts into its batch.
+pub(crate) fn censored(mut commands: Vec<Command>) -> Vec<Command> {
+    if is("leader:withhold") {
+        commands.retain(|c| !matches!(c, Command::Client(_)));
+    }
+    commands
+}
+
+/// How far its clock is ahead, ms.
+pub(crate) fn ahead_ms() -> u64 {
+    value("clock:ahead").and_then(|ms| ms.parse().ok()).unwrap_or(0)
+}
+
+/// Flips a bit of what was added to `bytes` from `from` on, if it shall do this.
+pub(crate) fn alter(word: &str, bytes: &mut [u8], from: usize) {
+    if is(word)
+        && bytes.len() > from
+        && let Some(last) = bytes.last_mut()
+    {
+        *last ^= 1;
+    }
+}
+
+/// Takes its time, if it shall.
+pub(crate) async fn detour(word: &str) {
+    if let Some(ms) = value(word).and_then(|ms| ms.parse().ok()) {
+        tokio::time::sleep(std::time::Duration::from_millis(ms)).await;
     }
 }

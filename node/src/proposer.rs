@@ -215,6 +215,8 @@ pub async fn batch(raft: Raft, ledger: Ledger, queue: Queue, metrics: Arc<Metric
             continue;
         }
         let commands = queue.take();
+        #[cfg(feature = "danger-hostile")]
+        let commands = crate::danger_hostile::censored(commands);
         if commands.is_empty() && !due(&ledger) {
             let filled = queue.inner.filled.notified();
             tokio::select! {
@@ -319,6 +321,8 @@ impl<P: WayToLeader> Courier<P> {
         let mut tick = tokio::time::interval(Duration::from_millis(100));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut inbox = Vec::with_capacity(256);
+        #[cfg(feature = "danger-hostile")]
+        let mut danger_campaigned = None;
         loop {
             let mut fresh = Vec::new();
             tokio::select! {
@@ -352,6 +356,8 @@ impl<P: WayToLeader> Courier<P> {
                     ));
                 }
             }
+            #[cfg(feature = "danger-hostile")]
+            self.danger_hostile(&mut fresh, &mut danger_campaigned).await;
             let now = Instant::now();
             // Outcomes that this node applied need no more carrying.
             underway.retain(|digest, u| !self.ledger.was_decided(digest) && now - u.first_sent < FORGET);
@@ -391,6 +397,23 @@ impl<P: WayToLeader> Courier<P> {
             again.sort_unstable();
             due.extend(again.into_iter().map(|(_, digest)| digest));
             self.carry(&mut underway, &due, &mut proposals);
+        }
+    }
+
+    /// A hostile node campaigns when it likes, and as the leader puts into the log what it likes.
+    #[cfg(feature = "danger-hostile")]
+    async fn danger_hostile(
+        &self,
+        fresh: &mut Vec<(Command, Vec<Vec<u8>>)>,
+        campaigned: &mut Option<Instant>,
+    ) {
+        if leads(&self.raft, self.ledger.me()) {
+            fresh.extend(crate::danger_hostile::injected());
+        } else if crate::danger_hostile::is("leader:campaign")
+            && campaigned.is_none_or(|c| c.elapsed() > Duration::from_secs(1))
+        {
+            *campaigned = Some(Instant::now());
+            new_term(&self.raft).await;
         }
     }
 

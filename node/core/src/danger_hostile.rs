@@ -1,5 +1,6 @@
-//! Only in a deliberately hostile build, which no release can contain: the metering switched off, so that a test can show that it
-//! is what bounds the tries of a hostile node. In all nodes or in none: it is part of the state machine. Unarmed, it is on.
+//! Only in a deliberately hostile build, which no release can contain: checks of the state machine switched off, so that a test can
+//! show what each is good for: `Metering` bounds the tries of a hostile node, `AdminSignatures` stand before each change of policy.
+//! In all nodes or in none: they are part of the state machine. Unarmed, they are on.
 use std::sync::OnceLock;
 
 static OFF: OnceLock<fn(&str) -> bool> = OnceLock::new();

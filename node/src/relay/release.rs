@@ -305,6 +305,14 @@ impl<W: AsyncWrite + Unpin> Released<W> {
             self.pending.extend_from_slice(bytes);
             return Ok(());
         }
+        #[cfg(feature = "danger-hostile")]
+        {
+            let before = self.pending.len();
+            let metered = self.meter.body_bytes(bytes, &mut self.pending);
+            danger_hostile::alter("relay:alter-up", &mut self.pending, before);
+            metered
+        }
+        #[cfg(not(feature = "danger-hostile"))]
         self.meter.body_bytes(bytes, &mut self.pending)
     }
 

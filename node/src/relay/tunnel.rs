@@ -476,7 +476,11 @@ where
             released.admit(bytes).map_err(body_problem)?;
         }
         drop(body);
+        #[cfg(feature = "danger-hostile")]
+        danger_hostile::detour("relay:delay-unsaid").await;
         let started = Instant::now();
+        #[cfg(feature = "danger-hostile")]
+        danger_hostile::detour("relay:delay").await;
         owed.started = Some(started);
         let ceiling = started + Duration::from_millis(a.duration_ms_max);
         let mut provider_reads = match timeout_at(ceiling, released.write_some()).await {
@@ -548,6 +552,8 @@ where
                     if owed.down > a.response_bytes_max {
                         return Ok((Ended::CeilingReached, End::Closed("ceiling_reached")));
                     }
+                    #[cfg(feature = "danger-hostile")]
+                    danger_hostile::alter("relay:alter-down", &mut buffer, 0);
                     let bytes = buffer.split().freeze();
                     buffer.reserve(READ_BYTES);
                     edge.feed(&bytes);

@@ -20,7 +20,13 @@ impl Run<'_> {
             return Err(Refusal::MissingBlob);
         }
         let signed = c.with_document(document);
-        let signers = old.check_signers(&signed)?;
+        let signers = old.check_signers(&signed);
+        #[cfg(feature = "danger-hostile")]
+        let signers = match signers {
+            Err(_) if crate::danger_hostile::off("AdminSignatures") => Ok(Vec::new()),
+            signers => signers,
+        };
+        let signers = signers?;
         let new = Policy::parse(&signed.document).map_err(|_| Refusal::PolicyInvalid)?;
         if new.previous != Some(old.digest)
             || new.version.0 != old.version.0 + 1
