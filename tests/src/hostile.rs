@@ -2,6 +2,7 @@
 use anyhow::Context as _;
 use aws_lc_rs::signature::Ed25519KeyPair;
 use bytes::Bytes;
+use openraft::raft::InstallSnapshotRequest;
 use quorate_attest::evidence::BootKeys;
 use quorate_attest::qualifying;
 use quorate_attest_tpm::{TpmConfig, TpmHandle};
@@ -10,8 +11,9 @@ use quorate_core::command::Command;
 use quorate_core::crypto::{Hash, encode, public_key, sha256};
 use quorate_core::policy::Policy;
 use quorate_proto::v1::peer_client::PeerClient;
-use quorate_proto::v1::{AdmitRequest, ChallengeRequest, ProposeReply, ProposeRequest};
+use quorate_proto::v1::{AdmitRequest, ChallengeRequest, ProposeReply, ProposeRequest, RaftMessage};
 use quorate_transport::{Connected, Identity};
+use quorated::raft::types::{SnapshotMeta, TypeConfig};
 use tonic::Status;
 
 /// The taken member.
@@ -75,5 +77,32 @@ impl Taken {
         let commands = commands.iter().map(|c| encode(c).into()).collect();
         let blobs = vec![Bytes::from(self.event_log.clone())];
         peer(connected).propose(ProposeRequest { commands, blobs }).await.map(tonic::Response::into_inner)
+    }
+}
+
+fn message(message: &impl serde::Serialize) -> Result<RaftMessage, Status> {
+    let message = postcard::to_stdvec(message).map_err(|e| Status::internal(e.to_string()))?.into();
+    Ok(RaftMessage { message })
+}
+
+impl Taken {
+    /// Asks for a vote in a term, as a candidate whose log is empty.
+    pub async fn vote(&self, connected: &Connected, term: u64) -> Result<(), Status> {
+        let ask = openraft::raft::VoteRequest::<u64>::new(openraft::Vote::new(term, self.node), None);
+        peer(connected).vote(message(&ask)?).await.map(drop)
+    }
+
+    /// Poses as the leader of a term, and sends a snapshot in one piece.
+    pub async fn snapshot(
+        &self,
+        connected: &Connected,
+        term: u64,
+        meta: SnapshotMeta,
+        content: Vec<u8>,
+    ) -> Result<(), Status> {
+        let vote = openraft::Vote::new_committed(term, self.node);
+        let ask = InstallSnapshotRequest::<TypeConfig> { vote, meta, offset: 0, data: content, done: true };
+        let mut peer = peer(connected).max_encoding_message_size(64 << 20);
+        peer.install_snapshot(message(&ask)?).await.map(drop)
     }
 }

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod contrary;
+pub mod drill;
 pub mod hostile;
 pub mod hostile_build;
 pub mod lab;
