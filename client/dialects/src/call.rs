@@ -4,6 +4,7 @@ use crate::dialect::{Dialect, Endpoint, Flavour, MODEL_BYTES_MAX, Operation, esc
 use crate::error::DialectError;
 use crate::errors::{self, ErrorAnswer, ErrorKind};
 use crate::json::{Json, Object, Value};
+use crate::limits::ITEMS_MAX;
 use crate::splice::Splices;
 use crate::{anthropic, bedrock, embeddings, gemini, openai, responses};
 use bytes::Bytes;
@@ -78,15 +79,13 @@ pub struct Call {
     needs: Needs,
     max_output_tokens: Option<u64>,
     usage_in_stream: bool,
+    candidates: u64,
     body: Bytes,
 }
 
 impl Call {
     /// Reads a body, as far as routing and budgets need it. Models are listed without one.
     pub fn read(endpoint: Endpoint, body: Bytes) -> Result<Self, DialectError> {
-        if endpoint.json_array {
-            return Err(DialectError::Malformed { field: "alt".into(), expected: "sse" });
-        }
         let mut call = Self {
             endpoint,
             model: String::new(),
@@ -94,6 +93,7 @@ impl Call {
             needs: Needs::default(),
             max_output_tokens: None,
             usage_in_stream: false,
+            candidates: 1,
             body,
         };
         if let Operation::Models(_) = call.operation() {
@@ -134,9 +134,13 @@ impl Call {
         match self.operation() {
             Operation::Chat | Operation::Completions => {
                 let n = o.take_u64("n")?.unwrap_or(1).max(1);
-                let old = o.take_u64("max_tokens")?;
-                let max = o.take_u64("max_completion_tokens")?.or(old);
-                self.max_output_tokens = max.map(|max| max.saturating_mul(n));
+                // each prompt of a list is answered, and the best of many are all paid for
+                let prompts = o.take("prompt").filter(Value::is_array).map_or(1, |prompt| prompts(&prompt));
+                let made = o.take_u64("best_of")?.unwrap_or(1).max(n).saturating_mul(prompts);
+                self.candidates = n.saturating_mul(prompts);
+                // servers differ in which of the two they heed
+                let max = o.take_u64("max_tokens")?.max(o.take_u64("max_completion_tokens")?);
+                self.max_output_tokens = max.map(|max| max.saturating_mul(made));
                 if let Some(mut options) = inner(o.take("stream_options")) {
                     self.usage_in_stream = options.take_bool("include_usage")?.unwrap_or(false);
                 }
@@ -165,9 +169,12 @@ impl Call {
             }
             Operation::GenerateContent { .. } => {
                 if let Some(mut config) = inner(o.take_either("generationConfig", "generation_config")) {
-                    let n = config.take_u64("candidateCount")?.unwrap_or(1).max(1);
-                    let max = config.take_either("maxOutputTokens", "max_output_tokens");
-                    self.max_output_tokens = max.map(|m| m.u64()).transpose()?.map(|m| m.saturating_mul(n));
+                    let mut count =
+                        |one, other| config.take_either(one, other).map(|v| v.proto_u64()).transpose();
+                    let n = count("candidateCount", "candidate_count")?.unwrap_or(1).max(1);
+                    let max = count("maxOutputTokens", "max_output_tokens")?;
+                    self.candidates = n;
+                    self.max_output_tokens = max.map(|max| max.saturating_mul(n));
                     let schema = config.take_either("responseSchema", "response_schema");
                     let schema = schema.or(config.take_either("responseJsonSchema", "response_json_schema"));
                     self.needs.json_schema = schema.is_some();
@@ -240,6 +247,17 @@ impl Call {
     /// An error of ours, as the last bytes of a stream that has begun.
     pub fn error_event(&self, kind: ErrorKind, message: &str) -> Bytes {
         errors::error_event(self.operation(), kind, message)
+    }
+
+    /// Whether the answer is to be streamed as one JSON array: Gemini's streams without `alt=sse`. Routes are asked for
+    /// events all the same, so that the answer goes through an [`crate::AnswerTranslator`] even where dialects agree.
+    pub fn is_json_array(&self) -> bool {
+        self.endpoint.json_array
+    }
+
+    /// How many answers it asks for at once.
+    pub(crate) fn candidates(&self) -> u64 {
+        self.candidates
     }
 
     pub(crate) fn usage_in_stream(&self) -> bool {
@@ -357,25 +375,31 @@ impl Call {
             }
         }
         if self.is_metered(target) {
+            let asked = "{\"include_usage\":true}";
             match o.raw("stream_options") {
-                None => splices.after_brace(root.text(), "\"stream_options\":{\"include_usage\":true},"),
-                Some(options) if options.starts_with('{') => {
-                    let mut options = Value::root(options.as_bytes())?.object()?;
-                    match options.take("include_usage") {
-                        Some(value) => splices.replace(value.text(), "true".into()),
+                None => splices.after_brace(root.text(), &format!("\"stream_options\":{asked},")),
+                Some(text) if text.starts_with('{') => {
+                    let options = Value::root(text.as_bytes())?.object()?;
+                    match options.raw("include_usage") {
+                        Some(no) => splices.replace(no, "true".into()),
                         None => {
-                            let (at, empty) =
-                                (o.raw("stream_options").unwrap_or_default(), options.is_empty());
-                            let comma = if empty { "" } else { "," };
-                            splices.after_brace(at, &format!("\"include_usage\":true{comma}"));
+                            let comma = if options.is_empty() { "" } else { "," };
+                            splices.after_brace(text, &format!("\"include_usage\":true{comma}"));
                         }
                     }
                 }
-                Some(null) => splices.replace(null, "{\"include_usage\":true}".into()),
+                Some(null) => splices.replace(null, asked.into()),
             }
         }
         Ok(splices.apply())
     }
+}
+
+/// How many prompts a list holds: texts, lists of tokens, or the tokens of one.
+fn prompts(list: &Value<'_>) -> u64 {
+    let Ok(items) = list.array() else { return ITEMS_MAX as u64 };
+    let all = items.iter().filter(|item| item.is_string() || item.is_array()).count();
+    u64::try_from(all).unwrap_or(u64::MAX).max(1)
 }
 
 fn inner(value: Option<Value<'_>>) -> Option<Object<'_>> {

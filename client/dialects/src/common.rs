@@ -41,6 +41,14 @@ pub(crate) fn refuse_some<T>(
     field.as_ref().map_or(Ok(()), |f| Err(f.refuse(target, why)))
 }
 
+/// Refuses a temperature that Claude and Bedrock do not take. Elsewhere the highest is 2.
+pub(crate) fn refuse_hot(c: &Conversation, target: Dialect) -> Result<(), DialectError> {
+    match &c.temperature {
+        Some(t) if t.v.is_above(1.0) => Err(t.refuse(target, "the highest temperature there is 1")),
+        _ => Ok(()),
+    }
+}
+
 /// Where a conversation goes, as writers need it.
 pub(crate) struct Writing<'a> {
     pub(crate) dialect: Dialect,

@@ -207,7 +207,7 @@ pub struct Endpoint {
     pub operation: Operation,
     /// The model, where the path names it.
     pub model: Option<String>,
-    /// Gemini `:streamGenerateContent` without `alt=sse`: the caller wants one JSON array, which is not offered.
+    /// Gemini `:streamGenerateContent` without `alt=sse`: the caller wants its stream as one JSON array.
     pub json_array: bool,
 }
 

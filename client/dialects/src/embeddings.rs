@@ -102,6 +102,8 @@ fn to_openai(texts: Vec<String>, dimensions: Option<u64>, model: &str) -> String
         .text()
 }
 
+const ONE_EACH: &str = "one vector for each text, in their order";
+
 /// The other dialect's answer, for the caller's operation.
 pub(crate) fn write_reply(
     operation: Operation,
@@ -112,14 +114,23 @@ pub(crate) fn write_reply(
 ) -> Result<String, DialectError> {
     let root = Value::root(body)?;
     let mut o = root.object()?;
+    let mut asked = Value::root(asked)?.object()?;
     outcome.complete = true;
     if operation == Operation::Embeddings {
-        let base64 =
-            Value::root(asked)?.object()?.take("encoding_format").is_some_and(|f| f.text() == "\"base64\"");
+        let base64 = asked.take("encoding_format").is_some_and(|f| f.text() == "\"base64\"");
+        let texts = asked
+            .take("input")
+            .filter(Value::is_array)
+            .map_or(Ok::<_, DialectError>(1), |i| Ok(i.array()?.len()))?;
         let usage = o.take_object("usageMetadata")?.map(read_gemini_usage).transpose()?;
         outcome.usage = usage;
         let mut data = Vec::<Json>::new();
-        for (index, embedding) in (0_u64..).zip(o.need("embeddings")?.array()?) {
+        let embeddings = o.need("embeddings")?;
+        let all = embeddings.array()?;
+        if all.len() != texts {
+            return Err(embeddings.expected(ONE_EACH));
+        }
+        for (index, embedding) in (0_u64..).zip(all) {
             let values = embedding.object()?.need("values")?;
             let vector = if base64 { Json::from(encode(&values)?) } else { Json::from(values.raw()) };
             let item = Obj::new().with("object", "embedding").with("index", index);
@@ -132,8 +143,9 @@ pub(crate) fn write_reply(
     }
     outcome.usage = o.take_object("usage")?.map(read_openai_usage).transpose()?;
     outcome.model = o.take_string("model")?;
+    let data = o.need("data")?;
     let mut vectors: Vec<(u64, Raw)> = Vec::new();
-    for (nth, item) in (0_u64..).zip(o.need("data")?.array()?) {
+    for (nth, item) in (0_u64..).zip(data.array()?) {
         let mut item = item.object()?;
         let index = item.take_u64("index")?.unwrap_or(nth);
         let values = item.need("embedding")?;
@@ -143,6 +155,11 @@ pub(crate) fn write_reply(
         vectors.push((index, values.raw()));
     }
     vectors.sort_by_key(|(index, _)| *index);
+    let texts = if operation == Operation::EmbedContent { 1 } else { asked.take_array("requests")?.len() };
+    // a vector that is missing would put each after it to another's text
+    if vectors.len() != texts || (0_u64..).zip(&vectors).any(|(nth, (index, _))| nth != *index) {
+        return Err(data.expected(ONE_EACH));
+    }
     let mut vectors = vectors.into_iter().map(|(_, raw)| Json::from(Obj::new().with("values", raw)));
     let usage = outcome.usage.map(|usage| Obj::new().with("promptTokenCount", usage.input));
     let reply = if operation == Operation::EmbedContent {

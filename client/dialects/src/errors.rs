@@ -236,11 +236,8 @@ pub(crate) fn read(
 /// An error object as it stands in a body or in an event.
 fn read_body(dialect: Dialect, body: &[u8]) -> Option<ProviderError> {
     let value = Value::root(body).ok()?;
-    if value.is_array() {
-        // Gemini answers a failed stream without alt=sse with an array of one
-        let first = value.array().ok()?.into_iter().next()?;
-        return read_body(dialect, first.text().as_bytes());
-    }
+    // Gemini answers a failed stream without alt=sse with an array of one
+    let value = if value.is_array() { value.array().ok()?.into_iter().next()? } else { value };
     let mut object = value.object().ok()?;
     let mut inner = match object.take("error") {
         Some(error) if error.is_object() => error.object().ok()?,
@@ -317,7 +314,8 @@ pub fn error_answer(dialect: Dialect, kind: ErrorKind, message: &str) -> ErrorAn
     ErrorAnswer { status, headers, body: object(dialect, kind, message).text().into() }
 }
 
-fn object(dialect: Dialect, kind: ErrorKind, message: &str) -> Obj {
+/// The error alone, as answers and events hold it.
+pub(crate) fn object(dialect: Dialect, kind: ErrorKind, message: &str) -> Obj {
     match dialect {
         Dialect::OpenAi => {
             let (name, code) = kind.openai();

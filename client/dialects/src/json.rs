@@ -5,11 +5,12 @@
 //!
 //! Carrying: numbers, schemas and tool arguments stay the bytes they came in ([`Raw`]), but for white space: no number
 //! loses digits and no object its order, and what is carried never holds a line break that could end a line of an event.
+use crate::common::At;
 use crate::dialect::Dialect;
 use crate::error::DialectError;
 use crate::limits::{ITEMS_MAX, PATH_BYTES_MAX};
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -36,6 +37,15 @@ impl Raw {
 
     pub(crate) fn is_object(&self) -> bool {
         self.0.starts_with('{')
+    }
+
+    pub(crate) fn is_zero(&self) -> bool {
+        self.0.parse::<f64>().is_ok_and(|n| n == 0.0)
+    }
+
+    /// Whether it is a number above another.
+    pub(crate) fn is_above(&self, most: f64) -> bool {
+        self.0.parse::<f64>().is_ok_and(|n| n > most)
     }
 
     /// As a value, to be read.
@@ -134,6 +144,30 @@ impl<'a> Value<'a> {
         self.parse("a whole number")
     }
 
+    /// A count in proto JSON, which writes 64-bit integers as strings, and takes `5.0`.
+    pub(crate) fn proto_u64(&self) -> Result<u64, DialectError> {
+        let text = if self.is_string() { self.string()? } else { self.text.to_owned() };
+        let whole = match text.split_once('.') {
+            Some((whole, fraction)) if fraction.bytes().all(|digit| digit == b'0') => whole,
+            _ => &text,
+        };
+        whole.parse().map_err(|_| self.expected("a whole number"))
+    }
+
+    /// What it holds, and where.
+    pub(crate) fn read<T>(
+        &self,
+        read: impl FnOnce(&Self) -> Result<T, DialectError>,
+    ) -> Result<At<T>, DialectError> {
+        Ok(At::new(read(self)?, &self.at))
+    }
+
+    /// A list of strings, unless there are none in it.
+    pub(crate) fn some_strings(&self) -> Result<Option<At<Vec<String>>>, DialectError> {
+        let list = self.read(Value::strings)?;
+        Ok((!list.v.is_empty()).then_some(list))
+    }
+
     /// A number, as written.
     pub(crate) fn number(&self) -> Result<Raw, DialectError> {
         if self.text.starts_with(|c: char| c == '-' || c.is_ascii_digit()) {
@@ -153,8 +187,8 @@ impl<'a> Value<'a> {
     }
 
     pub(crate) fn array(&self) -> Result<Vec<Value<'a>>, DialectError> {
-        let items: Vec<&'a RawValue> = self.parse("an array")?;
-        if items.len() > ITEMS_MAX {
+        let Items { items, cut } = self.parse("an array")?;
+        if cut {
             return Err(DialectError::TooLarge { what: "an array", max: ITEMS_MAX });
         }
         let value =
@@ -167,7 +201,10 @@ impl<'a> Value<'a> {
     }
 
     pub(crate) fn object(&self) -> Result<Object<'a>, DialectError> {
-        let Entries(entries) = self.parse("an object")?;
+        let Entries { entries, cut } = self.parse("an object")?;
+        if cut {
+            return Err(DialectError::TooLarge { what: "an object", max: ITEMS_MAX });
+        }
         let mut seen = BTreeSet::new();
         for (key, _) in &entries {
             if !seen.insert(key.as_ref()) {
@@ -212,6 +249,15 @@ impl<'a> Object<'a> {
     /// Takes a field that must be there.
     pub(crate) fn need(&mut self, key: &str) -> Result<Value<'a>, DialectError> {
         self.take(key).ok_or_else(|| DialectError::Missing { field: join(&self.at, key) })
+    }
+
+    /// Takes a field, and remembers where it stood.
+    pub(crate) fn take_at<T>(
+        &mut self,
+        key: &str,
+        read: impl FnOnce(&Value<'a>) -> Result<T, DialectError>,
+    ) -> Result<Option<At<T>>, DialectError> {
+        self.take(key).map(|value| value.read(read)).transpose()
     }
 
     pub(crate) fn take_string(&mut self, key: &str) -> Result<Option<String>, DialectError> {
@@ -299,13 +345,17 @@ impl<'a> Object<'a> {
     }
 }
 
-struct Entries<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+/// The fields of an object. What is beyond the bound is read over, and noted.
+struct Entries<'a> {
+    entries: Vec<(Cow<'a, str>, &'a RawValue)>,
+    cut: bool,
+}
 
 impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Fields;
         impl<'de> Visitor<'de> for Fields {
-            type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
+            type Value = Entries<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
@@ -313,16 +363,52 @@ impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut entries = Vec::new();
-                while let Some(Key(key)) = map.next_key()? {
-                    if entries.len() >= ITEMS_MAX {
-                        return Err(serde::de::Error::custom("too many fields"));
-                    }
+                while entries.len() < ITEMS_MAX {
+                    let Some(Key(key)) = map.next_key()? else { return Ok(Entries { entries, cut: false }) };
                     entries.push((key, map.next_value()?));
                 }
-                Ok(entries)
+                let mut cut = false;
+                while map.next_entry::<IgnoredAny, &RawValue>()?.is_some() {
+                    cut = true;
+                }
+                Ok(Entries { entries, cut })
             }
         }
-        deserializer.deserialize_map(Fields).map(Entries)
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+/// The items of an array, likewise.
+struct Items<'a> {
+    items: Vec<&'a RawValue>,
+    cut: bool,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Items<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List;
+        impl<'de> Visitor<'de> for List {
+            type Value = Items<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut items = Vec::new();
+                while items.len() < ITEMS_MAX {
+                    let Some(item) = list.next_element()? else { return Ok(Items { items, cut: false }) };
+                    items.push(item);
+                }
+                let mut cut = false;
+                // each item is read over without recursion, however deep it is
+                while list.next_element::<&RawValue>()?.is_some() {
+                    cut = true;
+                }
+                Ok(Items { items, cut })
+            }
+        }
+        deserializer.deserialize_seq(List)
     }
 }
 

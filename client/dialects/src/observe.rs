@@ -1,20 +1,24 @@
 //! Reads usage, finish reason, model and errors from an answer that passes untouched. What it does not understand it
 //! leaves alone: such an answer is between the caller and the provider.
 use crate::dialect::{Dialect, Operation};
-use crate::errors;
+use crate::errors::{self, ErrorKind};
 use crate::json::{Object, Value};
 use crate::outcome::{Finish, Outcome};
 use crate::{anthropic, bedrock, gemini, openai};
+use std::collections::BTreeSet;
 
 /// Reads answers of one operation.
 pub(crate) struct Observer {
     operation: Operation,
     usage: anthropic::UsageSeen,
+    /// How many answers are to come, and those that have ended.
+    candidates: u64,
+    ended: BTreeSet<u64>,
 }
 
 impl Observer {
-    pub(crate) fn new(operation: Operation) -> Self {
-        Self { operation, usage: anthropic::UsageSeen::default() }
+    pub(crate) fn new(operation: Operation, candidates: u64) -> Self {
+        Self { operation, usage: anthropic::UsageSeen::default(), candidates, ended: BTreeSet::new() }
     }
 
     /// A whole body.
@@ -47,6 +51,9 @@ impl Observer {
                 if matches!(kind, "response.completed" | "response.incomplete" | "response.failed") {
                     outcome.complete = true;
                 }
+                if kind == "response.failed" {
+                    outcome.error = Some(outcome.error.unwrap_or(ErrorKind::Internal));
+                }
             }
             (Operation::Messages, Some("message_start")) => {
                 if let Some(message) = inner(&mut o, "message") {
@@ -57,7 +64,7 @@ impl Observer {
                 if let Some(mut delta) = inner(&mut o, "delta")
                     && let Ok(Some(reason)) = delta.take_string("stop_reason")
                 {
-                    outcome.finish = Some(anthropic::finish_of(&reason));
+                    outcome.finish = anthropic::finish_of(&reason);
                 }
                 self.object(o, outcome);
             }
@@ -66,7 +73,8 @@ impl Observer {
             _ => {
                 self.object(o, outcome);
                 // a reason is the end, whether or not [DONE] follows; Gemini has nothing else
-                outcome.complete |= outcome.finish.is_some();
+                let ended = u64::try_from(self.ended.len()).unwrap_or(u64::MAX);
+                outcome.complete |= ended >= self.candidates;
             }
         }
     }
@@ -94,8 +102,13 @@ impl Observer {
                 if let Some(usage) = inner(&mut o, "usage") {
                     outcome.usage = openai::read_usage(usage).ok().or(outcome.usage);
                 }
-                if let Some(reason) = first(&mut o, "choices", "finish_reason") {
-                    outcome.finish = Some(openai::finish_of(&reason));
+                for (index, reason) in reasons(&mut o, "choices", "finish_reason") {
+                    self.ended.insert(index);
+                    outcome.finish = openai::finish_of(&reason);
+                }
+                // of a response that failed
+                if let Some(error) = o.take("error").filter(|_| self.operation == Operation::Responses) {
+                    outcome.error = Some(errors::read_event(Dialect::OpenAi, error.text().as_bytes()).kind);
                 }
                 if let (Operation::Responses, Ok(Some(status))) = (self.operation, o.take_string("status")) {
                     outcome.finish = match status.as_str() {
@@ -113,7 +126,7 @@ impl Observer {
                     outcome.usage = Some(self.usage.usage());
                 }
                 if let Ok(Some(reason)) = o.take_string("stop_reason") {
-                    outcome.finish = Some(anthropic::finish_of(&reason));
+                    outcome.finish = anthropic::finish_of(&reason);
                 }
             }
             Dialect::Gemini => {
@@ -121,9 +134,12 @@ impl Observer {
                 if let Some(usage) = inner(&mut o, "usageMetadata") {
                     outcome.usage = gemini::read_usage(usage).ok().or(outcome.usage);
                 }
-                if let Some(reason) = first(&mut o, "candidates", "finishReason") {
-                    outcome.finish = Some(gemini::finish_of(&reason));
-                } else if o.raw("promptFeedback").is_some() && outcome.finish.is_none() {
+                for (index, reason) in reasons(&mut o, "candidates", "finishReason") {
+                    self.ended.insert(index);
+                    outcome.finish = gemini::finish_of(&reason);
+                }
+                if inner(&mut o, "promptFeedback").is_some_and(|mut f| f.take("blockReason").is_some()) {
+                    self.candidates = 0;
                     outcome.finish = Some(Finish::ContentFilter);
                 }
             }
@@ -132,7 +148,7 @@ impl Observer {
                     outcome.usage = bedrock::read_usage(usage).ok().or(outcome.usage);
                 }
                 if let Ok(Some(reason)) = o.take_string("stopReason") {
-                    outcome.finish = Some(bedrock::finish_of(&reason));
+                    outcome.finish = bedrock::finish_of(&reason);
                 }
             }
         }
@@ -147,8 +163,13 @@ fn inner<'a>(o: &mut Object<'a>, key: &str) -> Option<Object<'a>> {
     o.take(key).filter(Value::is_object)?.object().ok()
 }
 
-/// A string of the first of a list of objects.
-fn first(o: &mut Object<'_>, list: &str, key: &str) -> Option<String> {
-    let list = o.take(list).filter(Value::is_array)?.array().ok()?;
-    list.first()?.object().ok()?.take(key)?.string().ok()
+/// Why each of a list of answers ended, by their indices.
+fn reasons(o: &mut Object<'_>, list: &str, key: &str) -> Vec<(u64, String)> {
+    let list = o.take(list).filter(Value::is_array).and_then(|list| list.array().ok()).unwrap_or_default();
+    let reason = |one: &Value<'_>| {
+        let mut one = one.object().ok()?;
+        let reason = one.take(key)?.string().ok().filter(|reason| !reason.is_empty())?;
+        Some((one.take_u64("index").ok()?.unwrap_or(0), reason))
+    };
+    list.iter().filter_map(reason).collect()
 }

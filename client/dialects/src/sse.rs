@@ -2,6 +2,7 @@
 //! <https://html.spec.whatwg.org/multipage/server-sent-events.html>
 //!
 //! Lines end with LF, CR LF or CR. A last event without its blank line is read too: some servers end so.
+use crate::common::{Decode, Delta};
 use crate::error::DialectError;
 use crate::limits::EVENT_BYTES_MAX;
 
@@ -125,6 +126,58 @@ impl Events {
             _ => {}
         }
         Ok(())
+    }
+}
+
+/// What one dialect's events mean.
+pub(crate) trait Meaning: Send {
+    /// The data of one event, never empty.
+    fn event(&mut self, data: &str, out: &mut Vec<Delta>) -> Result<(), DialectError>;
+    /// The end of the bytes, if neither [`Delta::Done`] nor [`Delta::Error`] came before.
+    fn end(&mut self, out: &mut Vec<Delta>) -> Result<(), DialectError>;
+}
+
+/// Reads a provider's events.
+pub(crate) struct Reader<M> {
+    events: Events,
+    meaning: M,
+    /// Nothing counts any more.
+    over: bool,
+}
+
+impl<M> Reader<M> {
+    pub(crate) fn new(meaning: M) -> Self {
+        Self { events: Events::default(), meaning, over: false }
+    }
+}
+
+impl<M: Meaning> Reader<M> {
+    fn events(&mut self, events: &[Event], out: &mut Vec<Delta>) -> Result<(), DialectError> {
+        for event in events.iter().filter(|event| !event.data.is_empty()) {
+            if self.over {
+                break;
+            }
+            self.meaning.event(&event.data, out)?;
+            self.over = matches!(out.last(), Some(Delta::Done | Delta::Error(_)));
+        }
+        Ok(())
+    }
+}
+
+impl<M: Meaning> Decode for Reader<M> {
+    fn feed(&mut self, bytes: &[u8], out: &mut Vec<Delta>) -> Result<(), DialectError> {
+        let mut events = Vec::new();
+        let cut = self.events.feed(bytes, &mut events);
+        self.events(&events, out).map_err(DialectError::in_answer)?;
+        cut
+    }
+
+    fn finish(&mut self, out: &mut Vec<Delta>) -> Result<(), DialectError> {
+        let mut events = Vec::new();
+        self.events.finish(&mut events)?;
+        // an event without its blank line may be half of one
+        self.events(&events, out).map_err(|_| DialectError::Truncated)?;
+        if self.over { Ok(()) } else { self.meaning.end(out) }
     }
 }
 

@@ -3,11 +3,13 @@ use crate::call::{Call, TargetRoute};
 use crate::common::{Block, Decode, Delta, Encode, Framing, Part, Reply};
 use crate::dialect::{Dialect, Operation};
 use crate::error::DialectError;
+use crate::errors::ErrorKind;
 use crate::eventstream::Frames;
+use crate::gemini::Form;
 use crate::json::Value;
 use crate::observe::Observer;
 use crate::outcome::{Finish, Outcome};
-use crate::sse::Events;
+use crate::sse::{Events, Reader};
 use crate::{anthropic, bedrock, embeddings, errors, gemini, headers, openai, responses};
 use bytes::Bytes;
 
@@ -47,10 +49,14 @@ pub struct Answer {
 pub struct AnswerTranslator {
     operation: Operation,
     stream: bool,
+    /// The caller wants its stream as one JSON array.
+    array: bool,
     from: Dialect,
     framing: Framing,
     mode: Mode,
     outcome: Outcome,
+    /// What ended the stream, to be told after the bytes before it.
+    failed: Option<DialectError>,
 }
 
 enum Mode {
@@ -62,11 +68,16 @@ enum Mode {
     Embeddings { asked: Bytes },
 }
 
+/// What one call of [`AnswerTranslator::feed`] comes to: bytes, and perhaps why there are no more.
+type Step = (Vec<u8>, Result<(), DialectError>);
+
 enum Watch {
     Events(Events),
     Frames(Frames),
     /// Events, of which the one with nothing but usage is kept from the caller.
     Metered(Events),
+    /// Events, told as items of one JSON array.
+    Array(Events, Form),
 }
 
 impl AnswerTranslator {
@@ -82,15 +93,16 @@ impl AnswerTranslator {
         let mode = if operation.dialect() == target.dialect {
             let watch = match operation {
                 Operation::Converse { .. } => Watch::Frames(Frames::default()),
+                _ if call.is_json_array() => Watch::Array(Events::default(), Form::new(true)),
                 _ if call.is_metered(target) => Watch::Metered(Events::keeping_bytes()),
                 _ => Watch::Events(Events::default()),
             };
-            Mode::Pass { observer: Observer::new(operation), watch }
+            Mode::Pass { observer: Observer::new(operation, call.candidates()), watch }
         } else if operation.is_conversation() {
             let decoder: Box<dyn Decode> = match target.dialect {
-                Dialect::OpenAi => Box::new(openai::Decoder::new(&framing.id)),
-                Dialect::Anthropic => Box::new(anthropic::Decoder::default()),
-                Dialect::Gemini => Box::new(gemini::Decoder::new(&framing.id)),
+                Dialect::OpenAi => Box::new(Reader::new(openai::Decoder::new(&framing.id))),
+                Dialect::Anthropic => Box::new(Reader::new(anthropic::Decoder::default())),
+                Dialect::Gemini => Box::new(Reader::new(gemini::Decoder::new(&framing.id))),
                 Dialect::Bedrock => Box::new(bedrock::Decoder::default()),
             };
             let encoder: Box<dyn Encode> = match operation.dialect() {
@@ -99,15 +111,17 @@ impl AnswerTranslator {
                 }
                 Dialect::OpenAi => Box::new(openai::Encoder::new(framing.clone())),
                 Dialect::Anthropic => Box::new(anthropic::Encoder::new(framing.clone())),
-                Dialect::Gemini => Box::new(gemini::Encoder::new(framing.clone())),
+                Dialect::Gemini => {
+                    Box::new(gemini::Encoder::new(framing.clone(), Form::new(call.is_json_array())))
+                }
                 Dialect::Bedrock => Box::new(bedrock::Encoder::default()),
             };
             Mode::Translate { decoder, encoder }
         } else {
             Mode::Embeddings { asked: call.expose_body().clone() }
         };
-        let (stream, from) = (call.stream(), target.dialect);
-        Self { operation, stream, from, framing, mode, outcome: Outcome::default() }
+        let (stream, array, from) = (call.stream(), call.is_json_array(), target.dialect);
+        Self { operation, stream, array, from, framing, mode, outcome: Outcome::default(), failed: None }
     }
 
     /// Status and headers, as soon as they are there. Says whether the body is a stream.
@@ -116,6 +130,7 @@ impl AnswerTranslator {
         let json = content_type.starts_with("application/json");
         let stream = self.stream && (200..300).contains(&status) && !json;
         let content_type = match (&self.mode, stream) {
+            (_, true) if self.array => self.stream_type(),
             (Mode::Pass { .. }, _) => content_type,
             (_, true) => self.stream_type(),
             (_, false) => "application/json",
@@ -125,6 +140,7 @@ impl AnswerTranslator {
 
     fn stream_type(&self) -> &'static str {
         match self.operation.dialect() {
+            _ if self.array => "application/json; charset=UTF-8",
             Dialect::Bedrock => "application/vnd.amazon.eventstream",
             Dialect::OpenAi | Dialect::Anthropic | Dialect::Gemini => "text/event-stream; charset=utf-8",
         }
@@ -164,6 +180,7 @@ impl AnswerTranslator {
                     Dialect::Bedrock => bedrock::read_reply(&root),
                 };
                 let reply = reply.map_err(DialectError::in_answer)?;
+                sayable(reply.finish, self.operation.dialect())?;
                 self.outcome.usage = reply.usage;
                 self.outcome.finish = reply.finish;
                 self.outcome.model = reply.model.clone();
@@ -218,47 +235,83 @@ impl AnswerTranslator {
         Answer { status: answer.status, headers: out, body: answer.body }
     }
 
-    /// The next bytes of a stream, cut anywhere; the bytes for the caller, perhaps none.
+    /// The next bytes of a stream, cut anywhere; the bytes for the caller, perhaps none. What was whole before an error is
+    /// given first: the error is the next call's answer.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<Bytes, DialectError> {
-        self.step(Some(bytes))
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let (out, end) = self.step(Some(bytes));
+        if let Err(error) = end {
+            self.failed = Some(error.clone());
+            if out.is_empty() {
+                return Err(error);
+            }
+        }
+        Ok(out.into())
     }
 
     /// The stream is over: the last bytes, or [`DialectError::Truncated`].
     pub fn finish(&mut self) -> Result<Bytes, DialectError> {
-        let out = self.step(None)?;
-        if self.outcome.complete { Ok(out) } else { Err(DialectError::Truncated) }
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let (out, end) = self.step(None);
+        end?;
+        if self.outcome.complete { Ok(out.into()) } else { Err(DialectError::Truncated) }
+    }
+
+    /// An error of ours, as the last bytes of a stream that has begun.
+    pub fn error_event(&mut self, kind: ErrorKind, message: &str) -> Bytes {
+        if !self.array {
+            return errors::error_event(self.operation, kind, message);
+        }
+        let mut out = Vec::new();
+        let text = errors::object(Dialect::Gemini, kind, message).text();
+        match &mut self.mode {
+            Mode::Pass { watch: Watch::Array(_, form), .. } => {
+                form.item(&text, &mut out);
+                form.end(&mut out);
+            }
+            Mode::Translate { encoder, .. } => {
+                let error = errors::ProviderError { kind, message: message.to_owned(), retry_after: None };
+                // an encoder writes every error
+                let _written = encoder.write(Delta::Error(error), &mut out);
+            }
+            Mode::Pass { .. } | Mode::Embeddings { .. } => {}
+        }
+        out.into()
     }
 
     /// Bytes, or the end of them.
-    fn step(&mut self, bytes: Option<&[u8]>) -> Result<Bytes, DialectError> {
+    fn step(&mut self, bytes: Option<&[u8]>) -> Step {
         let outcome = &mut self.outcome;
-        match &mut self.mode {
+        let asker = self.operation.dialect();
+        let mut out = Vec::new();
+        let end = match &mut self.mode {
             Mode::Pass { observer, watch: Watch::Frames(frames) } => {
                 let mut seen = Vec::new();
-                match bytes {
-                    Some(bytes) => frames.feed(bytes, &mut seen)?,
-                    None => frames.finish()?,
-                }
+                let end = match bytes {
+                    Some(bytes) => frames.feed(bytes, &mut seen),
+                    None => frames.finish(),
+                };
                 seen.iter().for_each(|frame| observer.frame(frame, outcome));
-                Ok(Bytes::copy_from_slice(bytes.unwrap_or_default()))
+                if end.is_ok() {
+                    out.extend_from_slice(bytes.unwrap_or_default());
+                }
+                end
             }
             Mode::Pass { observer, watch: Watch::Events(events) } => {
-                let mut seen = Vec::new();
-                match bytes {
-                    Some(bytes) => events.feed(bytes, &mut seen)?,
-                    None => events.finish(&mut seen)?,
-                }
+                let (seen, end) = cut(events, bytes);
                 let some = seen.iter().filter(|event| !event.data.is_empty());
                 some.for_each(|event| observer.event(&event.data, outcome));
-                Ok(Bytes::copy_from_slice(bytes.unwrap_or_default()))
+                if end.is_ok() {
+                    out.extend_from_slice(bytes.unwrap_or_default());
+                }
+                end
             }
             Mode::Pass { observer, watch: Watch::Metered(events) } => {
-                let mut seen = Vec::new();
-                match bytes {
-                    Some(bytes) => events.feed(bytes, &mut seen)?,
-                    None => events.finish(&mut seen)?,
-                }
-                let mut out = Vec::new();
+                let (seen, end) = cut(events, bytes);
                 for event in seen {
                     if !event.data.is_empty() {
                         observer.event(&event.data, outcome);
@@ -270,23 +323,42 @@ impl AnswerTranslator {
                         out.push(b'\n');
                     }
                 }
-                Ok(out.into())
+                end
+            }
+            Mode::Pass { observer, watch: Watch::Array(events, form) } => {
+                let (seen, mut end) = cut(events, bytes);
+                for event in seen.iter().filter(|event| !event.data.is_empty()) {
+                    if let Err(error) = Value::root(event.data.as_bytes()) {
+                        // half an event at the end is a stream cut short, anywhere else it is no JSON
+                        end = Err(if bytes.is_none() { DialectError::Truncated } else { error.in_answer() });
+                        break;
+                    }
+                    observer.event(&event.data, outcome);
+                    form.item(&event.data, &mut out);
+                }
+                if bytes.is_none() && outcome.complete {
+                    form.end(&mut out);
+                }
+                end
             }
             Mode::Translate { decoder, encoder } => {
                 let mut deltas = Vec::new();
-                match bytes {
-                    Some(bytes) => decoder.feed(bytes, &mut deltas)?,
-                    None => decoder.finish(&mut deltas)?,
-                }
-                let mut out = Vec::new();
-                for delta in deltas {
+                let end = match bytes {
+                    Some(bytes) => decoder.feed(bytes, &mut deltas),
+                    None => decoder.finish(&mut deltas),
+                };
+                let told = deltas.into_iter().try_for_each(|delta| {
+                    if let Delta::Finish { finish, .. } = &delta {
+                        sayable(Some(*finish), asker)?;
+                    }
                     note(&delta, outcome);
-                    encoder.write(delta, &mut out)?;
-                }
-                Ok(out.into())
+                    encoder.write(delta, &mut out)
+                });
+                told.and(end)
             }
-            Mode::Embeddings { .. } => Ok(Bytes::new()),
-        }
+            Mode::Embeddings { .. } => Ok(()),
+        };
+        (out, end)
     }
 
     /// What was observed so far.
@@ -297,6 +369,30 @@ impl AnswerTranslator {
 
 fn header<'a>(headers: &'a [(String, String)], wanted: &str) -> Option<&'a str> {
     headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str())
+}
+
+/// The events in bytes, or in what is left of them.
+fn cut(events: &mut Events, bytes: Option<&[u8]>) -> (Vec<crate::sse::Event>, Result<(), DialectError>) {
+    let mut seen = Vec::new();
+    let end = match bytes {
+        Some(bytes) => events.feed(bytes, &mut seen),
+        None => events.finish(&mut seen),
+    };
+    (seen, end)
+}
+
+/// Refuses a reason that a caller's dialect has no word for: as `stop` or `end_turn` it would pass for a good answer.
+fn sayable(finish: Option<Finish>, to: Dialect) -> Result<(), DialectError> {
+    let expected = match (finish, to) {
+        (Some(Finish::MalformedToolCall), Dialect::OpenAi | Dialect::Anthropic) => {
+            "a tool call that is well formed"
+        }
+        (Some(Finish::Pause), Dialect::OpenAi | Dialect::Gemini | Dialect::Bedrock) => {
+            "a turn that is not paused"
+        }
+        _ => return Ok(()),
+    };
+    Err(DialectError::Malformed { field: "reason to stop".into(), expected }.in_answer())
 }
 
 /// The event that `include_usage` adds: no choices, and usage.

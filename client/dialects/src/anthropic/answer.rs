@@ -12,7 +12,10 @@ pub(crate) fn read_reply(body: &Value<'_>) -> Result<Reply, DialectError> {
     for block in o.need("content")?.array()? {
         let mut b = block.object()?;
         reply.parts.push(match b.need_string("type")?.as_str() {
-            "text" => Part::Text(b.need_string("text")?),
+            "text" => {
+                no_citations(&mut b)?;
+                Part::Text(b.need_string("text")?)
+            }
             "tool_use" => Part::ToolCall {
                 id: b.need_string("id")?,
                 name: b.need_string("name")?,
@@ -26,7 +29,7 @@ pub(crate) fn read_reply(body: &Value<'_>) -> Result<Reply, DialectError> {
             _ => return Err(block.expected("a block of text, thinking or tool use")),
         });
     }
-    reply.finish = o.take_string("stop_reason")?.map(|r| finish_of(&r));
+    reply.finish = o.take("stop_reason").map(|reason| read_finish(&reason)).transpose()?;
     reply.stop_sequence = o.take_string("stop_sequence")?;
     let mut seen = UsageSeen::default();
     if let Some(usage) = o.take_object("usage")? {
@@ -36,17 +39,30 @@ pub(crate) fn read_reply(body: &Value<'_>) -> Result<Reply, DialectError> {
     Ok(reply)
 }
 
-/// Why it ended.
-pub(crate) fn finish_of(reason: &str) -> Finish {
-    match reason {
+pub(super) fn read_finish(reason: &Value<'_>) -> Result<Finish, DialectError> {
+    finish_of(&reason.string()?).ok_or_else(|| reason.expected("a known reason"))
+}
+
+/// Citations, which are given to those who ask for them: no translation does.
+pub(super) fn no_citations(block: &mut Object<'_>) -> Result<(), DialectError> {
+    match block.take("citations") {
+        Some(some) if some.raw().as_str() != "[]" => Err(some.expected("no citations")),
+        _ => Ok(()),
+    }
+}
+
+/// Why it ended. `None`: a reason that is not known here, and that may mean anything.
+pub(crate) fn finish_of(reason: &str) -> Option<Finish> {
+    Some(match reason {
+        "end_turn" => Finish::Stop,
         "max_tokens" => Finish::Length,
         "stop_sequence" => Finish::StopSequence,
         "tool_use" => Finish::ToolCalls,
         "pause_turn" => Finish::Pause,
         "refusal" => Finish::Refusal,
         "model_context_window_exceeded" => Finish::ContextLength,
-        _ => Finish::Stop,
-    }
+        _ => return None,
+    })
 }
 
 pub(super) fn finish_name(finish: Finish) -> &'static str {

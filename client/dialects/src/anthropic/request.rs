@@ -1,7 +1,7 @@
 //! Requests: read from callers, written to routes.
 use crate::common::{
     At, Conversation, Effort, Format, Image, Part, ResultPart, Role, Thinking, Tool, ToolChoice, ToolResult,
-    Turn, Writing, described, refuse_some,
+    Turn, Writing, described, refuse_hot, refuse_some,
 };
 use crate::dialect::Dialect;
 use crate::error::DialectError;
@@ -14,17 +14,12 @@ pub(crate) fn read_request(body: &Value<'_>, target: Dialect) -> Result<Conversa
     let mut c = Conversation::default();
     o.ignore(&["model"]);
     c.stream = o.take_bool("stream")?.unwrap_or(false);
-    let max = o.need("max_tokens")?;
-    c.max_output = Some(At::new(max.u64()?, max.at()));
-    let mut number = |key: &str| -> Result<_, DialectError> {
-        o.take(key).map(|v| Ok(At::new(v.number()?, v.at()))).transpose()
-    };
-    c.temperature = number("temperature")?;
-    c.top_p = number("top_p")?;
-    c.top_k = number("top_k")?;
+    c.max_output = Some(o.need("max_tokens")?.read(Value::u64)?);
+    c.temperature = o.take_at("temperature", Value::number)?;
+    c.top_p = o.take_at("top_p", Value::number)?;
+    c.top_k = o.take_at("top_k", Value::number)?;
     if let Some(stop) = o.take("stop_sequences") {
-        let list = stop.strings()?;
-        c.stop = (!list.is_empty()).then(|| At::new(list, stop.at()));
+        c.stop = stop.some_strings()?;
     }
     if let Some(mut metadata) = o.take_object("metadata")? {
         c.user = metadata.take_string("user_id")?;
@@ -35,19 +30,20 @@ pub(crate) fn read_request(body: &Value<'_>, target: Dialect) -> Result<Conversa
         c.thinking = Some(read_thinking(&thinking, target)?);
     }
     if let Some(mut config) = o.take_object("output_config")? {
-        if let Some(effort) = config.take("effort") {
-            c.effort = Some(read_effort(&effort)?);
-        }
+        c.effort = config.take_at("effort", read_effort)?;
         if let Some(format) = config.take("format") {
             c.format = Some(read_format(&format, target)?);
         }
         config.finish(target)?;
     }
     if let Some(format) = o.take("output_format") {
+        if c.format.is_some() {
+            return Err(format.expected("one format, not two"));
+        }
         c.format = Some(read_format(&format, target)?);
     }
     for tool in o.take_array("tools")? {
-        c.tools.push(At::new(read_tool(&tool, target)?, tool.at()));
+        c.tools.push(tool.read(|tool| read_tool(tool, target))?);
     }
     if let Some(choice) = o.take("tool_choice") {
         read_tool_choice(&choice, target, &mut c)?;
@@ -97,9 +93,9 @@ pub(crate) fn read_thinking(value: &Value<'_>, target: Dialect) -> Result<At<Thi
     Ok(At::new(thinking, value.at()))
 }
 
-pub(crate) fn read_effort(value: &Value<'_>) -> Result<At<Effort>, DialectError> {
+pub(crate) fn read_effort(value: &Value<'_>) -> Result<Effort, DialectError> {
     let effort = Effort::of_name(&value.string()?).filter(|e| !matches!(e, Effort::None | Effort::Minimal));
-    Ok(At::new(effort.ok_or_else(|| value.expected("an effort from low to max"))?, value.at()))
+    effort.ok_or_else(|| value.expected("an effort from low to max"))
 }
 
 fn read_format(value: &Value<'_>, target: Dialect) -> Result<At<Format>, DialectError> {
@@ -246,11 +242,7 @@ pub(crate) fn write_request(c: &Conversation, to: &Writing<'_>) -> Result<String
     refuse_some(&c.seed, target, "no seed there")?;
     refuse_some(&c.presence_penalty, target, "no penalties there")?;
     refuse_some(&c.frequency_penalty, target, "no penalties there")?;
-    if let Some(t) = &c.temperature
-        && t.v.as_str().parse::<f64>().is_ok_and(|t| t > 1.0)
-    {
-        return Err(t.refuse(target, "the highest temperature there is 1"));
-    }
+    refuse_hot(c, target)?;
     let max = c.max_output.as_ref().map_or(to.max_output_default, |m| m.v);
     let mut o = Obj::new().with("model", to.model).with("max_tokens", max);
     if !c.system.is_empty() {
@@ -268,7 +260,10 @@ pub(crate) fn write_request(c: &Conversation, to: &Writing<'_>) -> Result<String
     o = o.opt("stop_sequences", c.stop.as_ref().map(|s| Json::from(s.v.as_slice())));
     let tools: Vec<Json> = c.tools.iter().map(|t| write_tool(&t.v).into()).collect();
     o = o.opt("tools", (!tools.is_empty()).then_some(tools));
-    if c.tool_choice.is_some() || c.parallel_tools.is_some() {
+    // a choice without tools is refused there, and one of none or of any says nothing
+    let nothing =
+        matches!(c.tool_choice.as_ref().map(|t| &t.v), None | Some(ToolChoice::Auto | ToolChoice::None));
+    if !(c.tools.is_empty() && nothing) && (c.tool_choice.is_some() || c.parallel_tools.is_some()) {
         o.put("tool_choice", write_tool_choice(c));
     }
     o = o.opt("thinking", thinking_fields(c));

@@ -1,31 +1,28 @@
 //! Streamed answers.
-use crate::anthropic::answer::{UsageSeen, finish_name, finish_of, message, write_usage};
+use crate::anthropic::answer::{UsageSeen, finish_name, message, no_citations, read_finish, write_usage};
 use crate::anthropic::request::write_block;
-use crate::common::{Block, Blocks, Decode, Delta, Encode, Framing, Part};
+use crate::common::{Block, Blocks, Delta, Encode, Framing, Part};
 use crate::dialect::{Dialect, Operation};
 use crate::error::DialectError;
 use crate::errors;
 use crate::json::{Json, Obj, Object, Raw, Value};
 use crate::outcome::{Finish, Usage};
-use crate::sse::{self, Event, Events};
+use crate::sse::{self, Meaning};
 
 /// Reads a message's events.
 #[derive(Default)]
 pub(crate) struct Decoder {
-    events: Events,
     blocks: Blocks,
     usage: UsageSeen,
     /// Index of the open block.
     open: Option<u64>,
-    done: bool,
+    /// A reason was given.
+    stopped: bool,
 }
 
-impl Decoder {
-    fn event(&mut self, event: &Event, out: &mut Vec<Delta>) -> Result<(), DialectError> {
-        if self.done || event.data.is_empty() {
-            return Ok(());
-        }
-        let root = Value::root(event.data.as_bytes())?;
+impl Meaning for Decoder {
+    fn event(&mut self, data: &str, out: &mut Vec<Delta>) -> Result<(), DialectError> {
+        let root = Value::root(data.as_bytes())?;
         let mut o = root.object()?;
         match o.need_string("type")?.as_str() {
             "message_start" => {
@@ -53,10 +50,12 @@ impl Decoder {
             }
             "message_delta" => {
                 let mut delta = o.need("delta")?.object()?;
-                if let Some(reason) = delta.take_string("stop_reason")? {
+                if let Some(reason) = delta.take("stop_reason") {
+                    let finish = read_finish(&reason)?;
                     let stop_sequence = delta.take_string("stop_sequence")?;
                     self.blocks.end(out);
-                    out.push(Delta::Finish { finish: finish_of(&reason), stop_sequence });
+                    out.push(Delta::Finish { finish, stop_sequence });
+                    self.stopped = true;
                 }
                 if let Some(usage) = o.take_object("usage")? {
                     self.usage.read(usage)?;
@@ -64,24 +63,30 @@ impl Decoder {
                 }
             }
             "message_stop" => {
+                if !self.stopped {
+                    return Err(o.expected("a stop_reason before it"));
+                }
                 self.blocks.end(out);
                 out.push(Delta::Done);
-                self.done = true;
             }
-            "error" => {
-                self.done = true;
-                out.push(Delta::Error(errors::read_event(Dialect::Anthropic, event.data.as_bytes())));
-            }
+            "error" => out.push(Delta::Error(errors::read_event(Dialect::Anthropic, data.as_bytes()))),
             // ping, and what the versioning policy says may be added
             _ => {}
         }
         Ok(())
     }
 
+    fn end(&mut self, _out: &mut Vec<Delta>) -> Result<(), DialectError> {
+        Err(DialectError::Truncated)
+    }
+}
+
+impl Decoder {
     fn start(&mut self, block: &Value<'_>, out: &mut Vec<Delta>) -> Result<(), DialectError> {
         let mut b = block.object()?;
         match b.need_string("type")?.as_str() {
             "text" => {
+                no_citations(&mut b)?;
                 self.blocks.end(out);
                 self.blocks.text(b.take_string("text")?.unwrap_or_default(), out)
             }
@@ -108,22 +113,6 @@ impl Decoder {
             "input_json_delta" => self.blocks.arguments(delta.need_string("partial_json")?, out),
             _ => Err(delta.expected("a delta of text, thinking, signature or input")),
         }
-    }
-}
-
-impl Decode for Decoder {
-    fn feed(&mut self, bytes: &[u8], out: &mut Vec<Delta>) -> Result<(), DialectError> {
-        let mut events = Vec::new();
-        self.events.feed(bytes, &mut events)?;
-        events.iter().try_for_each(|event| self.event(event, out)).map_err(DialectError::in_answer)
-    }
-
-    fn finish(&mut self, out: &mut Vec<Delta>) -> Result<(), DialectError> {
-        let mut events = Vec::new();
-        self.events.finish(&mut events)?;
-        // an event without its blank line may be half of one
-        events.iter().try_for_each(|event| self.event(event, out)).map_err(|_| DialectError::Truncated)?;
-        if self.done { Ok(()) } else { Err(DialectError::Truncated) }
     }
 }
 

@@ -18,19 +18,24 @@ pub(crate) fn read_reply(body: &Value<'_>) -> Result<Reply, DialectError> {
         } else if let Some(call) = b.take("toolUse") {
             read_tool_use(&call, Dialect::Bedrock)?
         } else if let Some(reasoning) = b.take("reasoningContent") {
-            read_reasoning(&reasoning)?
+            read_reasoning(&reasoning, Dialect::Bedrock)?
         } else {
             return Err(block.expected("a block of text, reasoning or tool use"));
         });
     }
-    reply.finish = o.take_string("stopReason")?.map(|r| finish_of(&r));
+    reply.finish = o.take("stopReason").map(|reason| read_finish(&reason)).transpose()?;
     reply.usage = o.take_object("usage")?.map(read_usage).transpose()?;
     Ok(reply)
 }
 
-/// Why it ended.
-pub(crate) fn finish_of(reason: &str) -> Finish {
-    match reason {
+pub(super) fn read_finish(reason: &Value<'_>) -> Result<Finish, DialectError> {
+    finish_of(&reason.string()?).ok_or_else(|| reason.expected("a known reason"))
+}
+
+/// Why it ended. `None`: a reason that is not known here, and that may mean anything.
+pub(crate) fn finish_of(reason: &str) -> Option<Finish> {
+    Some(match reason {
+        "end_turn" => Finish::Stop,
         "max_tokens" => Finish::Length,
         "stop_sequence" => Finish::StopSequence,
         "tool_use" => Finish::ToolCalls,
@@ -38,8 +43,8 @@ pub(crate) fn finish_of(reason: &str) -> Finish {
         "refusal" => Finish::Refusal,
         "model_context_window_exceeded" => Finish::ContextLength,
         "malformed_tool_use" | "malformed_model_output" => Finish::MalformedToolCall,
-        _ => Finish::Stop,
-    }
+        _ => return None,
+    })
 }
 
 pub(super) fn finish_name(finish: Finish) -> &'static str {

@@ -2,7 +2,7 @@
 use crate::anthropic::{effort_fields, read_effort, read_thinking, thinking_fields};
 use crate::common::{
     At, Conversation, Format, Image, Part, ResultPart, Role, Tool, ToolChoice, ToolResult, Turn, Writing,
-    base64_canonical, refuse_some,
+    base64_canonical, refuse_hot, refuse_some,
 };
 use crate::dialect::Dialect;
 use crate::error::DialectError;
@@ -22,24 +22,21 @@ pub(crate) fn read_request(
     o.only("additionalModelResponseFieldPaths", &["[]"], target, "no such fields there")?;
     o.only("promptVariables", &["{}"], target, "no prompts are kept there")?;
     if let Some(mut config) = o.take_object("inferenceConfig")? {
-        if let Some(max) = config.take("maxTokens") {
-            c.max_output = Some(At::new(max.u64()?, max.at()));
-        }
-        c.temperature = config.take("temperature").map(|v| Ok(At::new(v.number()?, v.at()))).transpose()?;
-        c.top_p = config.take("topP").map(|v| Ok(At::new(v.number()?, v.at()))).transpose()?;
+        c.max_output = config.take_at("maxTokens", Value::u64)?;
+        c.temperature = config.take_at("temperature", Value::number)?;
+        c.top_p = config.take_at("topP", Value::number)?;
         if let Some(stop) = config.take("stopSequences") {
-            let list = stop.strings()?;
-            c.stop = (!list.is_empty()).then(|| At::new(list, stop.at()));
+            c.stop = stop.some_strings()?;
         }
         config.finish(target)?;
     }
     if let Some(mut more) = o.take_object("additionalModelRequestFields")? {
-        c.top_k = more.take("top_k").map(|v| Ok(At::new(v.number()?, v.at()))).transpose()?;
+        c.top_k = more.take_at("top_k", Value::number)?;
         if let Some(thinking) = more.take("thinking") {
             c.thinking = Some(read_thinking(&thinking, target)?);
         }
         if let Some(mut config) = more.take_object("output_config")? {
-            c.effort = config.take("effort").map(|e| read_effort(&e)).transpose()?;
+            c.effort = config.take_at("effort", read_effort)?;
             config.finish(target)?;
         }
         more.finish(target)?;
@@ -54,9 +51,7 @@ pub(crate) fn read_request(
         for tool in config.take_array("tools")? {
             read_tool(&tool, target, &mut c.tools)?;
         }
-        if let Some(choice) = config.take("toolChoice") {
-            c.tool_choice = Some(At::new(read_tool_choice(&choice, target)?, choice.at()));
-        }
+        c.tool_choice = config.take_at("toolChoice", |choice| read_tool_choice(choice, target))?;
         config.finish(target)?;
     }
     for block in o.take_array("system")? {
@@ -157,17 +152,21 @@ fn read_block(block: &Value<'_>, target: Dialect, role: Role) -> Result<At<Part>
         Part::Text(text)
     } else if let Some(point) = o.take("cachePoint") {
         Part::CachePoint { ttl: read_cache_point(&point, target)? }
-    } else if let (Some(image), Role::User) = (o.take("image"), role) {
-        Part::Image(read_image(&image, target)?)
-    } else if let (Some(result), Role::User) = (o.take("toolResult"), role) {
-        Part::ToolResult(read_result(&result, target)?)
-    } else if let (Some(call), Role::Assistant) = (o.take("toolUse"), role) {
-        read_tool_use(&call, target)?
-    } else if let (Some(reasoning), Role::Assistant) = (o.take("reasoningContent"), role) {
-        read_reasoning(&reasoning)?
     } else {
-        o.finish(target)?;
-        return Err(block.expected("a block of one of its kinds"));
+        let kinds = match role {
+            Role::User => ["image", "toolResult"],
+            Role::Assistant => ["toolUse", "reasoningContent"],
+        };
+        match kinds.into_iter().find_map(|kind| Some((kind, o.take(kind)?))) {
+            Some(("image", image)) => Part::Image(read_image(&image, target)?),
+            Some(("toolResult", result)) => Part::ToolResult(read_result(&result, target)?),
+            Some(("toolUse", call)) => read_tool_use(&call, target)?,
+            Some((_, reasoning)) => read_reasoning(&reasoning, target)?,
+            None => {
+                o.finish(target)?;
+                return Err(block.expected("a block of one of its kinds"));
+            }
+        }
     };
     o.finish(target)?;
     Ok(At::new(part, block.at()))
@@ -185,14 +184,19 @@ pub(super) fn read_tool_use(call: &Value<'_>, target: Dialect) -> Result<Part, D
     Ok(part)
 }
 
-pub(super) fn read_reasoning(value: &Value<'_>) -> Result<Part, DialectError> {
+pub(super) fn read_reasoning(value: &Value<'_>, target: Dialect) -> Result<Part, DialectError> {
     let mut o = value.object()?;
-    if let Some(data) = o.take_string("redactedContent")? {
-        return Ok(Part::Redacted(data));
-    }
-    let mut text = o.need("reasoningText")?.object()?;
-    let signature = text.take_string("signature")?.filter(|s| !s.is_empty());
-    Ok(Part::Thinking { text: text.need_string("text")?, signature })
+    let part = if let Some(data) = o.take_string("redactedContent")? {
+        Part::Redacted(data)
+    } else {
+        let mut text = o.need("reasoningText")?.object()?;
+        let signature = text.take_string("signature")?.filter(|s| !s.is_empty());
+        let part = Part::Thinking { text: text.need_string("text")?, signature };
+        text.finish(target)?;
+        part
+    };
+    o.finish(target)?;
+    Ok(part)
 }
 
 fn read_image(value: &Value<'_>, target: Dialect) -> Result<Image, DialectError> {
@@ -264,6 +268,7 @@ pub(crate) fn write_request(c: &Conversation, to: &Writing<'_>) -> Result<String
     refuse_some(&c.seed, target, "no seed there")?;
     refuse_some(&c.presence_penalty, target, "no penalties there")?;
     refuse_some(&c.frequency_penalty, target, "no penalties there")?;
+    refuse_hot(c, target)?;
     if let Some(parallel) = c.parallel_tools.as_ref().filter(|p| !p.v) {
         return Err(parallel.refuse(target, "parallel calls cannot be forbidden there"));
     }

@@ -1,5 +1,5 @@
 //! Streamed answers, in frames.
-use crate::bedrock::answer::{finish_name, finish_of, read_usage, write_usage};
+use crate::bedrock::answer::{finish_name, read_finish, read_usage, write_usage};
 use crate::common::{Block, Blocks, Decode, Delta, Encode};
 use crate::dialect::Operation;
 use crate::error::DialectError;
@@ -52,7 +52,7 @@ impl Decoder {
             }
             "messageStop" => {
                 self.blocks.end(out);
-                let finish = finish_of(&o.need_string("stopReason")?);
+                let finish = read_finish(&o.need("stopReason")?)?;
                 out.push(Delta::Finish { finish, stop_sequence: None });
                 self.stopped = true;
             }
@@ -105,8 +105,9 @@ impl Decoder {
 impl Decode for Decoder {
     fn feed(&mut self, bytes: &[u8], out: &mut Vec<Delta>) -> Result<(), DialectError> {
         let mut frames = Vec::new();
-        self.frames.feed(bytes, &mut frames)?;
-        frames.iter().try_for_each(|frame| self.frame(frame, out)).map_err(DialectError::in_answer)
+        let cut = self.frames.feed(bytes, &mut frames);
+        frames.iter().try_for_each(|frame| self.frame(frame, out)).map_err(DialectError::in_answer)?;
+        cut
     }
 
     fn finish(&mut self, out: &mut Vec<Delta>) -> Result<(), DialectError> {

@@ -11,14 +11,13 @@ pub(crate) fn read_reply(body: &Value<'_>, stamp: &str) -> Result<Reply, Dialect
     let mut reply = Reply { model: o.take_string("modelVersion")?, ..Reply::default() };
     reply.usage = o.take_object("usageMetadata")?.map(read_usage).transpose()?;
     let candidates = o.take_array("candidates")?;
-    let Some(candidate) = candidates.first() else {
-        return match o.take("promptFeedback") {
-            Some(_) => {
-                reply.finish = Some(Finish::ContentFilter);
-                Ok(reply)
-            }
-            None => Err(o.expected("a candidate")),
-        };
+    let candidate = match candidates.as_slice() {
+        [one] => one,
+        [] if is_blocked(&mut o)? => {
+            reply.finish = Some(Finish::ContentFilter);
+            return Ok(reply);
+        }
+        _ => return Err(o.expected("one candidate")),
     };
     let mut candidate = candidate.object()?;
     let mut parts: Vec<At<Part>> = Vec::new();
@@ -44,9 +43,16 @@ pub(crate) fn read_reply(body: &Value<'_>, stamp: &str) -> Result<Reply, Dialect
         }
     }
     reply.parts = parts.into_iter().map(|p| p.v).collect();
-    let finish = candidate.take_string("finishReason")?.map_or(Finish::Stop, |r| finish_of(&r));
+    let finish = candidate.take("finishReason").map(|reason| read_finish(&reason)).transpose()?;
+    let finish = finish.unwrap_or(Finish::Stop);
     reply.finish = Some(if finish == Finish::Stop && calls > 0 { Finish::ToolCalls } else { finish });
     Ok(reply)
+}
+
+/// Whether the prompt was refused: feedback alone may be ratings of one that was not.
+pub(super) fn is_blocked(response: &mut Object<'_>) -> Result<bool, DialectError> {
+    let feedback = response.take_object("promptFeedback")?;
+    Ok(feedback.is_some_and(|mut feedback| feedback.take("blockReason").is_some()))
 }
 
 /// A part of an answer.
@@ -76,21 +82,39 @@ pub(super) fn read_part(part: &Value<'_>) -> Result<ReadPart, DialectError> {
             arguments: f.take("args").map(|a| a.raw_object()).transpose()?.unwrap_or_else(Raw::empty_object),
         }),
     };
-    if text.is_none() && call.is_none() && signature.is_none() {
+    let other = MEDIA.iter().any(|key| o.take(key).is_some());
+    if other || (text.is_none() && call.is_none() && signature.is_none()) {
         return Err(part.expected("text or a function call"));
     }
     Ok(ReadPart { thought, signature, text, call })
 }
 
-/// Why it ended.
-pub(crate) fn finish_of(reason: &str) -> Finish {
-    match reason {
+/// What else a part of an answer can be, and no other dialect can say.
+const MEDIA: [&str; 4] = ["inlineData", "fileData", "executableCode", "codeExecutionResult"];
+
+pub(super) fn read_finish(reason: &Value<'_>) -> Result<Finish, DialectError> {
+    finish_of(&reason.string()?).ok_or_else(|| reason.expected("a known reason"))
+}
+
+/// Why it ended. `None`: a reason that is not known here, or says nothing (`OTHER`).
+/// <https://ai.google.dev/api/generate-content#FinishReason>
+pub(crate) fn finish_of(reason: &str) -> Option<Finish> {
+    Some(match reason {
+        "STOP" => Finish::Stop,
         "MAX_TOKENS" => Finish::Length,
-        "SAFETY" | "RECITATION" | "BLOCKLIST" | "PROHIBITED_CONTENT" | "SPII" | "IMAGE_SAFETY"
-        | "LANGUAGE" => Finish::ContentFilter,
+        "SAFETY"
+        | "RECITATION"
+        | "BLOCKLIST"
+        | "PROHIBITED_CONTENT"
+        | "SPII"
+        | "LANGUAGE"
+        | "MODEL_ARMOR"
+        | "IMAGE_SAFETY"
+        | "IMAGE_PROHIBITED_CONTENT"
+        | "IMAGE_RECITATION" => Finish::ContentFilter,
         "MALFORMED_FUNCTION_CALL" | "UNEXPECTED_TOOL_CALL" => Finish::MalformedToolCall,
-        _ => Finish::Stop,
-    }
+        _ => return None,
+    })
 }
 
 pub(super) fn finish_name(finish: Finish) -> &'static str {

@@ -19,4 +19,4 @@ mod stream;
 
 pub(crate) use answer::{finish_of, read_reply, read_usage, write_reply};
 pub(crate) use request::{has_images, read_request, write_request};
-pub(crate) use stream::{Decoder, Encoder};
+pub(crate) use stream::{Decoder, Encoder, Form};

@@ -9,6 +9,7 @@ use crate::gemini::schema::json_schema;
 use crate::json::{Json, Obj, Object, Raw, Value};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Marks redacted thinking within a signature's bytes.
 const REDACTED: &[u8] = b"redacted_thinking:";
@@ -83,21 +84,19 @@ pub(crate) fn read_request(
 
 fn read_config(mut o: Object<'_>, target: Dialect, c: &mut Conversation) -> Result<(), DialectError> {
     let mut number = |one: &str, other: &str| -> Result<_, DialectError> {
-        o.take_either(one, other).map(|v| Ok(At::new(v.number()?, v.at()))).transpose()
+        o.take_either(one, other).map(|v| v.read(Value::number)).transpose()
     };
-    let nonzero = |n: &At<Raw>| !n.v.as_str().parse::<f64>().is_ok_and(|n| n == 0.0);
     c.temperature = number("temperature", "")?;
     c.top_p = number("topP", "top_p")?;
     c.top_k = number("topK", "top_k")?;
     c.seed = number("seed", "")?;
-    c.presence_penalty = number("presencePenalty", "presence_penalty")?.filter(nonzero);
-    c.frequency_penalty = number("frequencyPenalty", "frequency_penalty")?.filter(nonzero);
+    c.presence_penalty = number("presencePenalty", "presence_penalty")?.filter(|n| !n.v.is_zero());
+    c.frequency_penalty = number("frequencyPenalty", "frequency_penalty")?.filter(|n| !n.v.is_zero());
     if let Some(max) = o.take_either("maxOutputTokens", "max_output_tokens") {
-        c.max_output = Some(At::new(max.u64()?, max.at()));
+        c.max_output = Some(max.read(Value::proto_u64)?);
     }
     if let Some(stop) = o.take_either("stopSequences", "stop_sequences") {
-        let list = stop.strings()?;
-        c.stop = (!list.is_empty()).then(|| At::new(list, stop.at()));
+        c.stop = stop.some_strings()?;
     }
     o.only("candidateCount", &["1"], target, "one answer only")?;
     o.only("responseLogprobs", &["false"], target, "no log probabilities there")?;
@@ -197,25 +196,59 @@ fn read_tool_config(mut o: Object<'_>, target: Dialect, c: &mut Conversation) ->
 /// Calls so far: numbers those without an id, and finds the call that a result answers.
 #[derive(Default)]
 struct Calls {
+    calls: usize,
+    /// The last number that an id was made of.
     count: usize,
-    open: Vec<(String, String)>,
+    /// Ids that callers gave, and those that were made up.
+    given: BTreeSet<String>,
+    made: BTreeSet<String>,
+    /// Calls without a result, by their number, and their numbers by id and by name.
+    open: BTreeMap<usize, String>,
+    by_id: BTreeMap<String, usize>,
+    by_name: BTreeMap<String, VecDeque<usize>>,
 }
 
 impl Calls {
-    fn call(&mut self, id: Option<String>, name: &str) -> String {
-        self.count += 1;
-        let id = id.filter(|id| !id.is_empty()).unwrap_or_else(|| format!("call_{}", self.count));
-        self.open.push((id.clone(), name.to_owned()));
-        id
+    /// The id of a call. `None`: it was made up before, for another.
+    fn call(&mut self, id: Option<String>, name: &str) -> Option<String> {
+        let id = match id.filter(|id| !id.is_empty()) {
+            Some(id) if self.made.contains(&id) => return None,
+            Some(id) => {
+                self.given.insert(id.clone());
+                id
+            }
+            None => loop {
+                self.count += 1;
+                let id = format!("call_{}", self.count);
+                if !self.given.contains(&id) {
+                    self.made.insert(id.clone());
+                    break id;
+                }
+            },
+        };
+        let number = self.calls;
+        self.calls += 1;
+        self.open.insert(number, id.clone());
+        self.by_id.insert(id.clone(), number);
+        self.by_name.entry(name.to_owned()).or_default().push_back(number);
+        Some(id)
     }
 
     fn result(&mut self, id: Option<String>, name: &str) -> Option<String> {
-        let id = id.filter(|id| !id.is_empty());
-        let at = self.open.iter().position(|(open, n)| id.as_ref().map_or(n == name, |id| id == open));
-        match at {
-            Some(at) => Some(self.open.remove(at).0),
-            None => id,
+        if let Some(id) = id.filter(|id| !id.is_empty()) {
+            if let Some(number) = self.by_id.remove(&id) {
+                self.open.remove(&number);
+            }
+            return Some(id);
         }
+        let numbers = self.by_name.get_mut(name)?;
+        while let Some(number) = numbers.pop_front() {
+            if let Some(id) = self.open.remove(&number) {
+                self.by_id.remove(&id);
+                return Some(id);
+            }
+        }
+        None
     }
 }
 
@@ -247,23 +280,31 @@ fn read_part(
         }
     }
     let mut add = |v: Part| parts.push(At::new(v, part.at()));
+    let by = |who: Role, what: &Value<'_>| {
+        if who == role { Ok(()) } else { Err(what.untranslatable(target, "the other role says this there")) }
+    };
     if let Some(text) = o.take_string("text")? {
         // an empty text carries a signature only
         if !(text.is_empty() && signature.is_some()) {
             add(Part::Text(text));
         }
     } else if let Some(data) = o.take_either("inlineData", "inline_data") {
+        by(Role::User, &data)?;
         add(Part::Image(read_blob(&data, target)?));
     } else if let Some(file) = o.take_either("fileData", "file_data") {
+        by(Role::User, &file)?;
         add(Part::Image(read_file(&file, target)?));
     } else if let Some(call) = o.take_either("functionCall", "function_call") {
+        by(Role::Assistant, &call)?;
         let mut f = call.object()?;
         let name = f.need_string("name")?;
         let id = calls.call(f.take_string("id")?, &name);
+        let id = id.ok_or_else(|| f.expected("an id that no earlier call without one got"))?;
         let arguments = f.take("args").map(|a| a.raw_object()).transpose()?.unwrap_or_else(Raw::empty_object);
         f.finish(target)?;
         add(Part::ToolCall { id, name, arguments });
     } else if let Some(response) = o.take_either("functionResponse", "function_response") {
+        by(Role::User, &response)?;
         add(Part::ToolResult(read_response(&response, target, calls)?));
     } else if signature.is_none() {
         return match o.finish(target) {

@@ -1,41 +1,37 @@
-//! Streamed answers, `alt=sse`.
-use crate::common::{Block, Blocks, Decode, Delta, Encode, Framing};
-use crate::dialect::{Dialect, Operation};
+//! Streamed answers: events (`alt=sse`) from routes; to callers events, or one JSON array.
+use crate::common::{Block, Blocks, Delta, Encode, Framing};
+use crate::dialect::Dialect;
 use crate::error::DialectError;
 use crate::errors;
-use crate::gemini::answer::{finish_name, finish_of, read_part, read_usage, response};
+use crate::gemini::answer::{finish_name, is_blocked, read_finish, read_part, read_usage, response};
 use crate::gemini::request::{Unwrapped, redacted_part, signature_part, unwrap_signature, wrap_signature};
 use crate::json::{Json, Obj, Raw, Value};
 use crate::limits::PENDING_BYTES_MAX;
 use crate::outcome::{Finish, Usage};
-use crate::sse::{self, Event, Events};
+use crate::sse::{self, Meaning};
 
 /// Reads responses. There is no last event: the end of the bytes is the end, if a reason was given.
 #[derive(Default)]
 pub(crate) struct Decoder {
-    events: Events,
     blocks: Blocks,
     begun: bool,
     finish: Option<Finish>,
     stamp: String,
     calls: usize,
-    done: bool,
 }
 
 impl Decoder {
     pub(crate) fn new(stamp: &str) -> Self {
         Self { stamp: stamp.to_owned(), ..Self::default() }
     }
+}
 
-    fn event(&mut self, event: &Event, out: &mut Vec<Delta>) -> Result<(), DialectError> {
-        if self.done || event.data.is_empty() {
-            return Ok(());
-        }
-        let root = Value::root(event.data.as_bytes())?;
+impl Meaning for Decoder {
+    fn event(&mut self, data: &str, out: &mut Vec<Delta>) -> Result<(), DialectError> {
+        let root = Value::root(data.as_bytes())?;
         let mut o = root.object()?;
         if o.take("error").is_some() {
-            self.done = true;
-            out.push(Delta::Error(errors::read_event(Dialect::Gemini, event.data.as_bytes())));
+            out.push(Delta::Error(errors::read_event(Dialect::Gemini, data.as_bytes())));
             return Ok(());
         }
         if !self.begun {
@@ -43,6 +39,9 @@ impl Decoder {
             out.push(Delta::Begin { model: o.take_string("modelVersion")? });
         }
         let candidates = o.take_array("candidates")?;
+        if candidates.len() > 1 {
+            return Err(o.expected("one candidate"));
+        }
         if let Some(candidate) = candidates.first() {
             let mut candidate = candidate.object()?;
             if let Some(mut content) = candidate.take_object("content")? {
@@ -50,10 +49,10 @@ impl Decoder {
                     self.part(&part, out)?;
                 }
             }
-            if let Some(reason) = candidate.take_string("finishReason")? {
-                self.finish = Some(finish_of(&reason));
+            if let Some(reason) = candidate.take("finishReason") {
+                self.finish = Some(read_finish(&reason)?);
             }
-        } else if o.take("promptFeedback").is_some() {
+        } else if is_blocked(&mut o)? {
             self.finish = Some(Finish::ContentFilter);
         }
         if let Some(usage) = o.take_object("usageMetadata")? {
@@ -62,6 +61,20 @@ impl Decoder {
         Ok(())
     }
 
+    fn end(&mut self, out: &mut Vec<Delta>) -> Result<(), DialectError> {
+        let finish = self.finish.ok_or(DialectError::Truncated)?;
+        self.blocks.end(out);
+        let called = finish == Finish::Stop && self.blocks.any_tool();
+        out.push(Delta::Finish {
+            finish: if called { Finish::ToolCalls } else { finish },
+            stop_sequence: None,
+        });
+        out.push(Delta::Done);
+        Ok(())
+    }
+}
+
+impl Decoder {
     fn part(&mut self, part: &Value<'_>, out: &mut Vec<Delta>) -> Result<(), DialectError> {
         let read = read_part(part)?;
         if read.thought {
@@ -94,39 +107,49 @@ impl Decoder {
     }
 }
 
-impl Decode for Decoder {
-    fn feed(&mut self, bytes: &[u8], out: &mut Vec<Delta>) -> Result<(), DialectError> {
-        let mut events = Vec::new();
-        self.events.feed(bytes, &mut events)?;
-        events.iter().try_for_each(|event| self.event(event, out)).map_err(DialectError::in_answer)
+/// How a caller wants its stream.
+pub(crate) enum Form {
+    /// `alt=sse`.
+    Events,
+    /// One JSON array, an item at a time: Google's own way without `alt=sse`.
+    Array {
+        /// Its bracket is written.
+        begun: bool,
+    },
+}
+
+impl Form {
+    pub(crate) fn new(array: bool) -> Self {
+        if array { Self::Array { begun: false } } else { Self::Events }
     }
 
-    fn finish(&mut self, out: &mut Vec<Delta>) -> Result<(), DialectError> {
-        let mut events = Vec::new();
-        self.events.finish(&mut events)?;
-        // an event without its blank line may be half of one
-        events.iter().try_for_each(|event| self.event(event, out)).map_err(|_| DialectError::Truncated)?;
-        if self.done {
-            return Ok(());
+    /// Writes one response.
+    pub(crate) fn item(&mut self, json: &str, out: &mut Vec<u8>) {
+        match self {
+            Self::Events => sse::write(out, None, json),
+            Self::Array { begun } => {
+                let before: &[u8] = if std::mem::replace(begun, true) { b",\r\n" } else { b"[" };
+                out.extend_from_slice(before);
+                out.extend_from_slice(json.as_bytes());
+            }
         }
-        let finish = self.finish.ok_or(DialectError::Truncated)?;
-        self.blocks.end(out);
-        let called = finish == Finish::Stop && self.blocks.any_tool();
-        out.push(Delta::Finish {
-            finish: if called { Finish::ToolCalls } else { finish },
-            stop_sequence: None,
-        });
-        out.push(Delta::Done);
-        self.done = true;
-        Ok(())
+    }
+
+    /// Nothing follows.
+    pub(crate) fn end(&mut self, out: &mut Vec<u8>) {
+        match self {
+            Self::Events => {}
+            Self::Array { begun: true } => out.extend_from_slice(b"]\n"),
+            Self::Array { begun: false } => out.extend_from_slice(b"[]\n"),
+        }
     }
 }
 
 /// Writes responses. Arguments are kept until they are whole: there are no deltas of them.
 pub(crate) struct Encoder {
     framing: Framing,
+    form: Form,
     model: Option<String>,
-
     signature: Option<String>,
     call: Option<(String, String, String)>,
     finish: Finish,
@@ -134,14 +157,14 @@ pub(crate) struct Encoder {
 }
 
 impl Encoder {
-    pub(crate) fn new(framing: Framing) -> Self {
-        Self { framing, model: None, signature: None, call: None, finish: Finish::Stop, usage: None }
+    pub(crate) fn new(framing: Framing, form: Form) -> Self {
+        Self { framing, form, model: None, signature: None, call: None, finish: Finish::Stop, usage: None }
     }
 
-    fn part(&self, part: Obj, out: &mut Vec<u8>) {
+    fn part(&mut self, part: Obj, out: &mut Vec<u8>) {
         let parts = vec![Json::from(part)];
         let text = response(&self.framing, self.model.as_deref(), parts, None, None).text();
-        sse::write(out, None, &text);
+        self.form.item(&text, out);
     }
 
     /// A signature whose thought led to no part that could carry it.
@@ -194,8 +217,8 @@ impl Encode for Encoder {
             Delta::Finish { finish, .. } => self.finish = finish,
             Delta::Usage(usage) => self.usage = Some(usage),
             Delta::Error(error) => {
-                let operation = Operation::GenerateContent { stream: true };
-                out.extend_from_slice(&errors::error_event(operation, error.kind, &error.message));
+                self.form.item(&errors::object(Dialect::Gemini, error.kind, &error.message).text(), out);
+                self.form.end(out);
             }
             Delta::Done => {
                 self.flush(out);
@@ -203,7 +226,8 @@ impl Encode for Encoder {
                 let parts = vec![Json::from(Obj::new().with("text", ""))];
                 let model = self.model.as_deref();
                 let last = response(&self.framing, model, parts, finish, self.usage.as_ref());
-                sse::write(out, None, &last.text());
+                self.form.item(&last.text(), out);
+                self.form.end(out);
             }
         }
         Ok(())

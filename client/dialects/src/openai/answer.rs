@@ -9,10 +9,11 @@ use crate::outcome::{Finish, Usage};
 pub(crate) fn read_reply(body: &Value<'_>) -> Result<Reply, DialectError> {
     let mut o = body.object()?;
     let choices = o.need("choices")?.array()?;
-    let choice = choices.first().ok_or_else(|| o.expected("a choice"))?;
+    let [choice] = choices.as_slice() else { return Err(o.expected("one choice")) };
     let mut choice = choice.object()?;
     let mut message = choice.need("message")?.object()?;
     let mut reply = Reply { model: o.take_string("model")?, ..Reply::default() };
+    no_media(&mut message)?;
     read_thinking(&mut message, &mut reply.parts)?;
     for text in read_texts(&mut message, &mut reply.parts)? {
         if !text.is_empty() {
@@ -37,8 +38,8 @@ pub(crate) fn read_reply(body: &Value<'_>) -> Result<Reply, DialectError> {
         reply.parts.push(Part::ToolCall { id, name, arguments });
         called = true;
     }
-    let reason = choice.take_string("finish_reason")?;
-    reply.finish = Some(match (reason.as_deref().map(finish_of), refused, called) {
+    let reason = choice.take("finish_reason").map(|reason| read_finish(&reason)).transpose()?;
+    reply.finish = Some(match (reason, refused, called) {
         (_, true, _) => Finish::Refusal,
         (Some(Finish::Stop) | None, _, true) => Finish::ToolCalls,
         (Some(finish), ..) => finish,
@@ -46,6 +47,18 @@ pub(crate) fn read_reply(body: &Value<'_>) -> Result<Reply, DialectError> {
     });
     reply.usage = o.take_object("usage")?.map(read_usage).transpose()?;
     Ok(reply)
+}
+
+/// What an answer can hold besides, and no other dialect can say.
+pub(super) fn no_media(message: &mut Object<'_>) -> Result<(), DialectError> {
+    for key in ["audio", "images", "annotations", "function_call"] {
+        if let Some(media) = message.take(key)
+            && media.raw().as_str() != "[]"
+        {
+            return Err(media.expected("text, thinking and tool calls alone"));
+        }
+    }
+    Ok(())
 }
 
 fn read_thinking(message: &mut Object<'_>, parts: &mut Vec<Part>) -> Result<(), DialectError> {
@@ -105,14 +118,20 @@ pub(super) fn read_texts(
     Ok(texts)
 }
 
-/// Why it ended.
-pub(crate) fn finish_of(reason: &str) -> Finish {
-    match reason {
+pub(super) fn read_finish(reason: &Value<'_>) -> Result<Finish, DialectError> {
+    finish_of(&reason.string()?).ok_or_else(|| reason.expected("a known reason"))
+}
+
+/// Why it ended, `stop` by the names that servers have for it. `None`: a reason that is not known here, or a failure
+/// (`error` at OpenRouter and Mistral, `abort` of vLLM, `insufficient_system_resource` of DeepSeek).
+pub(crate) fn finish_of(reason: &str) -> Option<Finish> {
+    Some(match reason {
+        "stop" | "eos" | "eos_token" | "end_turn" | "stop_sequence" => Finish::Stop,
         "length" | "model_length" => Finish::Length,
         "tool_calls" | "function_call" => Finish::ToolCalls,
         "content_filter" => Finish::ContentFilter,
-        _ => Finish::Stop,
-    }
+        _ => return None,
+    })
 }
 
 pub(super) fn finish_name(finish: Finish) -> &'static str {

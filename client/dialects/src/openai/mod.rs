@@ -19,5 +19,8 @@ mod request;
 mod stream;
 
 pub(crate) use answer::{finish_of, read_reply, read_usage, write_reply};
-pub(crate) use request::{has_images, read_cache_control, read_request, write_request};
+pub(crate) use request::{
+    Names, arguments_of, has_images, read_cache_control, read_effort, read_format, read_request, read_tool,
+    read_tool_choice, write_request,
+};
 pub(crate) use stream::{Decoder, Encoder};

@@ -18,23 +18,22 @@ pub(crate) fn read_request(body: &Value<'_>, target: Dialect) -> Result<Conversa
         options.ignore(&["include_obfuscation"]);
         options.finish(target)?;
     }
-    for key in ["max_tokens", "max_completion_tokens"] {
-        if let Some(value) = o.take(key) {
-            c.max_output = Some(At::new(value.u64()?, value.at()));
+    c.max_output = o.take_at("max_tokens", Value::u64)?;
+    if let Some(max) = o.take_at("max_completion_tokens", Value::u64)? {
+        if c.max_output.is_some_and(|old| old.v != max.v) {
+            return Err(max.refuse(target, "max_tokens says another number"));
         }
+        c.max_output = Some(max);
     }
-    let mut number = |key: &str| -> Result<_, DialectError> {
-        o.take(key).map(|v| Ok(At::new(v.number()?, v.at()))).transpose()
-    };
-    c.temperature = number("temperature")?;
-    c.top_p = number("top_p")?;
-    c.top_k = number("top_k")?;
-    c.seed = number("seed")?;
-    c.presence_penalty = number("presence_penalty")?.filter(|n| !is_zero(&n.v));
-    c.frequency_penalty = number("frequency_penalty")?.filter(|n| !is_zero(&n.v));
+    c.temperature = o.take_at("temperature", Value::number)?;
+    c.top_p = o.take_at("top_p", Value::number)?;
+    c.top_k = o.take_at("top_k", Value::number)?;
+    c.seed = o.take_at("seed", Value::number)?;
+    c.presence_penalty = o.take_at("presence_penalty", Value::number)?.filter(|n| !n.v.is_zero());
+    c.frequency_penalty = o.take_at("frequency_penalty", Value::number)?.filter(|n| !n.v.is_zero());
     if let Some(stop) = o.take("stop") {
-        let list = if stop.is_string() { vec![stop.string()?] } else { stop.strings()? };
-        c.stop = (!list.is_empty()).then(|| At::new(list, stop.at()));
+        c.stop =
+            if stop.is_string() { Some(stop.read(|s| Ok(vec![s.string()?]))?) } else { stop.some_strings()? };
     }
     o.only("n", &["1"], target, "one answer only")?;
     o.only("store", &["false"], target, "nothing is stored there")?;
@@ -45,24 +44,18 @@ pub(crate) fn read_request(body: &Value<'_>, target: Dialect) -> Result<Conversa
     o.only("modalities", &["[\"text\"]"], target, "text only")?;
     o.only("verbosity", &["\"medium\""], target, "no such setting there")?;
     c.user = o.take_string("user")?;
-    c.parallel_tools = o.take("parallel_tool_calls").map(|v| Ok(At::new(v.bool()?, v.at()))).transpose()?;
-    if let Some(effort) = o.take("reasoning_effort") {
-        let name = effort.string()?;
-        let known = Effort::of_name(&name).ok_or_else(|| effort.expected("an effort from none to max"))?;
-        c.effort = Some(At::new(known, effort.at()));
-    }
+    c.parallel_tools = o.take_at("parallel_tool_calls", Value::bool)?;
+    c.effort = o.take_at("reasoning_effort", read_effort)?;
     if let Some(thinking) = o.take("thinking") {
         c.thinking = Some(crate::anthropic::read_thinking(&thinking, target)?);
     }
     if let Some(format) = o.take("response_format") {
-        c.format = read_format(&format, target)?;
+        c.format = read_format(&format, Names::Inside, target)?;
     }
     for tool in o.take_array("tools")? {
-        c.tools.push(At::new(read_tool(&tool, target)?, tool.at()));
+        c.tools.push(tool.read(|tool| read_tool(tool, Names::Inside, target))?);
     }
-    if let Some(choice) = o.take("tool_choice") {
-        c.tool_choice = Some(At::new(read_tool_choice(&choice, target)?, choice.at()));
-    }
+    c.tool_choice = o.take_at("tool_choice", |choice| read_tool_choice(choice, Names::Inside, target))?;
     for message in o.need("messages")?.array()? {
         read_message(&message, target, &mut c)?;
     }
@@ -70,49 +63,84 @@ pub(crate) fn read_request(body: &Value<'_>, target: Dialect) -> Result<Conversa
     Ok(c.canonical())
 }
 
-fn is_zero(number: &Raw) -> bool {
-    number.as_str().parse::<f64>().is_ok_and(|n| n == 0.0)
+pub(crate) fn read_effort(value: &Value<'_>) -> Result<Effort, DialectError> {
+    Effort::of_name(&value.string()?).ok_or_else(|| value.expected("an effort from none to max"))
 }
 
-fn read_format(value: &Value<'_>, target: Dialect) -> Result<Option<At<Format>>, DialectError> {
+/// Where what a `type` names stands: chat has it inside an object of that name, responses beside it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Names {
+    Inside,
+    Beside,
+}
+
+impl Names {
+    /// Reads what the type names, and refuses what is left.
+    fn read<'a, T>(
+        self,
+        mut o: Object<'a>,
+        key: &str,
+        target: Dialect,
+        read: impl FnOnce(&mut Object<'a>) -> Result<T, DialectError>,
+    ) -> Result<T, DialectError> {
+        let seen = match self {
+            Self::Beside => read(&mut o)?,
+            Self::Inside => {
+                let mut inner = o.need(key)?.object()?;
+                let seen = read(&mut inner)?;
+                inner.finish(target)?;
+                seen
+            }
+        };
+        o.finish(target)?;
+        Ok(seen)
+    }
+}
+
+pub(crate) fn read_format(
+    value: &Value<'_>,
+    names: Names,
+    target: Dialect,
+) -> Result<Option<At<Format>>, DialectError> {
     let mut o = value.object()?;
     let format = match o.need_string("type")?.as_str() {
-        "text" => None,
-        "json_object" => Some(Format::Json),
-        "json_schema" => {
-            let mut schema = o.need("json_schema")?.object()?;
-            let format = Format::Schema {
+        "text" => {
+            o.finish(target)?;
+            return Ok(None);
+        }
+        "json_object" => {
+            o.finish(target)?;
+            Format::Json
+        }
+        "json_schema" => names.read(o, "json_schema", target, |schema| {
+            Ok(Format::Schema {
                 name: schema.take_string("name")?,
                 description: schema.take_string("description")?,
                 schema: schema.need("schema")?.raw_object()?,
                 strict: schema.take_bool("strict")?,
-            };
-            schema.finish(target)?;
-            Some(format)
-        }
+            })
+        })?,
         _ => return Err(o.expected("text, json_object or json_schema")),
     };
-    o.finish(target)?;
-    Ok(format.map(|f| At::new(f, value.at())))
+    Ok(Some(At::new(format, value.at())))
 }
 
-fn read_tool(value: &Value<'_>, target: Dialect) -> Result<Tool, DialectError> {
+pub(crate) fn read_tool(value: &Value<'_>, names: Names, target: Dialect) -> Result<Tool, DialectError> {
     let mut o = value.object()?;
     let kind = o.need("type")?;
     if kind.string()? != "function" {
         return Err(kind.untranslatable(target, "only functions can be declared there"));
     }
-    let mut f = o.need("function")?.object()?;
-    let tool = Tool {
-        name: f.need_string("name")?,
-        description: f.take_string("description")?,
-        schema: f.take("parameters").map(|v| v.raw_object()).transpose()?,
-        strict: f.take_bool("strict")?,
-        cache: read_cache_control(&mut o, target)?,
-    };
-    f.finish(target)?;
-    o.finish(target)?;
-    Ok(tool)
+    let cache = if names == Names::Inside { read_cache_control(&mut o, target)? } else { None };
+    names.read(o, "function", target, |f| {
+        Ok(Tool {
+            name: f.need_string("name")?,
+            description: f.take_string("description")?,
+            schema: f.take("parameters").map(|v| v.raw_object()).transpose()?,
+            strict: f.take_bool("strict")?,
+            cache,
+        })
+    })
 }
 
 /// `{"type": "ephemeral", "ttl": "5m"}`, and its `ttl`.
@@ -127,11 +155,16 @@ pub(crate) fn read_cache_control(
     Ok(Some(ttl))
 }
 
-fn read_tool_choice(value: &Value<'_>, target: Dialect) -> Result<ToolChoice, DialectError> {
+pub(crate) fn read_tool_choice(
+    value: &Value<'_>,
+    names: Names,
+    target: Dialect,
+) -> Result<ToolChoice, DialectError> {
     if value.is_string() {
         return Ok(match value.string()?.as_str() {
             "auto" => ToolChoice::Auto,
             "none" => ToolChoice::None,
+            // Mistral's word
             "required" | "any" => ToolChoice::Required,
             _ => return Err(value.expected("auto, none, required or a function")),
         });
@@ -141,11 +174,7 @@ fn read_tool_choice(value: &Value<'_>, target: Dialect) -> Result<ToolChoice, Di
     if kind.string()? != "function" {
         return Err(kind.untranslatable(target, "only one function can be named there"));
     }
-    let mut f = o.need("function")?.object()?;
-    let name = f.need_string("name")?;
-    f.finish(target)?;
-    o.finish(target)?;
-    Ok(ToolChoice::Named(name))
+    names.read(o, "function", target, |f| Ok(ToolChoice::Named(f.need_string("name")?)))
 }
 
 fn read_message(message: &Value<'_>, target: Dialect, c: &mut Conversation) -> Result<(), DialectError> {
@@ -247,10 +276,12 @@ fn read_assistant(o: &mut Object<'_>, target: Dialect) -> Result<Vec<At<Part>>, 
     let plain = plain.or(o.take("reasoning"));
     match o.take("thinking_blocks") {
         Some(blocks) => {
+            // each goes to its place among all pieces, or else in front: places ascend
+            let mut rest = std::mem::take(&mut parts).into_iter();
             for (nth, block) in blocks.array()?.iter().enumerate() {
                 let mut b = block.object()?;
                 b.ignore(&["index"]);
-                let index = b.take_u64("position")?.and_then(|i| usize::try_from(i).ok()).unwrap_or(nth);
+                let place = b.take_u64("position")?.and_then(|i| usize::try_from(i).ok()).unwrap_or(nth);
                 let part = match b.need_string("type")?.as_str() {
                     "thinking" => Part::Thinking {
                         text: b.need_string("thinking")?,
@@ -260,8 +291,10 @@ fn read_assistant(o: &mut Object<'_>, target: Dialect) -> Result<Vec<At<Part>>, 
                     _ => return Err(block.expected("thinking or redacted_thinking")),
                 };
                 b.finish(target)?;
-                parts.insert(index.min(parts.len()), At::new(part, block.at()));
+                parts.extend(rest.by_ref().take(place.saturating_sub(parts.len())));
+                parts.push(At::new(part, block.at()));
             }
+            parts.extend(rest);
         }
         None => {
             if let Some(plain) = plain {
@@ -276,7 +309,7 @@ fn read_assistant(o: &mut Object<'_>, target: Dialect) -> Result<Vec<At<Part>>, 
 }
 
 /// Arguments as models write them. Some say nothing where there are none.
-pub(super) fn arguments_of(text: &str) -> Option<Raw> {
+pub(crate) fn arguments_of(text: &str) -> Option<Raw> {
     if text.trim().is_empty() {
         return Some(Raw::empty_object());
     }
@@ -303,7 +336,7 @@ pub(crate) fn write_request(c: &Conversation, to: &Writing<'_>) -> Result<String
     let flavour = to.flavour;
     let mut messages = Vec::new();
     if !c.system.is_empty() {
-        messages.push(Obj::new().with("role", "system").with("content", write_texts(&c.system, to)?).into());
+        messages.push(Obj::new().with("role", "system").with("content", write_system(&c.system, to)?).into());
     }
     for turn in &c.turns {
         match turn.role {
@@ -430,41 +463,66 @@ fn write_tool(tool: &Tool) -> Obj {
     Obj::of_type("function").with("function", function)
 }
 
-fn text_part(text: &str) -> Json {
-    Obj::of_type("text").with("text", text).into()
+fn text_part(text: &str) -> Obj {
+    Obj::of_type("text").with("text", text)
 }
 
-/// One text as a string, several as parts. Cache points are left out: OpenAI caches prefixes unasked.
-fn write_texts(parts: &[At<Part>], to: &Writing<'_>) -> Result<Json, DialectError> {
-    let mut texts = Vec::new();
+/// Marks the part before a cache point. OpenRouter hands it to the providers that know it; OpenAI caches prefixes unasked.
+/// <https://openrouter.ai/docs/features/prompt-caching>
+fn mark(content: &mut [Obj], ttl: Option<&str>, flavour: Flavour) -> bool {
+    match content.last_mut() {
+        Some(last) if flavour == Flavour::OpenRouter && last.type_name() == "text" => {
+            last.put("cache_control", Obj::of_type("ephemeral").opt("ttl", ttl));
+            true
+        }
+        _ => false,
+    }
+}
+
+/// One text as a string, anything else as parts.
+fn one_or_parts(content: Vec<Obj>, only_text: Option<&str>) -> Json {
+    match (content.len(), only_text) {
+        (1, Some(text)) => Json::from(text),
+        _ => content.into_iter().map(Json::from).collect::<Vec<_>>().into(),
+    }
+}
+
+fn write_system(parts: &[At<Part>], to: &Writing<'_>) -> Result<Json, DialectError> {
+    let mut content: Vec<Obj> = Vec::new();
+    let mut only_text: Option<&str> = None;
     for part in parts {
         match &part.v {
-            Part::Text(text) => texts.push(text.as_str()),
-            Part::CachePoint { .. } => {}
+            Part::Text(text) => {
+                only_text = content.is_empty().then_some(text);
+                content.push(text_part(text));
+            }
+            Part::CachePoint { ttl } => {
+                if mark(&mut content, ttl.as_deref(), to.flavour) {
+                    only_text = None;
+                }
+            }
             _ => return Err(part.refuse(to.dialect, "only text can stand here")),
         }
     }
-    Ok(one_or_many(&texts))
+    Ok(one_or_parts(content, only_text))
 }
 
 fn one_or_many(texts: &[&str]) -> Json {
     match texts {
         [one] => Json::from(*one),
-        many => many.iter().map(|t| text_part(t)).collect::<Vec<_>>().into(),
+        many => many.iter().map(|t| text_part(t).into()).collect::<Vec<Json>>().into(),
     }
 }
 
 fn write_user(turn: &Turn, to: &Writing<'_>, messages: &mut Vec<Json>) -> Result<(), DialectError> {
     let target = Dialect::OpenAi;
-    let mut content: Vec<Json> = Vec::new();
+    let mut content: Vec<Obj> = Vec::new();
     let mut only_text: Option<&str> = None;
-    let flush = |content: &mut Vec<Json>, only_text: &mut Option<&str>, messages: &mut Vec<Json>| {
-        let content = std::mem::take(content);
-        let content = match (content.len(), only_text.take()) {
-            (0, _) => return,
-            (1, Some(text)) => Json::from(text),
-            _ => content.into(),
-        };
+    let flush = |content: &mut Vec<Obj>, only_text: &mut Option<&str>, messages: &mut Vec<Json>| {
+        if content.is_empty() {
+            return;
+        }
+        let content = one_or_parts(std::mem::take(content), only_text.take());
         messages.push(Obj::new().with("role", "user").with("content", content).into());
     };
     for part in &turn.parts {
@@ -476,7 +534,7 @@ fn write_user(turn: &Turn, to: &Writing<'_>, messages: &mut Vec<Json>) -> Result
             Part::Image(image) => {
                 only_text = None;
                 let url = Obj::new().with("url", image.clone().into_url());
-                content.push(Obj::of_type("image_url").with("image_url", url).into());
+                content.push(Obj::of_type("image_url").with("image_url", url));
             }
             Part::ToolResult(result) => {
                 flush(&mut content, &mut only_text, messages);
@@ -485,7 +543,11 @@ fn write_user(turn: &Turn, to: &Writing<'_>, messages: &mut Vec<Json>) -> Result
                 let message = Obj::new().with("role", "tool").with("tool_call_id", &result.id);
                 messages.push(message.with("content", content).into());
             }
-            Part::CachePoint { .. } => {}
+            Part::CachePoint { ttl } => {
+                if mark(&mut content, ttl.as_deref(), to.flavour) {
+                    only_text = None;
+                }
+            }
             _ => return Err(part.refuse(to.dialect, "users cannot say this there")),
         }
     }

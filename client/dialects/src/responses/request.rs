@@ -1,10 +1,9 @@
 //! Requests, read from callers.
-use crate::common::{
-    At, Conversation, Effort, Format, Image, Part, ResultPart, Role, Tool, ToolChoice, ToolResult, Turn,
-};
+use crate::common::{At, Conversation, Image, Part, ResultPart, Role, ToolResult, Turn};
 use crate::dialect::Dialect;
 use crate::error::DialectError;
-use crate::json::{Object, Raw, Value};
+use crate::json::{Object, Value};
+use crate::openai::{Names, arguments_of, read_effort, read_format, read_tool, read_tool_choice};
 use crate::responses::REDACTED;
 
 /// Reads a body that is to be said to `target`.
@@ -23,38 +22,28 @@ pub(crate) fn read_request(body: &Value<'_>, target: Dialect) -> Result<Conversa
     o.only("service_tier", &["\"auto\"", "\"default\""], target, "no such tiers there")?;
     o.only("top_logprobs", &["0"], target, "no log probabilities there")?;
     o.only("include", &["[]", "[\"reasoning.encrypted_content\"]"], target, "nothing of this is there")?;
-    if let Some(max) = o.take("max_output_tokens") {
-        c.max_output = Some(At::new(max.u64()?, max.at()));
-    }
-    c.temperature = o.take("temperature").map(|v| Ok(At::new(v.number()?, v.at()))).transpose()?;
-    c.top_p = o.take("top_p").map(|v| Ok(At::new(v.number()?, v.at()))).transpose()?;
+    c.max_output = o.take_at("max_output_tokens", Value::u64)?;
+    c.temperature = o.take_at("temperature", Value::number)?;
+    c.top_p = o.take_at("top_p", Value::number)?;
     c.user = o.take_string("user")?;
-    c.parallel_tools = o.take("parallel_tool_calls").map(|v| Ok(At::new(v.bool()?, v.at()))).transpose()?;
+    c.parallel_tools = o.take_at("parallel_tool_calls", Value::bool)?;
     if let Some(mut reasoning) = o.take_object("reasoning")? {
         reasoning.ignore(&["summary", "generate_summary"]);
-        if let Some(effort) = reasoning.take("effort") {
-            let known = Effort::of_name(&effort.string()?);
-            let known = known.ok_or_else(|| effort.expected("an effort from none to max"))?;
-            c.effort = Some(At::new(known, effort.at()));
-        }
+        c.effort = reasoning.take_at("effort", read_effort)?;
         reasoning.finish(target)?;
     }
     if let Some(mut text) = o.take_object("text")? {
         text.only("verbosity", &["\"medium\""], target, "no such setting there")?;
         if let Some(format) = text.take("format") {
-            c.format = read_format(&format, target)?;
+            c.format = read_format(&format, Names::Beside, target)?;
         }
         text.finish(target)?;
     }
     for tool in o.take_array("tools")? {
-        c.tools.push(At::new(read_tool(&tool, target)?, tool.at()));
+        c.tools.push(tool.read(|tool| read_tool(tool, Names::Beside, target))?);
     }
-    if let Some(choice) = o.take("tool_choice") {
-        c.tool_choice = Some(At::new(read_tool_choice(&choice, target)?, choice.at()));
-    }
-    if let Some(instructions) = o.take("instructions") {
-        c.system.push(At::new(Part::Text(instructions.string()?), instructions.at()));
-    }
+    c.tool_choice = o.take_at("tool_choice", |choice| read_tool_choice(choice, Names::Beside, target))?;
+    c.system.extend(o.take_at("instructions", |text| Ok(Part::Text(text.string()?)))?);
     let input = o.need("input")?;
     if input.is_string() {
         let text = At::new(Part::Text(input.string()?), input.at());
@@ -66,59 +55,6 @@ pub(crate) fn read_request(body: &Value<'_>, target: Dialect) -> Result<Conversa
     }
     o.finish(target)?;
     Ok(c.canonical())
-}
-
-fn read_format(value: &Value<'_>, target: Dialect) -> Result<Option<At<Format>>, DialectError> {
-    let mut o = value.object()?;
-    let format = match o.need_string("type")?.as_str() {
-        "text" => None,
-        "json_object" => Some(Format::Json),
-        "json_schema" => Some(Format::Schema {
-            name: o.take_string("name")?,
-            description: o.take_string("description")?,
-            schema: o.need("schema")?.raw_object()?,
-            strict: o.take_bool("strict")?,
-        }),
-        _ => return Err(value.expected("text, json_object or json_schema")),
-    };
-    o.finish(target)?;
-    Ok(format.map(|f| At::new(f, value.at())))
-}
-
-fn read_tool(value: &Value<'_>, target: Dialect) -> Result<Tool, DialectError> {
-    let mut o = value.object()?;
-    let kind = o.need("type")?;
-    if kind.string()? != "function" {
-        return Err(kind.untranslatable(target, "tools that the provider runs exist only there"));
-    }
-    let tool = Tool {
-        name: o.need_string("name")?,
-        description: o.take_string("description")?,
-        schema: o.take("parameters").map(|v| v.raw_object()).transpose()?,
-        strict: o.take_bool("strict")?,
-        cache: None,
-    };
-    o.finish(target)?;
-    Ok(tool)
-}
-
-fn read_tool_choice(value: &Value<'_>, target: Dialect) -> Result<ToolChoice, DialectError> {
-    if value.is_string() {
-        return Ok(match value.string()?.as_str() {
-            "auto" => ToolChoice::Auto,
-            "none" => ToolChoice::None,
-            "required" => ToolChoice::Required,
-            _ => return Err(value.expected("auto, none, required or a function")),
-        });
-    }
-    let mut o = value.object()?;
-    let kind = o.need("type")?;
-    if kind.string()? != "function" {
-        return Err(kind.untranslatable(target, "only one function can be named there"));
-    }
-    let name = o.need_string("name")?;
-    o.finish(target)?;
-    Ok(ToolChoice::Named(name))
 }
 
 fn read_item(item: &Value<'_>, target: Dialect, c: &mut Conversation) -> Result<(), DialectError> {
@@ -146,15 +82,13 @@ fn read_item(item: &Value<'_>, target: Dialect, c: &mut Conversation) -> Result<
         }
         "function_call" => {
             let arguments = o.need("arguments")?;
-            let text = arguments.string()?;
-            let raw = if text.trim().is_empty() { Some(Raw::empty_object()) } else { Raw::parse(&text) };
-            let raw =
-                raw.filter(Raw::is_object).ok_or_else(|| arguments.expected("a JSON object in a string"))?;
+            let raw = arguments_of(&arguments.string()?);
+            let raw = raw.ok_or_else(|| arguments.expected("a JSON object in a string"))?;
             let (id, name) = (o.need_string("call_id")?, o.need_string("name")?);
             (Role::Assistant, vec![At::new(Part::ToolCall { id, name, arguments: raw }, item.at())])
         }
         "function_call_output" => (Role::User, vec![At::new(read_output(&mut o, target)?, item.at())]),
-        "reasoning" => (Role::Assistant, read_reasoning(&mut o, item.at())?),
+        "reasoning" => (Role::Assistant, vec![At::new(read_reasoning(&mut o, item, target)?, item.at())]),
         _ => return Err(item.untranslatable(target, "this kind of item cannot be said there")),
     };
     o.finish(target)?;
@@ -206,17 +140,18 @@ fn read_output(o: &mut Object<'_>, target: Dialect) -> Result<Part, DialectError
     Ok(Part::ToolResult(ToolResult { id, name: None, content, error: false }))
 }
 
-fn read_reasoning(o: &mut Object<'_>, at: &str) -> Result<Vec<At<Part>>, DialectError> {
-    o.ignore(&["content"]);
+fn read_reasoning(o: &mut Object<'_>, item: &Value<'_>, target: Dialect) -> Result<Part, DialectError> {
+    o.only("content", &["[]"], target, "only the summary of reasoning can be said there")?;
     let mut text = String::new();
     for summary in o.take_array("summary")? {
         text.push_str(&summary.object()?.need_string("text")?);
     }
     let signature = o.take_string("encrypted_content")?.filter(|s| !s.is_empty());
-    let part = match signature.as_deref().and_then(|s| s.strip_prefix(REDACTED)) {
-        Some(data) => Part::Redacted(data.to_owned()),
-        None if text.is_empty() && signature.is_none() => return Ok(Vec::new()),
-        None => Part::Thinking { text, signature },
-    };
-    Ok(vec![At::new(part, at)])
+    match signature.as_deref().and_then(|s| s.strip_prefix(REDACTED)) {
+        Some(data) => Ok(Part::Redacted(data.to_owned())),
+        None if text.is_empty() && signature.is_none() => {
+            Err(item.untranslatable(target, "reasoning that one provider keeps is unknown to another"))
+        }
+        None => Ok(Part::Thinking { text, signature }),
+    }
 }

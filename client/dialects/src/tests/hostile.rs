@@ -1,5 +1,6 @@
 //! Arbitrary and bent bytes: an error or an answer, never a panic, and no more memory than the bounds.
 use super::{call, endpoint, stamp, upstream};
+use crate::eventstream;
 use crate::limits::EVENT_BYTES_MAX;
 use crate::{AnswerTranslator, Call, Dialect, DialectError, Endpoint, Operation, TargetRoute};
 use bytes::Bytes;
@@ -146,5 +147,187 @@ fn an_endless_event_is_refused_by_every_reader() {
                 if from == Dialect::Bedrock { bent } else { DialectError::Answer(Box::new(large)) };
             assert_eq!(error, expected, "{from} to {to}");
         }
+    }
+}
+
+/// A provider's error that is nested in arrays is no error of any dialect; looking for one must not follow it down.
+#[test]
+fn an_error_nested_in_arrays_is_read_to_its_first_level() {
+    let deep = |n: usize| Bytes::from(format!("{}{{\"message\":\"m\"}}{}", "[".repeat(n), "]".repeat(n)));
+    for from in Dialect::ALL {
+        for to in Dialect::ALL {
+            let target = TargetRoute::new(from, upstream(from));
+            let mut translator = AnswerTranslator::new(&call(to, false), &target, stamp());
+            let answer = translator.whole(429, &[], deep(1_000_000)).unwrap();
+            assert!(answer.status >= 400, "{from} to {to}");
+            let passes = from == to;
+            let one = translator.whole(429, &[], deep(1)).unwrap();
+            assert!(passes || String::from_utf8_lossy(&one.body).contains("\"m\""), "{from} to {to}");
+        }
+    }
+}
+
+/// Bodies of 16 MiB, each of another shape that a reader could look at once for each of its parts.
+fn shapes() -> Vec<(&'static str, Operation, Vec<u8>)> {
+    const MOST: usize = 16 << 20;
+    let fill = |piece: &str| piece.repeat(MOST / piece.len());
+    let openai = |messages: &str| format!(r#"{{"model":"a","max_tokens":1,"messages":[{messages}]}}"#);
+    let user = |content: &str| openai(&format!(r#"{{"role":"user","content":{content}}}"#));
+    let list = |piece: &str, most: usize| {
+        let all = piece.repeat((MOST / piece.len()).min(most));
+        all.trim_end_matches(',').to_owned()
+    };
+    let contents = |parts: &[String]| {
+        let all: Vec<_> = parts.iter().map(|p| format!(r#"{{"parts":[{p}]}}"#)).collect();
+        format!(r#"{{"contents":[{}]}}"#, all.join(","))
+    };
+    let keys: String = (0..1_000_000).map(|n| format!("\"k{n}\":0,")).collect();
+    let calls: String =
+        (0..99_000).map(|n| format!(r#"{{"functionCall":{{"name":"f","id":"i{n}"}}}},"#)).collect();
+    let call_turn = format!(r#"{{"role":"model","parts":[{}]}}"#, calls.trim_end_matches(','));
+    let results = |result: &str| format!(r#"{{"parts":[{}]}}"#, list(result, 99_000));
+    let unmatched = format!(
+        r#"{{"contents":[{call_turn},{0},{0}]}}"#,
+        results(r#"{"functionResponse":{"name":"g","id":"x","response":{}}},"#)
+    );
+    let nameless = format!(
+        r#"{{"contents":[{{"role":"model","parts":[{}]}},{}]}}"#,
+        list(r#"{"functionCall":{"name":"f"}},"#, 99_000),
+        results(r#"{"functionResponse":{"name":"f","response":{}}},"#)
+    );
+    let thoughts = list(r#"{"type":"thinking","thinking":"t","signature":"s","position":0},"#, 99_000);
+    let assistant = format!(r#"{{"role":"assistant","content":"x","thinking_blocks":[{thoughts}]}}"#);
+    let mut schema = format!(r#"{{"type":"STRING","description":"{}"}}"#, "x".repeat(MOST));
+    for _ in 0..60 {
+        schema = format!(r#"{{"type":"ARRAY","items":{schema}}}"#);
+    }
+    let schema = format!(
+        r#"{{"contents":[],"generationConfig":{{"responseMimeType":"application/json","responseSchema":{schema}}}}}"#
+    );
+    let generate = Operation::GenerateContent { stream: false };
+    let converse = Operation::Converse { stream: false };
+    let text = |body: String| body.into_bytes();
+    vec![
+        ("one text", Operation::Chat, text(user(&format!("\"{}\"", fill("x"))))),
+        ("escapes", Operation::Chat, text(user(&format!("\"{}\"", fill("\\u00e9"))))),
+        (
+            "texts",
+            Operation::Messages,
+            text(user(&format!("[{}]", list(r#"{"type":"text","text":""},"#, 99_000)))),
+        ),
+        ("messages", Operation::Chat, text(openai(&list(r#"{"role":"user","content":"x"},"#, 99_000)))),
+        ("numbers", Operation::Chat, text(user(&format!("[{}0]", fill("0,"))))),
+        ("keys", Operation::Chat, text(format!("{{\"model\":\"a\",{}\"messages\":[]}}", keys))),
+        (
+            "brackets",
+            Operation::Chat,
+            text(user(&format!("{}{}", "[".repeat(MOST / 2), "]".repeat(MOST / 2)))),
+        ),
+        ("thoughts", Operation::Chat, text(openai(&assistant))),
+        (
+            "arguments",
+            Operation::Chat,
+            text(openai(&format!(
+                r#"{{"role":"assistant","tool_calls":[{{"id":"i","function":{{"name":"f","arguments":"{{\"a\":[{}0]}}"}}}}]}}"#,
+                fill("0,")
+            ))),
+        ),
+        ("contents", generate, text(contents(&vec![r#"{"text":"x"}"#.to_owned(); 99_000]))),
+        ("results of no call", generate, text(unmatched)),
+        ("results without ids", generate, text(nameless)),
+        ("schema", generate, text(schema)),
+        ("blocks", converse, text(user(&format!("[{}]", list(r#"{"text":"x"},"#, 99_000))))),
+        (
+            "input",
+            Operation::Responses,
+            text(format!(
+                r#"{{"model":"a","input":[{}]}}"#,
+                list(r#"{"role":"user","content":"x"},"#, 99_000)
+            )),
+        ),
+        (
+            "texts to embed",
+            Operation::Embeddings,
+            text(format!(r#"{{"model":"a","input":[{}]}}"#, list("\"\",", 99_000))),
+        ),
+    ]
+}
+
+/// A reader that looks at each part once for each other would need hours. `--nocapture` shows what each needs.
+#[test]
+fn sixteen_mebibytes_of_any_shape() {
+    let deadline = std::time::Duration::from_secs(120);
+    for (shape, operation, body) in shapes() {
+        let begun = std::time::Instant::now();
+        let own = matches!(operation.dialect(), Dialect::Gemini | Dialect::Bedrock);
+        let endpoint = Endpoint { operation, model: own.then(|| "a".into()), json_array: false };
+        let call = match Call::read(endpoint, Bytes::from(body)) {
+            Ok(call) => call,
+            Err(DialectError::TooLarge { .. }) if shape == "keys" => continue,
+            Err(error) => panic!("{shape}: {error}"),
+        };
+        let read = begun.elapsed();
+        for to in Dialect::ALL {
+            let begun = std::time::Instant::now();
+            let said = call.for_route(&TargetRoute { meter: true, ..TargetRoute::new(to, upstream(to)) });
+            println!("{shape}: read {read:?}, to {to} {:?}, said {}", begun.elapsed(), said.is_ok());
+            assert!(begun.elapsed() < deadline, "{shape} to {to}");
+        }
+    }
+}
+
+#[test]
+fn sixteen_mebibytes_of_any_stream() {
+    let deadline = std::time::Duration::from_secs(120);
+    let fill = |piece: &str| piece.repeat((16 << 20) / piece.len());
+    let delta = |delta: &str| format!("data: {{\"choices\":[{{\"delta\":{delta}}}]}}\n\n");
+    let call = |n: u32, text: &str| {
+        delta(&format!(
+            r#"{{"tool_calls":[{{"index":{n},"id":"i{n}","function":{{"name":"f","arguments":"{text}"}}}}]}}"#
+        ))
+    };
+    let text = delta(r#"{"content":"x"}"#);
+    let streams = [
+        ("texts", Dialect::OpenAi, fill(&text)),
+        ("calls", Dialect::OpenAi, (0..150_000).map(|n| call(n, "{}")).collect()),
+        (
+            "calls that overlap",
+            Dialect::OpenAi,
+            call(0, "") + &call(1, "") + &fill(&(call(1, " ") + &call(0, " "))),
+        ),
+        ("lines", Dialect::OpenAi, fill("data\n")),
+        ("comments", Dialect::Gemini, fill(":\n")),
+        ("empty", Dialect::Anthropic, fill("\n")),
+        ("one line", Dialect::Anthropic, fill("x")),
+        ("numbers", Dialect::Gemini, format!("data: [{}0]\n\n", fill("0,"))),
+    ];
+    for (shape, from, stream) in &streams {
+        for to in [*from, Dialect::Gemini, Dialect::Bedrock] {
+            for piece in [stream.len(), 61] {
+                let begun = std::time::Instant::now();
+                let target = TargetRoute { meter: true, ..TargetRoute::new(*from, upstream(*from)) };
+                let mut translator = AnswerTranslator::new(&super::call(to, true), &target, stamp());
+                let end =
+                    stream.as_bytes().chunks(piece).try_for_each(|bytes| translator.feed(bytes).map(drop));
+                println!("{shape}, {piece} at once, {from} to {to}: {:?}, {}", begun.elapsed(), end.is_ok());
+                assert!(begun.elapsed() < deadline, "{shape} {from} to {to}");
+            }
+        }
+    }
+    let mut frames = Vec::new();
+    while frames.len() < 16 << 20 {
+        eventstream::write_event(
+            &mut frames,
+            "contentBlockDelta",
+            r#"{"contentBlockIndex":0,"delta":{"text":"x"}}"#,
+        );
+    }
+    for piece in [frames.len(), 7] {
+        let begun = std::time::Instant::now();
+        let target = TargetRoute::new(Dialect::Bedrock, "b");
+        let mut translator = AnswerTranslator::new(&super::call(Dialect::OpenAi, true), &target, stamp());
+        frames.chunks(piece).try_for_each(|bytes| translator.feed(bytes).map(drop)).unwrap();
+        println!("frames, {piece} at once: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < deadline);
     }
 }

@@ -4,6 +4,7 @@ mod hostile;
 mod passthrough;
 mod refusals;
 mod roundtrip;
+mod streams;
 
 use crate::{Call, Dialect, Endpoint, Operation, Stamp};
 use bytes::Bytes;

@@ -94,6 +94,14 @@ fn a_meter_asks_for_usage_and_keeps_it_from_the_caller() {
             r#"{"model":"a","stream":true,"stream_options":{"include_usage":true }}"#,
         ),
         (
+            r#"{"model":"a","stream":true,"stream_options":{"include_usage":null}}"#,
+            r#"{"model":"a","stream":true,"stream_options":{"include_usage":true}}"#,
+        ),
+        (
+            r#"{"model":"a","stream":true,"stream_options":{"x":1,"include_usage":null}}"#,
+            r#"{"model":"a","stream":true,"stream_options":{"x":1,"include_usage":true}}"#,
+        ),
+        (
             r#"{"model":"a","stream":true,"stream_options":{"x":1}}"#,
             r#"{"model":"a","stream":true,"stream_options":{"include_usage":true,"x":1}}"#,
         ),
@@ -165,6 +173,58 @@ fn what_a_call_needs() {
     }
 }
 
+/// What is reserved before an answer is asked for must hold for all that it may cost.
+#[test]
+fn all_that_may_be_generated_is_counted() {
+    for (operation, body, max) in [
+        (Operation::Completions, r#"{"model":"a","max_tokens":5,"prompt":["x","y","z"]}"#, 15),
+        (Operation::Completions, r#"{"model":"a","max_tokens":5,"prompt":[1,2,3]}"#, 5),
+        (Operation::Completions, r#"{"model":"a","max_tokens":5,"prompt":[[1,2],[3]],"n":2}"#, 20),
+        (Operation::Completions, r#"{"model":"a","max_tokens":5,"prompt":"x","n":2,"best_of":4}"#, 20),
+        (Operation::Chat, r#"{"model":"a","max_tokens":500,"max_completion_tokens":5}"#, 500),
+        (Operation::Chat, r#"{"model":"a","max_tokens":18446744073709551615,"n":2}"#, u64::MAX),
+    ] {
+        assert_eq!(openai(operation, body).max_output_tokens(), Some(max), "{body}");
+    }
+    for (config, max) in [
+        (r#"{"maxOutputTokens":5,"candidateCount":3}"#, 15),
+        (r#"{"max_output_tokens":5,"candidate_count":3}"#, 15),
+        (r#"{"maxOutputTokens":"5","candidateCount":3.0}"#, 15),
+    ] {
+        let body = format!(r#"{{"contents":[],"generationConfig":{config}}}"#);
+        let call = Call::read(endpoint(Dialect::Gemini, false), Bytes::from(body)).unwrap();
+        assert_eq!(call.max_output_tokens(), Some(max), "{config}");
+    }
+}
+
+#[test]
+fn a_stream_of_several_answers_ends_with_the_last() {
+    let target = TargetRoute::new(Dialect::OpenAi, "a");
+    let call = openai(Operation::Chat, r#"{"model":"a","stream":true,"n":2}"#);
+    let ends =
+        |index| format!("data: {{\"choices\":[{{\"index\":{index},\"finish_reason\":\"stop\"}}]}}\n\n");
+    for (stream, whole) in [
+        (ends(0), false),
+        (ends(0) + &ends(0), false),
+        (ends(1) + &ends(0), true),
+        ("data: [DONE]\n\n".into(), true),
+    ] {
+        let mut translator = AnswerTranslator::new(&call, &target, stamp());
+        assert_eq!(translator.feed(stream.as_bytes()).unwrap(), stream);
+        assert_eq!(translator.finish().is_ok(), whole, "{stream}");
+    }
+}
+
+#[test]
+fn a_response_that_failed_is_an_error() {
+    let call = openai(Operation::Responses, r#"{"model":"a","input":"x","stream":true}"#);
+    let mut translator = AnswerTranslator::new(&call, &TargetRoute::new(Dialect::OpenAi, "a"), stamp());
+    let failed = r#"{"type":"response.failed","response":{"status":"failed","error":{"code":"rate_limit_exceeded","message":"m"}}}"#;
+    translator.feed(format!("event: response.failed\ndata: {failed}\n\n").as_bytes()).unwrap();
+    translator.finish().unwrap();
+    assert_eq!(translator.outcome().error, Some(crate::errors::ErrorKind::RateLimited));
+}
+
 #[test]
 fn responses_are_observed() {
     let call =
@@ -217,6 +277,35 @@ fn embeddings_between_openai_and_gemini() {
     let body = br#"{"object":"list","data":[{"index":0,"embedding":[1.0,2]}],"model":"e","usage":{"prompt_tokens":1,"total_tokens":1}}"#;
     let answer = translator.whole(200, &[], Bytes::from_static(body)).unwrap();
     assert_eq!(answer.body, r#"{"embedding":{"values":[1.0,2]},"usageMetadata":{"promptTokenCount":1}}"#);
+}
+
+/// A vector too few would put each after it to another's text.
+#[test]
+fn embeddings_are_as_many_as_texts() {
+    let gemini = |body: &'static str| {
+        let call = openai(Operation::Embeddings, r#"{"model":"a","input":["x","y"]}"#);
+        let mut translator = AnswerTranslator::new(&call, &TargetRoute::new(Dialect::Gemini, "g"), stamp());
+        translator.whole(200, &[], Bytes::from_static(body.as_bytes()))
+    };
+    let openai = |body: &'static str| {
+        let endpoint =
+            Endpoint { operation: Operation::BatchEmbedContents, model: Some("a".into()), json_array: false };
+        let asked = r#"{"requests":[{"content":{"parts":[]}},{"content":{"parts":[]}}]}"#;
+        let call = Call::read(endpoint, Bytes::from(asked)).unwrap();
+        let mut translator = AnswerTranslator::new(&call, &TargetRoute::new(Dialect::OpenAi, "g"), stamp());
+        translator.whole(200, &[], Bytes::from_static(body.as_bytes()))
+    };
+    assert!(gemini(r#"{"embeddings":[{"values":[1]},{"values":[2]}]}"#).is_ok());
+    assert!(openai(r#"{"data":[{"index":1,"embedding":[1]},{"index":0,"embedding":[2]}]}"#).is_ok());
+    for (answer, field) in [
+        (gemini(r#"{"embeddings":[{"values":[1]}]}"#), "embeddings"),
+        (openai(r#"{"data":[{"index":0,"embedding":[1]}]}"#), "data"),
+        (openai(r#"{"data":[{"index":0,"embedding":[1]},{"index":0,"embedding":[1]}]}"#), "data"),
+        (openai(r#"{"data":[{"index":0,"embedding":[1]},{"index":2,"embedding":[1]}]}"#), "data"),
+    ] {
+        let Err(crate::DialectError::Answer(inner)) = answer else { panic!("{field} passed") };
+        assert_eq!(inner.field(), Some(field));
+    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! What cannot be said is refused, and the refusal names the field.
-use super::{endpoint, upstream};
-use crate::{Call, Dialect, DialectError, Endpoint, Fault, Flavour, Operation, TargetRoute};
+use super::{call, endpoint, stamp, upstream};
+use crate::{
+    AnswerTranslator, Call, Dialect, DialectError, Endpoint, Fault, Flavour, Operation, TargetRoute,
+};
 use bytes::Bytes;
 
 /// The field that stands against a translation; `None`: nothing does.
@@ -45,6 +47,26 @@ fn by_name() {
         (O, openai(r#""tools":[{"type":"web_search"}]"#), A, "tools[0].type"),
         (O, openai(r#""service_tier":"flex""#), A, "service_tier"),
         (O, openai(r#""x_unknown":{"a":1}"#), A, "x_unknown"),
+        (O, openai(r#""max_tokens":5,"max_completion_tokens":6"#), A, "max_completion_tokens"),
+        (O, openai(r#""temperature":1.01"#), B, "temperature"),
+        (O, openai(r#""prediction":{"type":"content"}"#), A, "prediction"),
+        (O, openai(r#""web_search_options":{}"#), G, "web_search_options"),
+        (O, openai(r#""modalities":["text","audio"]"#), G, "modalities"),
+        (O, openai(r#""functions":[{"name":"f"}]"#), A, "functions"),
+        (
+            O,
+            openai(r#""tools":[{"type":"function","function":{"name":"f","x":1}}]"#),
+            A,
+            "tools[0].function.x",
+        ),
+        (O, openai(r#""tool_choice":{"type":"allowed_tools","allowed_tools":{}}"#), A, "tool_choice.type"),
+        (A, anthropic(r#""context_management":{}"#), O, "context_management"),
+        (
+            A,
+            anthropic(r#""system":[{"type":"text","text":"s","citations":{"enabled":true}}]"#),
+            O,
+            "system[0].citations",
+        ),
         (A, anthropic(r#""top_k":5"#), O, "top_k"),
         (A, anthropic(r#""thinking":{"type":"enabled","budget_tokens":1024}"#), O, "thinking"),
         (A, anthropic(r#""tools":[{"type":"web_search_20250305","name":"web_search"}]"#), O, "tools[0].type"),
@@ -155,6 +177,137 @@ fn within_messages() {
     }
 }
 
+/// Who says what is part of what is said.
+#[test]
+fn within_contents_and_blocks() {
+    use Dialect::{Anthropic as A, Bedrock as B, Gemini as G, OpenAi as O};
+    for (role, part, to, field) in [
+        ("model", r#"{"inlineData":{"mimeType":"image/png","data":"AAAA"}}"#, A, "inlineData"),
+        ("model", r#"{"functionResponse":{"name":"f","id":"i","response":{}}}"#, A, "functionResponse"),
+        ("user", r#"{"functionCall":{"name":"f"}}"#, A, "functionCall"),
+        ("user", r#"{"inlineData":{"mimeType":"application/zip","data":"AAAA"}}"#, A, "inlineData.mimeType"),
+        (
+            "user",
+            r#"{"inlineData":{"mimeType":"image/png","data":"AAAA"},"videoMetadata":{}}"#,
+            A,
+            "videoMetadata",
+        ),
+        ("model", r#"{"executableCode":{"code":"1"}}"#, O, "executableCode"),
+        ("user", r#"{"text":"x","mediaResolution":{}}"#, B, "mediaResolution"),
+    ] {
+        let body = format!(r#"{{"contents":[{{"role":"{role}","parts":[{part}]}}]}}"#);
+        let seen = refused(G, &body, to, Flavour::OpenAi);
+        assert_eq!(seen, Some(format!("contents[0].parts[0].{field}")), "{body} to {to}");
+    }
+    for (role, block, to, field) in [
+        ("assistant", r#"{"image":{"format":"png","source":{"bytes":"AAAA"}}}"#, A, "image"),
+        ("user", r#"{"document":{"name":"d"}}"#, A, "document"),
+        (
+            "assistant",
+            r#"{"reasoningContent":{"redactedContent":"AAAA","reasoningText":{"text":"x"}}}"#,
+            A,
+            "reasoningContent.reasoningText",
+        ),
+        (
+            "assistant",
+            r#"{"reasoningContent":{"reasoningText":{"text":"x","y":1}}}"#,
+            A,
+            "reasoningContent.reasoningText.y",
+        ),
+        ("user", r#"{"image":{"format":"png","source":{"s3Location":{}}}}"#, A, "image.source"),
+    ] {
+        let body = format!(r#"{{"messages":[{{"role":"{role}","content":[{block}]}}]}}"#);
+        let seen = refused(B, &body, to, Flavour::OpenAi);
+        assert_eq!(seen, Some(format!("messages[0].content[0].{field}")), "{body} to {to}");
+    }
+}
+
+/// An id that was made up for a call without one must stay that call's.
+#[test]
+fn made_up_ids_are_nobody_elses() {
+    let call = |id: &str| format!(r#"{{"functionCall":{{"name":"f"{id},"args":{{}}}}}}"#);
+    let body = |first: &str, second: &str| {
+        format!(r#"{{"contents":[{{"role":"model","parts":[{},{}]}}]}}"#, call(first), call(second))
+    };
+    let named = r#","id":"call_1""#;
+    let sent = |body: String| {
+        let call = Call::read(endpoint(Dialect::Gemini, false), Bytes::from(body)).unwrap();
+        call.for_route(&TargetRoute::new(Dialect::Anthropic, "c"))
+    };
+    let request = sent(body(named, "")).unwrap();
+    let text = String::from_utf8(request.body.to_vec()).unwrap();
+    assert!(text.contains(r#""id":"call_1""#) && text.contains(r#""id":"call_2""#), "{text}");
+    let error = sent(body("", named)).err().unwrap();
+    assert_eq!((error.fault(), error.field()), (Fault::Route, Some("contents[0].parts[1].functionCall")));
+}
+
+/// Answers that hold what the caller's dialect cannot say, or that ended for a reason it has no word for.
+#[test]
+fn answers() {
+    use Dialect::{Anthropic as A, Bedrock as B, Gemini as G, OpenAi as O};
+    let openai = |message: &str, reason: &str| {
+        format!(r#"{{"choices":[{{"message":{{"content":"x"{message}}},"finish_reason":"{reason}"}}]}}"#)
+    };
+    let gemini = |part: &str, reason: &str| {
+        format!(r#"{{"candidates":[{{"content":{{"parts":[{{{part}}}]}},"finishReason":"{reason}"}}]}}"#)
+    };
+    let bedrock = |reason: &str| {
+        format!(r#"{{"output":{{"message":{{"content":[{{"text":"x"}}]}}}},"stopReason":"{reason}"}}"#)
+    };
+    let anthropic = |text: &str, reason: &str| {
+        format!(r#"{{"content":[{{"type":"text","text":"x"{text}}}],"stop_reason":"{reason}"}}"#)
+    };
+    for (from, body, to, field) in [
+        (O, openai("", "stop"), A, None),
+        (O, openai(r#","annotations":[],"audio":null"#, "eos"), A, None),
+        (
+            O,
+            openai(r#","annotations":[{"type":"url_citation"}]"#, "stop"),
+            A,
+            Some("choices[0].message.annotations"),
+        ),
+        (O, openai(r#","audio":{"data":"AAAA"}"#, "stop"), A, Some("choices[0].message.audio")),
+        (O, openai(r#","images":[{"type":"image_url"}]"#, "stop"), G, Some("choices[0].message.images")),
+        (O, openai(r#","function_call":{"name":"f"}"#, "stop"), B, Some("choices[0].message.function_call")),
+        (O, openai("", "error"), A, Some("choices[0].finish_reason")),
+        (O, openai("", "insufficient_system_resource"), G, Some("choices[0].finish_reason")),
+        (O, r#"{"choices":[{"message":{}},{"message":{}}]}"#.into(), A, Some("")),
+        (A, anthropic("", "end_turn"), O, None),
+        (A, anthropic(r#","citations":[]"#, "end_turn"), O, None),
+        (
+            A,
+            anthropic(r#","citations":[{"type":"char_location"}]"#, "end_turn"),
+            O,
+            Some("content[0].citations"),
+        ),
+        (A, anthropic("", "compaction"), O, Some("stop_reason")),
+        (A, anthropic("", "pause_turn"), O, Some("reason to stop")),
+        (G, gemini(r#""text":"x""#, "STOP"), O, None),
+        (
+            G,
+            gemini(r#""text":"x","inlineData":{"mimeType":"image/png"}"#, "STOP"),
+            O,
+            Some("candidates[0].content.parts[0]"),
+        ),
+        (G, gemini(r#""text":"x""#, "OTHER"), A, Some("candidates[0].finishReason")),
+        (G, gemini(r#""text":"x""#, "MALFORMED_FUNCTION_CALL"), O, Some("reason to stop")),
+        (G, gemini(r#""text":"x""#, "MALFORMED_FUNCTION_CALL"), B, None),
+        (G, r#"{"candidates":[],"promptFeedback":{"safetyRatings":[]}}"#.into(), B, Some("")),
+        (G, r#"{"promptFeedback":{"blockReason":"SAFETY"}}"#.into(), B, None),
+        (B, bedrock("end_turn"), O, None),
+        (B, bedrock("who_knows"), O, Some("stopReason")),
+        (B, bedrock("malformed_tool_use"), A, Some("reason to stop")),
+    ] {
+        let target = TargetRoute::new(from, upstream(from));
+        for stream in [false, true] {
+            let mut translator = AnswerTranslator::new(&call(to, stream), &target, stamp());
+            let error = translator.whole(200, &[], Bytes::from(body.clone())).err();
+            assert_eq!(error.as_ref().map(|e| e.field().unwrap()), field, "{body} to {to}");
+            assert!(error.is_none_or(|e| e.fault() == Fault::Upstream));
+        }
+    }
+}
+
 #[test]
 fn by_flavour() {
     let body = |field: &str| {
@@ -219,6 +372,11 @@ fn responses() {
         (r#""tools":[{"type":"mcp"}]"#, "tools[0].type"),
         (r#""text":{"verbosity":"low"}"#, "text.verbosity"),
         (r#""input":[{"type":"item_reference","id":"x"}]"#, "input[0]"),
+        (r#""input":[{"type":"reasoning","id":"rs_1","summary":[]}]"#, "input[0]"),
+        (
+            r#""input":[{"type":"reasoning","summary":[],"content":[{"type":"reasoning_text","text":"t"}]}]"#,
+            "input[0].content",
+        ),
         (
             r#""input":[{"role":"user","content":[{"type":"input_file","file_id":"x"}]}]"#,
             "input[0].content[0]",
