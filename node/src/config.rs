@@ -26,6 +26,9 @@ pub struct Config {
     /// Trace lines.
     #[serde(default)]
     pub log: LogSection,
+    /// Where spans of requests go. Default nowhere.
+    #[serde(default)]
+    pub telemetry: TelemetrySection,
     /// How long running requests may go on after SIGTERM, ms. Default 10,000.
     #[serde(default = "drain")]
     pub drain_ms: u64,
@@ -98,6 +101,17 @@ pub struct LogSection {
     pub filter: Option<String>,
 }
 
+/// Spans of the requests that this node relays or judges, in the trace that has the request's id: what its metrics and leaves say
+/// anyway (route, sizes in buckets, times, what came of it). No client is named, and nothing comes with the request to be repeated.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TelemetrySection {
+    /// Base URL of a collector that takes OTLP over HTTP, such as `http://127.0.0.1:4318`. Default none.
+    pub otlp: Option<String>,
+    /// CAs of its certificate, PEM. Default the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
 /// How trace lines look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -151,6 +165,9 @@ impl Config {
                 quorate_core::state::SNAPSHOT_BATCHES_MIN
             ));
         }
+        if let Some(Err(e)) = config.telemetry.otlp.as_ref().map(|url| quorate_telemetry::post::check(url)) {
+            mistakes.push(format!("telemetry.otlp: {e}"));
+        }
         if config.listen == config.http_listen {
             mistakes.push("listen and http_listen are the same".to_owned());
         }
@@ -160,7 +177,7 @@ impl Config {
         // Relative paths are relative to the file, so that a folder of configurations can be moved.
         let base = path.parent().unwrap_or(Path::new("."));
         for p in
-            [&mut config.data_dir, &mut config.tpm.event_log].into_iter().chain(config.tpm.ima_log.as_mut())
+            [&mut config.data_dir, &mut config.tpm.event_log].into_iter().chain(config.tpm.ima_log.as_mut()).chain(config.telemetry.ca_file.as_mut())
         {
             *p = base.join(&p);
         }

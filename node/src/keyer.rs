@@ -36,6 +36,7 @@ use quorate_splitkey::head::{CheckedHead, HeadRefusal};
 use quorate_splitkey::hole::HoleAnswer;
 use quorate_splitkey::keyer::{KeyerConnection, KeyerRefusal};
 use quorate_splitkey::record::{HEADER_LEN, SECRET_LEN, TrafficSecret};
+use quorate_telemetry::{Attribute, Kind, Name, Role, Span, mesh_span, mesh_trace};
 use quorate_transport::PublicKey;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -134,6 +135,7 @@ impl Keyer {
         // In a task of its own: a caller that has gone must not end it before it has said what became of the request.
         let (told, answer) = oneshot::channel();
         let this = self.clone();
+        let (id, begun) = (request.request.clone(), (std::time::SystemTime::now(), std::time::Instant::now()));
         tokio::spawn(async move {
             let judged = this.judge(from, &request).await;
             if let Err(Ok(Answer::Hole(_))) = told.send(judged)
@@ -145,6 +147,7 @@ impl Keyer {
         });
         let answer =
             answer.await.unwrap_or(Err(Refused::Problem(Problem::Internal("a head was not judged"))));
+        self.span(&id, from, begun, answer.as_ref().err().map(|refused| refused.code().0));
         let answer = match answer {
             Ok(answer) => {
                 self.inner.metrics.keyer_answer("approved");
@@ -161,6 +164,40 @@ impl Keyer {
             }
         };
         v1::CheckHeadReply { answer: Some(answer) }
+    }
+
+    /// One judgement as a span, below the relay's.
+    fn span(
+        &self,
+        request: &[u8],
+        from: NodeId,
+        begun: (std::time::SystemTime, std::time::Instant),
+        refused: Option<&'static str>,
+    ) {
+        let traces = self.inner.metrics.traces();
+        let Ok(request) = <[u8; 16]>::try_from(request) else { return };
+        if !traces.is_on() {
+            return;
+        }
+        let mut attributes = vec![
+            Attribute::Request(request),
+            Attribute::Relay(from.0),
+            Attribute::Keyer(self.inner.ledger.me().0),
+            Attribute::Outcome(refused.unwrap_or("approved")),
+        ];
+        attributes.extend(refused.map(|code| Attribute::Error(Name::new(code))));
+        traces.export(Span {
+            trace: mesh_trace(request),
+            id: mesh_span(request, Role::Keyer),
+            parent: Some(mesh_span(request, Role::Relay)),
+            links: vec![],
+            name: "keyer",
+            of: None,
+            kind: Kind::Server,
+            begun: begun.0,
+            took: begun.1.elapsed(),
+            attributes,
+        });
     }
 
     /// Forgets expired pools, for as long as the node runs: secrets must not wait for the next caller to be erased.

@@ -12,6 +12,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use quorate_core::crypto::sha256;
 use quorate_proto::v1::Timings;
+use quorate_telemetry::Traces;
 use std::collections::BTreeSet;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -73,6 +74,9 @@ pub struct Metrics {
     failed: Gauge,
     shares_held: Gauge,
     shares_missing: Gauge,
+    spans_exported: Gauge,
+    spans_dropped: Gauge,
+    traces: Traces,
 }
 
 impl Default for Metrics {
@@ -82,6 +86,16 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// An empty set, and where spans go.
+    pub fn traced(traces: Traces) -> Self {
+        Self { traces, ..Self::new() }
+    }
+
+    /// Where spans go.
+    pub fn traces(&self) -> &Traces {
+        &self.traces
+    }
+
     /// An empty set.
     pub fn new() -> Self {
         let mut this = Self {
@@ -109,6 +123,9 @@ impl Metrics {
             failed: Gauge::default(),
             shares_held: Gauge::default(),
             shares_missing: Gauge::default(),
+            spans_exported: Gauge::default(),
+            spans_dropped: Gauge::default(),
+            traces: Traces::default(),
         };
         let r = &mut this.registry;
         r.register("requests_authorised", "Requests whose head this relay released", this.authorised.clone());
@@ -150,6 +167,8 @@ impl Metrics {
             "Credentialed routes whose shares this node cannot use: status says why",
             this.shares_missing.clone(),
         );
+        r.register("spans_exported", "Spans that the collector took, since the start", this.spans_exported.clone());
+        r.register("spans_dropped", "Spans dropped, since the start", this.spans_dropped.clone());
         this
     }
 
@@ -210,6 +229,9 @@ impl Metrics {
         self.tree_size.set(signed(size));
         self.certified_size.set(signed(certified));
         self.certified_lag.set(signed(size.saturating_sub(certified)));
+        let spans = self.traces.counts();
+        self.spans_exported.set(signed(spans.exported));
+        self.spans_dropped.set(signed(spans.dropped));
         self.dark.set(i64::from(view.dark));
         self.term.set(signed(facts.term()));
         self.leader.set(facts.leader().map_or(0, |n| signed(n.0)));

@@ -45,6 +45,7 @@ use quorate_core::state::{AppliedLeaf, Blobs, State};
 use quorate_core::tlog::{KeyKind, KeyName, Note, VerifierKey};
 use quorate_proto::PEER_MESSAGE_BYTES_MAX;
 use quorate_proto::v1::peer_server::PeerServer;
+use quorate_telemetry::Traces;
 use quorate_transport::{Incoming, Limits};
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -53,6 +54,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+/// How long spans may take to go out at the end.
+const SPANS_WAIT: Duration = Duration::from_secs(2);
 /// Commands of this node waiting for the courier.
 const OUTGOING_MAX: usize = 16_384;
 /// Raft keeps this many entries below a snapshot, so that a follower that was briefly away needs no snapshot.
@@ -131,7 +134,7 @@ impl Node {
         };
 
         let index = Arc::new(RequestIndex::default());
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::traced(traces(&config)?));
         let relay_cell = Arc::new(OnceLock::new());
         let on_leaf = leaf_hook(Arc::clone(&index), chain.clone(), blobs.clone(), Arc::clone(&relay_cell));
         let (applied_tx, applied) = mpsc::unbounded_channel();
@@ -347,7 +350,7 @@ impl Node {
         let incoming = Incoming::new(grpc, &boot.identity, Limits::default())?;
         let (note_tx, note_rx) = watch::channel(Arc::from(""));
         tasks.spawn(publish_notes(ledger.clone(), note_tx));
-        let router = http::router(ledger.clone(), note_rx, metrics, facts).merge(archive);
+        let router = http::router(ledger.clone(), note_rx, metrics.clone(), facts).merge(archive);
         tasks.spawn(async move {
             if let Err(error) = axum::serve(http_listener, router).await {
                 tracing::error!(%error, "the HTTP service ended");
@@ -403,6 +406,7 @@ impl Node {
         if tokio::time::timeout(drain, relay.drained()).await.is_err() {
             tracing::warn!("running requests did not end in time: cut");
         }
+        metrics.traces().flush(SPANS_WAIT).await;
         let _gone = drain_tx.send(true);
         // Peers' streams never end by themselves: what is left is cut.
         if tokio::time::timeout(Duration::from_millis(200), &mut server).await.is_err() {
@@ -642,4 +646,11 @@ pub fn verifier_key(ledger: &Ledger, node: NodeId) -> Option<VerifierKey> {
     let member = view.policy.members.get(&node)?;
     let name = KeyName::new(format!("{}/{}", ledger.origin(), member.name)).ok()?;
     Some(VerifierKey::new(name, KeyKind::CosignatureV1, view.attested(node)?.cosign))
+}
+
+/// Where spans go, as configured.
+fn traces(config: &Config) -> anyhow::Result<Traces> {
+    let Some(url) = &config.telemetry.otlp else { return Ok(Traces::default()) };
+    Traces::to(url, config.telemetry.ca_file.as_deref(), "quorated", config.node.to_string())
+        .context("telemetry: cannot send spans")
 }

@@ -14,6 +14,7 @@
 //! Exactly one settlement follows each authorised request, whatever ends it; what a lost quorum leaves undecided is
 //! settled when its leaf turns up ([`Relay::on_leaf`]).
 mod release;
+mod span;
 mod tunnel;
 
 use crate::ledger::{Ledger, Outgoing};

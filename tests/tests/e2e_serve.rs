@@ -39,6 +39,15 @@ routes = [{ route = "provider", model = "fault-500" }, { route = "provider", mod
 name = "hasty"
 tries = { first_byte_ms = 700 }
 routes = [{ route = "provider", model = "fault-slow" }]
+
+[[model]]
+name = "guarded"
+routes = [{ route = "provider", model = "demo-chat" }]
+
+[[guard]]
+name = "keys"
+kind = "secrets"
+models = ["guarded"]
 "#;
 
 /// An adapter of its own for one test. Ends with it.
@@ -235,6 +244,11 @@ fn failures_as_an_application_sees_them() {
         ensure!(got.status == 404 && got.json()?["error"]["code"] == "model_not_found", "{}", got.text());
         let got = adapter.post("/v1/messages", &chat("nobody", ""))?;
         ensure!(got.status == 404 && got.json()?["error"]["type"] == "not_found_error", "{}", got.text());
+        let leaky = chat("guarded", "").replace("hello", "\\u0041KIAIOSFODNN7EXAMPLE");
+        let got = adapter.post(CHAT, &leaky)?;
+        ensure!(got.status == 403 && got.header("x-quorate-code")? == "guard_blocked", "{}", got.text());
+        ensure!(got.header("x-quorate-guard")? == "keys=blocked" && !got.headers.contains_key("x-quorate-attempts"));
+        ensure!(adapter.post(CHAT, &chat("guarded", ",\"max_tokens\":4"))?.status == 200, "harmless");
         let asked = Instant::now();
         let got = adapter.post(CHAT, &chat("hasty", ""))?;
         ensure!(got.status == 504 && got.json()?["error"]["code"] == "timed_out", "{}", got.text());

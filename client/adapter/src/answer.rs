@@ -2,21 +2,25 @@
 //!
 //! Dropping it, which hyper does when the application hangs up, cancels the request in the mesh. A stream that breaks is never
 //! ended as if it were whole: at the border of an event it gets an error event in the caller's dialect, anywhere else the
-//! connection is cut.
+//! connection is cut. Silence for longer than `idle_ms`, counted only while the application waits, is such a break: `stream_idle`.
 use crate::cache::{Cache, Meta};
 use crate::errors::Failure;
 use crate::metrics::{Labels, Metrics};
 use crate::receipts::{Chain, Receipts};
+use crate::trace::{Sniff, Tracing};
 use crate::upstream::{Body, Upstream};
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 use quorate_client::Error;
 use quorate_dialects::{AnswerTranslator, Operation};
+use quorate_telemetry::{Attribute, Name};
+use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
-use tokio::sync::OwnedSemaphorePermit;
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Sleep;
 
 /// What hyper sends.
 pub(crate) enum Reply {
@@ -35,9 +39,36 @@ pub(crate) struct Live {
     pub(crate) events: Option<Operation>,
     pub(crate) last: Tail,
     pub(crate) over: bool,
+    /// Longest silence, and the silence now.
+    pub(crate) idle: Duration,
+    pub(crate) silence: Silence,
     /// Where it is kept once it is whole.
     pub(crate) keep: Option<Keep>,
     pub(crate) watch: Watch,
+}
+
+/// Measures silence: from when the application waits and nothing is there.
+#[derive(Default)]
+pub(crate) struct Silence {
+    timer: Option<Pin<Box<Sleep>>>,
+    waits: bool,
+}
+
+impl Silence {
+    /// Something came.
+    fn ended(&mut self) {
+        self.waits = false;
+    }
+
+    /// Nothing is there. Ready when that has been so for too long.
+    fn poll(&mut self, cx: &mut Context<'_>, allowed: Duration) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(allowed)));
+        if !self.waits {
+            self.waits = true;
+            timer.as_mut().reset(tokio::time::Instant::now() + allowed);
+        }
+        timer.as_mut().poll(cx)
+    }
 }
 
 /// An answer on its way into the cache.
@@ -92,28 +123,75 @@ pub(crate) struct Watch {
     pub(crate) begun: Instant,
     pub(crate) first_byte: Option<Instant>,
     pub(crate) tokens: (u64, u64),
+    /// The request's span, and what is to be said of it.
+    pub(crate) tracing: Option<(Tracing, Vec<Attribute>)>,
+    /// Finds the answer's model, where nothing else reads it.
+    pub(crate) sniff: Sniff,
+    pub(crate) response_model: Option<Name>,
     /// Receipts to fetch when it is over.
     pub(crate) receipts: Option<(Arc<Receipts>, Arc<dyn Upstream>, Chain)>,
-    pub(crate) _in_flight: InFlight,
+    pub(crate) in_flight: InFlight,
 }
 
-/// A place among the requests at once.
-pub(crate) struct InFlight(Arc<Metrics>, #[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
+/// A place among the requests at once, and the bytes that the request holds.
+pub(crate) struct InFlight {
+    metrics: Arc<Metrics>,
+    _place: OwnedSemaphorePermit,
+    buffers: Arc<Semaphore>,
+    held: Option<OwnedSemaphorePermit>,
+}
+
+/// Bytes are counted in steps of so many.
+const BUFFER_STEP: usize = 16 * 1024;
+
+/// All bytes that may be held are held.
+#[derive(Debug)]
+pub(crate) struct NoRoom;
 
 impl InFlight {
-    pub(crate) fn new(metrics: Arc<Metrics>, permit: OwnedSemaphorePermit) -> Self {
+    pub(crate) fn new(metrics: Arc<Metrics>, permit: OwnedSemaphorePermit, buffers: Arc<Semaphore>) -> Self {
         metrics.in_flight.inc();
-        Self(metrics, permit)
+        Self { metrics, _place: permit, buffers, held: None }
+    }
+
+    /// How many steps so many bytes are.
+    pub(crate) fn steps(bytes: usize) -> usize {
+        bytes.div_ceil(BUFFER_STEP)
+    }
+
+    /// Makes room for bytes in all, until the request is over.
+    pub(crate) fn hold(&mut self, bytes: usize) -> Result<(), NoRoom> {
+        let have = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let more = Self::steps(bytes).saturating_sub(have);
+        if more == 0 {
+            return Ok(());
+        }
+        let more = u32::try_from(more).map_err(|_| NoRoom)?;
+        let more = self.buffers.clone().try_acquire_many_owned(more).map_err(|_| NoRoom)?;
+        match &mut self.held {
+            Some(held) => held.merge(more),
+            None => self.held = Some(more),
+        }
+        Ok(())
+    }
+
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        self.held.as_ref().map_or(0, |held| held.num_permits() * BUFFER_STEP)
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.dec();
+        self.metrics.in_flight.dec();
     }
 }
 
 impl Watch {
+    fn error(&self) -> &str {
+        self.labels.as_ref().map_or("", |labels| &labels.error_type)
+    }
+
     /// Names why it was no success; the first reason stays.
     pub(crate) fn failed(&mut self, code: &str) {
         if let Some(labels) = &mut self.labels
@@ -124,8 +202,30 @@ impl Watch {
     }
 }
 
+impl Watch {
+    fn tell(&mut self) {
+        let Some(((tracing, mut attributes), labels)) = self.tracing.take().zip(self.labels.as_ref()) else {
+            return;
+        };
+        attributes.push(Attribute::Provider(labels.gen_ai_provider_name));
+        let model = self.response_model.take().or_else(|| self.sniff.model());
+        attributes.extend(model.map(Attribute::ResponseModel));
+        let (tokens_in, tokens_out) = self.tokens;
+        if self.tokens != (0, 0) {
+            attributes.extend([Attribute::InputTokens(tokens_in), Attribute::OutputTokens(tokens_out)]);
+        }
+        let first = self.first_byte.map(|at| at.saturating_duration_since(self.begun));
+        attributes.extend(first.map(Attribute::FirstChunk));
+        if !labels.error_type.is_empty() {
+            attributes.push(Attribute::Error(Name::new(&self.metrics.known(&labels.error_type))));
+        }
+        tracing.end(labels.gen_ai_operation_name, &labels.gen_ai_request_model, attributes);
+    }
+}
+
 impl Drop for Watch {
     fn drop(&mut self) {
+        self.tell();
         if let Some(labels) = self.labels.take() {
             let first = self.first_byte.map(|at| at.saturating_duration_since(self.begun));
             self.metrics.ended(labels, self.begun.elapsed(), first, self.tokens);
@@ -147,6 +247,8 @@ impl Drop for Live {
             }
         }
         self.watch.tokens = self.tokens();
+        let model = self.translator.as_ref().and_then(|t| t.outcome().model.as_deref());
+        self.watch.response_model = model.map(Name::new);
         if !self.over {
             self.watch.failed("cancelled");
         }
@@ -154,6 +256,25 @@ impl Drop for Live {
 }
 
 impl Live {
+    /// Takes all of it. What broke off is an error, not a whole answer.
+    pub(crate) async fn whole(&mut self, bound: usize) -> Result<Bytes, Failure> {
+        let begun = self.watch.in_flight.bytes();
+        let mut all = bytes::BytesMut::new();
+        while let Some(piece) = std::future::poll_fn(|cx| self.poll_piece(cx)).await {
+            let piece = piece.map_err(|error| match self.watch.error() {
+                "stream_idle" => Failure::idle(self.idle),
+                _ => Failure::of(&error),
+            })?;
+            if all.len() + piece.len() > bound {
+                return Err(Failure::of(&Error::CeilingReached { bound: bound as u64 }));
+            }
+            let held = begun + all.len() + piece.len();
+            self.watch.in_flight.hold(held).map_err(|NoRoom| Failure::no_room())?;
+            all.extend_from_slice(&piece);
+        }
+        Ok(all.freeze())
+    }
+
     fn tokens(&self) -> (u64, u64) {
         let said = self.translator.as_ref().and_then(|t| t.outcome().usage);
         said.map_or_else(|| self.body.tokens(), |usage| (usage.input, usage.output))
@@ -164,7 +285,18 @@ impl Live {
             return Poll::Ready(None);
         }
         loop {
-            let piece = std::task::ready!(self.body.as_mut().poll_next(cx));
+            let piece = match self.body.as_mut().poll_next(cx) {
+                Poll::Ready(piece) => {
+                    self.silence.ended();
+                    piece
+                }
+                Poll::Pending => {
+                    std::task::ready!(self.silence.poll(cx, self.idle));
+                    let allowed_ms = u64::try_from(self.idle.as_millis()).unwrap_or(u64::MAX);
+                    let error = Error::TimedOut { what: "more of the answer", allowed_ms };
+                    return Poll::Ready(self.broken(error, Failure::idle(self.idle)));
+                }
+            };
             let said = match (piece, &mut self.translator) {
                 (Some(Ok(bytes)), None) => Ok(bytes),
                 (Some(Ok(bytes)), Some(translator)) => {
@@ -198,22 +330,28 @@ impl Live {
                     if self.events.is_some() {
                         self.last.push(&bytes);
                     }
+                    if self.watch.tracing.is_some() {
+                        self.watch.sniff.push(&bytes);
+                    }
                     return Poll::Ready(Some(Ok(bytes)));
                 }
-                Err(error) => return Poll::Ready(self.broken(error)),
+                Err(error) => {
+                    let failure = Failure::of(&error);
+                    return Poll::Ready(self.broken(error, failure));
+                }
             }
         }
     }
 
-    fn broken(&mut self, error: Error) -> Option<Result<Bytes, Error>> {
+    fn broken(&mut self, error: Error, failure: Failure) -> Option<Result<Bytes, Error>> {
         self.over = true;
         self.keep = None;
-        self.watch.failed(error.code());
+        self.watch.failed(&failure.code);
         // A translation ends with whole events. Frames of bytes have no border that could be seen here.
         let is_border = self.translator.is_some()
             || (self.last.is_border() && !matches!(self.events, Some(Operation::Converse { .. })));
         match self.events.filter(|_| is_border) {
-            Some(operation) => Some(Ok(Failure::of(&error).event(operation))),
+            Some(operation) => Some(Ok(failure.event(operation))),
             None => Some(Err(error)),
         }
     }

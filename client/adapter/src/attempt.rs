@@ -55,6 +55,10 @@ pub(crate) struct Tried {
     pub(crate) trail: Trail,
     /// What it came to.
     pub(crate) came: Came,
+    /// When it began.
+    pub(crate) began: (std::time::SystemTime, std::time::Instant),
+    /// How long it took to its answer's head, or its end.
+    pub(crate) took: Option<Duration>,
 }
 
 /// How a request ended before its answer's body.
@@ -212,7 +216,8 @@ impl State<'_> {
                 let key = &prepared.target.key;
                 if let Some(pass) = self.book.admit(key, now, force) {
                     let trail = Trail::default();
-                    self.tried.push(Tried { target, trail, came: Came::Pending });
+                    let began = (std::time::SystemTime::now(), now);
+                    self.tried.push(Tried { target, trail, came: Came::Pending, began, took: None });
                     self.passes.push(Some(pass));
                     return Ok(self.tried.len() - 1);
                 }
@@ -248,6 +253,7 @@ impl State<'_> {
         };
         if let Some(tried) = tried {
             tried.came = came;
+            tried.took = Some(tried.began.1.elapsed());
         }
         if let Some(pass) = self.passes.get_mut(number).and_then(Option::take) {
             let now = std::time::Instant::now();

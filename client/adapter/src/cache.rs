@@ -1,7 +1,7 @@
 //! Answers kept for the same request asked again: opt-in, exact match, encrypted at rest.
 //!
-//! **Decides** by the caller's local name, the route, the model there, the operation and every byte of the body; what of that is
-//! equal gets the stored answer, whose `x-quorate-request` names the request that it came by. Only whole answers with status 200
+//! **Decides** by the caller's local name, the route, the model there and as the caller says it, the operation, the headers that go on
+//! and every byte of the body; what of that is equal gets the stored answer, whose `x-quorate-request` names the request that it came by. Only whole answers with status 200
 //! are kept, and only of requests that ask for the same again (embeddings, counts, temperature 0) unless the configuration says
 //! otherwise. `cache-control: no-store` and `no-cache` are honoured on both sides.
 //!
@@ -18,13 +18,16 @@ use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use zeroize::Zeroizing;
 
 const KEY_BYTES: usize = 64;
 /// Binds a file to its name and this format.
-const LABEL: &str = "quorate adapter cache v1";
+const LABEL: &str = "quorate adapter cache v2";
+/// Makes half-written files of several requests several files.
+static PARTS: AtomicU64 = AtomicU64::new(0);
 /// Files looked at when the process starts.
 const FILES_MAX: usize = 1_000_000;
 
@@ -113,7 +116,9 @@ impl Cache {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&config.dir).map_err(at(&config.dir))?.take(FILES_MAX).flatten() {
             let (Ok(meta), Ok(name)) = (entry.metadata(), entry.file_name().into_string()) else { continue };
-            if name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit()) {
+            if name.ends_with(".part") {
+                let _gone_already = std::fs::remove_file(entry.path());
+            } else if name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit()) {
                 found.push((meta.mtime(), name, meta.len()));
             }
         }
@@ -139,11 +144,20 @@ impl Cache {
     }
 
     /// The name of a request's answer by one route.
-    pub(crate) fn name(&self, who: Option<&str>, (route, model): (&str, &str), call: &Call) -> String {
+    pub(crate) fn name(
+        &self,
+        who: Option<&str>,
+        (route, model): (&str, &str),
+        call: &Call,
+        headers: &[(String, String)],
+    ) -> String {
         let mut context = hmac::Context::with_key(&self.naming);
         let operation = format!("{:?}", call.operation());
-        let parts = [LABEL, who.unwrap_or_default(), route, model, &operation];
-        for part in parts.map(str::as_bytes).into_iter().chain([&call.expose_body()[..]]) {
+        let parts = [LABEL, who.unwrap_or_default(), route, model, call.model(), &operation];
+        let mut headers: Vec<&(String, String)> = headers.iter().collect();
+        headers.sort();
+        let headers = headers.into_iter().flat_map(|(name, value)| [name.as_bytes(), value.as_bytes()]);
+        for part in parts.map(str::as_bytes).into_iter().chain([&call.expose_body()[..]]).chain(headers) {
             context.update(&(part.len() as u64).to_be_bytes());
             context.update(part);
         }
@@ -215,7 +229,8 @@ impl Cache {
             .sealing
             .seal_in_place_append_tag(Aad::from(aad(name)), &mut sealed)
             .map_err(|_| std::io::Error::other("sealing failed"))?;
-        let (path, part) = (self.config.dir.join(name), self.config.dir.join(format!("{name}.part")));
+        let part = PARTS.fetch_add(1, Ordering::Relaxed);
+        let (path, part) = (self.config.dir.join(name), self.config.dir.join(format!("{name}.{part}.part")));
         let mut options = std::fs::OpenOptions::new();
         let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&part)?;
         file.write_all(nonce.as_ref())?;
@@ -347,18 +362,19 @@ mod tests {
     async fn what_was_kept_is_found_again_by_whoever_asked_and_is_no_plain_text() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Arc::new(Cache::open(&config(dir.path())).unwrap());
-        let name = cache.name(Some("web"), ("r", "m"), &chat(""));
+        let name = cache.name(Some("web"), ("r", "m"), &chat(""), &[]);
         assert_eq!(cache.get(&name).await, None);
         let kept = meta(now());
         cache.clone().put(name.clone(), kept.clone(), b"the answer".to_vec()).await;
         let again = Arc::new(Cache::open(&config(dir.path())).unwrap());
         assert_eq!(again.get(&name).await, Some((kept, Bytes::from_static(b"the answer"))));
         for other in [
-            again.name(Some("batch"), ("r", "m"), &chat("")),
-            again.name(None, ("r", "m"), &chat("")),
-            again.name(Some("web"), ("s", "m"), &chat("")),
-            again.name(Some("web"), ("r", "n"), &chat("")),
-            again.name(Some("web"), ("r", "m"), &chat(" ")),
+            again.name(Some("batch"), ("r", "m"), &chat(""), &[]),
+            again.name(None, ("r", "m"), &chat(""), &[]),
+            again.name(Some("web"), ("s", "m"), &chat(""), &[]),
+            again.name(Some("web"), ("r", "n"), &chat(""), &[]),
+            again.name(Some("web"), ("r", "m"), &chat(" "), &[]),
+            again.name(Some("web"), ("r", "m"), &chat(""), &[("anthropic-beta".into(), "x".into())]),
         ] {
             assert_ne!(other, name);
         }
@@ -372,7 +388,7 @@ mod tests {
         std::fs::write(&file, changed).unwrap();
         assert_eq!(again.get(&name).await, None);
         assert!(!file.exists());
-        let elsewhere = again.name(Some("x"), ("r", "m"), &chat(""));
+        let elsewhere = again.name(Some("x"), ("r", "m"), &chat(""), &[]);
         std::fs::write(dir.path().join("answers").join(&elsewhere), bytes).unwrap();
         let moved = Cache::open(&config(dir.path())).unwrap();
         assert_eq!(moved.get(&elsewhere).await, None);
@@ -382,7 +398,7 @@ mod tests {
     async fn old_answers_and_too_many_go() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Arc::new(Cache::open(&config(dir.path())).unwrap());
-        let name = |n: u32| cache.name(None, ("r", "m"), &chat(&format!(",\"seed\":{n}")));
+        let name = |n: u32| cache.name(None, ("r", "m"), &chat(&format!(",\"seed\":{n}")), &[]);
         cache.clone().put(name(0), meta(now() - 61), vec![0; 10]).await;
         assert_eq!(cache.get(&name(0)).await, None, "too old");
         cache.clone().put(name(0), meta(now()), vec![0; 1_001]).await;

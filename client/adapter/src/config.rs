@@ -24,6 +24,7 @@ const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 /// Bounds that keep the tables small enough to look through.
 const MODELS_MAX: usize = 1024;
 const ROUTES_MAX: usize = 16;
+const GUARDS_MAX: usize = 64;
 
 /// Everything that may be set. Every field has a default.
 #[derive(Debug, Clone, Deserialize)]
@@ -41,6 +42,17 @@ pub struct Config {
     pub cache: Option<CacheConfig>,
     /// How requests are tried, unless a model says otherwise.
     pub defaults: Tries,
+    /// Certificate and key for HTTPS. Default none: plain HTTP, which beyond loopback must be asked for.
+    pub tls: Option<TlsConfig>,
+    /// Whether plain HTTP may leave this machine. Default no.
+    pub plaintext: bool,
+    /// Where traces go. Default nowhere.
+    pub telemetry: Telemetry,
+    /// How guards treat streams.
+    pub guards: Guarding,
+    /// Guards, in the order they look. Default none.
+    #[serde(rename = "guard")]
+    pub rules: Vec<GuardConfig>,
     /// Models by name; any other goes where the policy's routes say.
     #[serde(rename = "model")]
     pub models: Vec<Model>,
@@ -58,6 +70,198 @@ pub struct Limits {
     pub body_bytes_max: usize,
     /// How long a stop waits for answers under way, ms. Default 30,000.
     pub drain_ms: u64,
+    /// Bytes of request bodies, and of answers held whole, of all requests together. More are refused with 503. Default 512 MiB.
+    pub buffers_bytes_max: usize,
+}
+
+/// HTTPS: TLS 1.3 and nothing older.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// Certificate and its chain, PEM.
+    pub cert_file: PathBuf,
+    /// Its key, PEM, mode 0600.
+    pub key_file: PathBuf,
+    /// CAs of client certificates, PEM. With it, who has no certificate of theirs is not heard. Default none.
+    pub client_ca_file: Option<PathBuf>,
+}
+
+/// Where traces go.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// Base URL of a collector that takes OTLP over HTTP, such as `http://127.0.0.1:4318`. Default none.
+    pub otlp: Option<String>,
+    /// CAs of its certificate, PEM. Default the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// How guards treat streams.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Guarding {
+    /// What becomes of a stream whose answer a rule is for. Default refuse.
+    pub streams: StreamsUnder,
+}
+
+/// What becomes of a stream whose answer a rule is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StreamsUnder {
+    /// The request is refused.
+    #[default]
+    Refuse,
+    /// The answer is held until it is whole, and then sent at once.
+    Buffer,
+}
+
+/// One guard.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuardConfig {
+    /// Stands in errors, headers and metrics: lower-case letters, digits, `_` and `-`.
+    pub name: String,
+    /// What it looks for.
+    pub kind: GuardKind,
+    /// What it does about it. Default block. An external guard says so itself.
+    pub action: Option<Action>,
+    /// Models it is for, as applications say them. Default all.
+    #[serde(default)]
+    pub models: Vec<String>,
+    /// Which way it looks. Default prompt; a schema's is answer.
+    pub on: Option<GuardOn>,
+    /// For secrets and personal data: kinds of them. Default all.
+    pub detect: Option<BTreeSet<String>>,
+    /// For lists: regular expressions (the `regex` crate's, so without look-around).
+    #[serde(default)]
+    pub patterns: Vec<String>,
+    /// What is found, but matches one of these from end to end, was not meant.
+    #[serde(default)]
+    pub except: Vec<String>,
+    /// For schemas: a JSON schema. Default the one that the request itself asks for.
+    pub schema_file: Option<PathBuf>,
+    /// For external guards: where to ask. `https`, or `http` on this machine.
+    pub url: Option<String>,
+    /// CAs of its certificate, PEM. Default the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Longest wait for a verdict, ms. Default 2,000.
+    #[serde(default = "hook_timeout")]
+    pub timeout_ms: u64,
+    /// Most bytes of a question; a larger one is as good as no verdict. Default 1 MiB.
+    #[serde(default = "hook_bytes")]
+    pub bytes_max: usize,
+    /// What becomes of a document without a verdict. Default closed: it is blocked.
+    #[serde(default)]
+    pub fail: Fail,
+}
+
+fn hook_timeout() -> u64 {
+    2_000
+}
+
+fn hook_bytes() -> usize {
+    1024 * 1024
+}
+
+/// What a guard looks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GuardKind {
+    /// Keys in well-known forms.
+    Secrets,
+    /// Personal data; numbers with check digits only where these hold.
+    Personal,
+    /// Any of its patterns.
+    Deny,
+    /// None of its patterns.
+    Allow,
+    /// An answer that is not JSON of a schema.
+    Schema,
+    /// Whatever an external guard says.
+    Http,
+}
+
+/// What a guard does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// Refuse.
+    Block,
+    /// Put `[redacted:KIND]` in its place.
+    Redact,
+    /// Count, and say so in a header.
+    Flag,
+}
+
+/// Which way a guard looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GuardOn {
+    /// At what goes out.
+    Prompt,
+    /// At what comes back.
+    Answer,
+    /// Both ways.
+    Both,
+}
+
+/// What becomes of a document without a verdict.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fail {
+    /// It is blocked.
+    #[default]
+    Closed,
+    /// It passes, and is counted.
+    Open,
+}
+
+impl GuardConfig {
+    /// What it does.
+    pub(crate) fn action(&self) -> Action {
+        self.action.unwrap_or(Action::Block)
+    }
+
+    /// Which way it looks.
+    pub(crate) fn on(&self) -> GuardOn {
+        self.on.unwrap_or(if self.kind == GuardKind::Schema { GuardOn::Answer } else { GuardOn::Prompt })
+    }
+
+    fn check(&self, wrong: &mut Vec<String>) {
+        let what = format!("guard {:?}", self.name);
+        let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-');
+        if !(1..=64).contains(&self.name.len()) || !self.name.bytes().all(good) {
+            wrong.push(format!("{what}: a name has 1 to 64 lower-case letters, digits, _ and -"));
+        }
+        let (kind, lists) = (self.kind, matches!(self.kind, GuardKind::Deny | GuardKind::Allow));
+        if lists == self.patterns.is_empty() {
+            wrong.push(format!("{what}: patterns are for deny and allow, which need some"));
+        }
+        if self.detect.is_some() && !matches!(kind, GuardKind::Secrets | GuardKind::Personal) {
+            wrong.push(format!("{what}: detect is for secrets and personal"));
+        }
+        if self.schema_file.is_some() && kind != GuardKind::Schema {
+            wrong.push(format!("{what}: schema_file is for schema"));
+        }
+        if (kind == GuardKind::Http) != self.url.is_some() {
+            wrong.push(format!("{what}: url is for http, which needs one"));
+        }
+        if kind == GuardKind::Http && self.action.is_some() {
+            wrong.push(format!("{what}: an external guard says itself what to do: leave action out"));
+        }
+        if self.action == Some(Action::Redact) && matches!(kind, GuardKind::Allow | GuardKind::Schema) {
+            wrong.push(format!("{what}: there is nothing to redact"));
+        }
+        if kind == GuardKind::Schema && self.on() != GuardOn::Answer {
+            wrong.push(format!("{what}: a schema is for answers"));
+        }
+        if !(1..=60_000).contains(&self.timeout_ms) || !(1024..=64 << 20).contains(&self.bytes_max) {
+            wrong.push(format!("{what}: timeout_ms is 1 to 60000, bytes_max 1 KiB to 64 MiB"));
+        }
+        let bad = self.patterns.iter().chain(&self.except).filter_map(|p| crate::guards::pattern(p).err());
+        wrong.extend(bad.map(|why| format!("{what}: {why}")));
+        wrong.extend(crate::guards::check_kinds(self).err().map(|why| format!("{what}: {why}")));
+    }
 }
 
 /// Answers kept.
@@ -104,6 +308,8 @@ pub struct Tries {
     pub connect_ms: u64,
     /// Longest wait for an attempt's answer to begin, ms. Default 120,000.
     pub first_byte_ms: u64,
+    /// Longest silence within an answer that has begun, ms. Default 120,000.
+    pub idle_ms: u64,
     /// Longest a request may take in all, ms. Default 600,000. A route may allow less.
     pub total_ms: u64,
 }
@@ -203,6 +409,11 @@ impl Default for Config {
             limits: Limits::default(),
             cache: None,
             defaults: Tries::default(),
+            tls: None,
+            plaintext: false,
+            telemetry: Telemetry::default(),
+            guards: Guarding::default(),
+            rules: vec![],
             models: vec![],
         }
     }
@@ -210,13 +421,25 @@ impl Default for Config {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { requests_max: 256, connections_max: 1024, body_bytes_max: 16 * 1024 * 1024, drain_ms: 30_000 }
+        Self {
+            requests_max: 256,
+            connections_max: 1024,
+            body_bytes_max: 16 * 1024 * 1024,
+            drain_ms: 30_000,
+            buffers_bytes_max: 512 * 1024 * 1024,
+        }
     }
 }
 
 impl Default for Tries {
     fn default() -> Self {
-        Self { attempts_max: 3, connect_ms: 10_000, first_byte_ms: 120_000, total_ms: 600_000 }
+        Self {
+            attempts_max: 3,
+            connect_ms: 10_000,
+            first_byte_ms: 120_000,
+            idle_ms: 120_000,
+            total_ms: 600_000,
+        }
     }
 }
 
@@ -259,8 +482,12 @@ impl Config {
         let mut config: Self = toml::from_str(&text).map_err(|e| syntax(e.to_string()))?;
         let folder = path.parent().unwrap_or(Path::new("."));
         let cache = config.cache.as_mut().map(|c| [&mut c.dir, &mut c.key_file]).into_iter().flatten();
-        let others = [&mut config.token_file, &mut config.receipts].into_iter().flatten();
-        for path in others.chain(cache) {
+        let tls = config.tls.as_mut().map(|t| {
+            [Some(&mut t.cert_file), Some(&mut t.key_file), t.client_ca_file.as_mut()].into_iter().flatten()
+        });
+        let guards = config.rules.iter_mut().flat_map(|g| [&mut g.schema_file, &mut g.ca_file]).flatten();
+        let others = [&mut config.token_file, &mut config.receipts, &mut config.telemetry.ca_file];
+        for path in others.into_iter().flatten().chain(cache).chain(tls.into_iter().flatten()).chain(guards) {
             *path = folder.join(&*path);
         }
         Ok(config)
@@ -275,7 +502,33 @@ impl Config {
                 self.listen
             ));
         }
+        if !self.listen.ip().is_loopback() && self.tls.is_none() && !self.plaintext {
+            wrong.push(format!(
+                "listen is {}, which others can reach: tls must name a certificate, or plaintext = true allow plain HTTP",
+                self.listen
+            ));
+        }
+        if self.tls.is_some() && self.plaintext {
+            wrong.push("tls and plaintext are both set".into());
+        }
+        let mut guards = BTreeSet::new();
+        for guard in &self.rules {
+            guard.check(&mut wrong);
+            if !guards.insert(&guard.name) {
+                wrong.push(format!("guard {:?} stands twice", guard.name));
+            }
+        }
+        if self.rules.len() > GUARDS_MAX {
+            wrong.push(format!("at most {GUARDS_MAX} guards"));
+        }
+        if let Some(Err(error)) = self.telemetry.otlp.as_ref().map(|url| quorate_telemetry::post::check(url))
+        {
+            wrong.push(format!("telemetry: otlp: {error}"));
+        }
         let limits = &self.limits;
+        if limits.buffers_bytes_max < limits.body_bytes_max {
+            wrong.push("limits: buffers_bytes_max is not below body_bytes_max".into());
+        }
         if !(1..=65_536).contains(&limits.requests_max) || !(1..=65_536).contains(&limits.connections_max) {
             wrong.push("limits: requests_max and connections_max are 1 to 65536".into());
         }
@@ -327,7 +580,9 @@ fn check_tries(what: &str, tries: &Tries, wrong: &mut Vec<String>) {
     if !(1..=32).contains(&tries.attempts_max) {
         wrong.push(format!("{what}: attempts_max is 1 to 32"));
     }
-    if [tries.connect_ms, tries.first_byte_ms, tries.total_ms].iter().any(|ms| !(1..=86_400_000).contains(ms))
+    if [tries.connect_ms, tries.first_byte_ms, tries.idle_ms, tries.total_ms]
+        .iter()
+        .any(|ms| !(1..=86_400_000).contains(ms))
     {
         wrong.push(format!("{what}: times are 1 ms to a day"));
     }
@@ -369,6 +624,14 @@ mod tests {
     fn every_mistake_is_named() {
         let text = r#"
             listen = "0.0.0.0:4280"
+            telemetry = { otlp = "ftp://x" }
+            guard = [
+                { name = "A b", kind = "secrets", detect = ["nothing"] },
+                { name = "x", kind = "deny" },
+                { name = "x", kind = "allow", patterns = ["(?=a)"], action = "redact" },
+                { name = "y", kind = "http", action = "block" },
+                { name = "z", kind = "schema", on = "prompt", timeout_ms = 0 },
+            ]
             [limits]
             requests_max = 0
             body_bytes_max = 1
@@ -390,6 +653,18 @@ mod tests {
         let wrong = parse(text).unwrap_err();
         for part in [
             "token_file must name",
+            "tls must name",
+            "telemetry: otlp:",
+            "lower-case letters",
+            "is none of aws",
+            "patterns are for",
+            "guard \"x\" stands twice",
+            "pattern \"(?=a)\"",
+            "nothing to redact",
+            "url is for http",
+            "leave action out",
+            "a schema is for answers",
+            "timeout_ms is 1",
             "requests_max and",
             "body_bytes_max is",
             "attempts_max is 1 to 32",

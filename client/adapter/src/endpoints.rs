@@ -1,19 +1,22 @@
 //! From an HTTP request to an answer: the order of checks, and what each layer is asked.
 //!
 //! ```text
-//! path -> gate -> place among the requests -> body -> plan -> one request for each target -> attempts -> answer
+//! path -> gate -> place among the requests -> body -> guards -> plan -> one request for each target -> cache -> attempts
+//!      -> answer -> guards
 //! ```
-use crate::answer::{InFlight, Keep, Live, Reply, Tail, Watch};
+use crate::answer::{InFlight, Keep, Live, NoRoom, Reply, Silence, Tail, Watch};
 use crate::api;
 use crate::attempt::{self, Ended, Held, Prepared, Tried};
 use crate::cache::{self, Cache, Leave, Meta};
-use crate::config::Limits;
+use crate::config::{Limits, StreamsUnder};
 use crate::errors::Failure;
 use crate::gate::Gate;
+use crate::guards::{self, Blocked, Guards, Note, Passed};
 use crate::health::Book;
 use crate::metrics::{Labels, Metrics};
 use crate::receipts::{Chain, Receipts, came_to};
 use crate::routing::{Needs, Table, Target};
+use crate::trace::{Sniff, Tracing};
 use crate::upstream::{Answer, Route, Upstream};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
@@ -23,8 +26,10 @@ use quorate_client::{Error, Provenance, Request, Target as Aim};
 use quorate_dialects::{
     AnswerTranslator, Call, Dialect, DialectError, Fault, Operation, Stamp, TargetRoute, models,
 };
+use quorate_telemetry::{Attribute, Name, Traces};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Semaphore;
 
@@ -36,6 +41,15 @@ const TRANSLATED_BYTES_MAX: usize = 64 * 1024 * 1024;
 const BUSY_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Largest value of a header that goes on; longer ones no route takes.
 const HEADER_VALUE_MAX: usize = 1024;
+/// Refusals after which nothing is served from the cache either, until a request is answered again.
+const UNWELCOME: [&str; 6] = [
+    "client_revoked",
+    "client_expired",
+    "unknown_client",
+    "wrong_client_key",
+    "token_revoked",
+    "token_expired",
+];
 /// Headers of an answer that concern one connection, or a browser, and stay here.
 const DROPPED: [&str; 10] = [
     "connection",
@@ -61,6 +75,12 @@ pub(crate) struct Adapter {
     pub(crate) receipts: Option<Arc<Receipts>>,
     pub(crate) cache: Option<Arc<Cache>>,
     pub(crate) places: Arc<Semaphore>,
+    /// Steps of bytes that all requests together may hold.
+    pub(crate) buffers: Arc<Semaphore>,
+    pub(crate) guards: Guards,
+    /// The mesh's last word was that this client, or its token, may ask no more.
+    pub(crate) unwelcome: AtomicBool,
+    pub(crate) traces: Traces,
 }
 
 /// A request that was read.
@@ -69,9 +89,17 @@ struct Asked {
     /// Whose local token it came with.
     who: Option<String>,
     headers: HeaderMap,
+    tracing: Option<Tracing>,
+    /// What guards did with the prompt.
+    notes: Vec<Note>,
 }
 
 impl Asked {
+    fn of(&self) -> guards::Of<'_> {
+        let (model, operation) = (self.call.model(), self.call.operation());
+        guards::Of { model, operation, request: self.call.expose_body() }
+    }
+
     fn dialect(&self) -> Dialect {
         self.call.dialect()
     }
@@ -86,17 +114,24 @@ impl Adapter {
         let (parts, body) = request.into_parts();
         match (&parts.method, parts.uri.path()) {
             (&Method::GET, "/healthz") => return self.health(),
-            (&Method::GET, "/metrics") => {
+            // A page whose name was made to resolve here reads what it is given, without an origin.
+            (&Method::GET, "/metrics") if self.gate.knows_host(&parts.headers) => {
+                self.metrics.spans(self.traces.counts());
                 let text = self.metrics.text(self.book.open_count());
                 return plain(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text);
             }
             _ => {}
         }
         let dialect = api::dialect_of(parts.uri.path(), &parts.headers);
-        match self.serve(parts, body).await {
+        let mut told = Told::default();
+        match self.serve(parts, body, &mut told).await {
             Ok(response) => response,
             Err((failure, known)) => {
                 self.metrics.refused(&failure.code);
+                if let Some(tracing) = told.tracing {
+                    let code = Attribute::Error(Name::new(&self.metrics.known(&failure.code)));
+                    tracing.end(told.operation, &told.model, vec![code]);
+                }
                 failure.response(known.unwrap_or(dialect)).map(|b| Reply::Whole(Some(b)))
             }
         }
@@ -112,7 +147,12 @@ impl Adapter {
         }
     }
 
-    async fn serve<B>(&self, parts: Parts, body: B) -> Result<Response<Reply>, (Failure, Option<Dialect>)>
+    async fn serve<B>(
+        &self,
+        parts: Parts,
+        body: B,
+        told: &mut Told,
+    ) -> Result<Response<Reply>, (Failure, Option<Dialect>)>
     where
         B: hyper::body::Body<Data = Bytes> + Unpin,
     {
@@ -134,11 +174,90 @@ impl Adapter {
             );
             known(failure.later(BUSY_RETRY_AFTER))
         })?;
-        let in_flight = InFlight::new(self.metrics.clone(), place);
-        let body = self.read(&parts.headers, body).await.map_err(known)?;
-        let call = Call::read(endpoint, body).map_err(|e| known(of_dialect(&e).0))?;
-        let asked = Asked { call, who, headers: parts.headers };
+        let mut in_flight = InFlight::new(self.metrics.clone(), place, self.buffers.clone());
+        let tracing = Tracing::begin(&self.traces, &parts.headers);
+        *told =
+            Told { tracing: tracing.clone(), operation: endpoint.operation.name(), model: "other".into() };
+        let body = self.read(&parts.headers, body, &mut in_flight).await.map_err(known)?;
+        let call = Call::read(endpoint.clone(), body).map_err(|e| known(of_dialect(&e).0))?;
+        let mut asked = Asked { call, who, headers: parts.headers, tracing, notes: vec![] };
+        if self.table.is_configured(asked.call.model()) {
+            asked.call.model().clone_into(&mut told.model);
+        }
+        self.guard_prompt(&mut asked, endpoint).await.map_err(known)?;
         self.ask(asked, begun, in_flight).await.map_err(known)
+    }
+
+    /// Has guards look at the prompt, and puts what they changed in its place.
+    async fn guard_prompt(
+        &self,
+        asked: &mut Asked,
+        endpoint: quorate_dialects::Endpoint,
+    ) -> Result<(), Failure> {
+        if asked.call.stream() && self.guards.has_answer_rules(asked.call.model()) {
+            let readable = !matches!(asked.call.operation(), Operation::Converse { .. });
+            if self.guards.streams == StreamsUnder::Refuse || !readable {
+                return Err(Failure::new(
+                    StatusCode::BAD_REQUEST,
+                    "guard_stream_refused",
+                    "answers of this model are guarded, and what was streamed cannot be called back",
+                    "ask without streaming, or set guards.streams = \"buffer\" in the adapter's configuration",
+                ));
+            }
+        }
+        let passed = self.guards.prompt(asked.of()).await;
+        let Passed { body, notes } = self.noted("prompt", passed)?;
+        // The same memory: nothing was replaced.
+        if body.as_ptr() != asked.call.expose_body().as_ptr() {
+            asked.call = Call::read(endpoint, body).map_err(|e| of_dialect(&e).0)?;
+        }
+        asked.notes = notes;
+        Ok(())
+    }
+
+    /// Counts what guards did.
+    fn noted(&self, side: &'static str, looked: Result<Passed, Box<Blocked>>) -> Result<Passed, Failure> {
+        let notes = match &looked {
+            Ok(passed) => &passed.notes,
+            Err(blocked) => &blocked.notes,
+        };
+        notes.iter().for_each(|note| self.metrics.guarded(&note.rule, side, note.did));
+        looked.map_err(|blocked| {
+            let guards = said_of(&blocked.notes).map(String::into_boxed_str);
+            Failure { guards, ..blocked.failure }
+        })
+    }
+
+    /// Has guards look at an answer, held until it is whole.
+    async fn guard_answer(
+        &self,
+        asked: &Asked,
+        response: Response<Reply>,
+        more: &mut Option<Watch>,
+    ) -> Result<Response<Reply>, Failure> {
+        let mut response = response;
+        let mut notes = asked.notes.clone();
+        if self.guards.has_answer_rules(asked.call.model()) {
+            let events = response.headers().get(header::CONTENT_TYPE).is_some_and(is_events);
+            let body = match response.body_mut() {
+                Reply::Whole(body) => body.clone().unwrap_or_default(),
+                Reply::Live(live) => {
+                    live.whole(TRANSLATED_BYTES_MAX).await.inspect_err(|f| live.watch.failed(&f.code))?
+                }
+            };
+            let looked = self.guards.answer(asked.of(), &body, events).await;
+            let passed = self.noted("answer", looked).inspect_err(|failure| match response.body_mut() {
+                Reply::Live(live) => live.watch.failed(&failure.code),
+                Reply::Whole(_) => more.iter_mut().for_each(|watch| watch.failed(&failure.code)),
+            })?;
+            notes.extend(passed.notes);
+            *response.body_mut() = Reply::Whole(Some(passed.body));
+            response.headers_mut().remove(header::CONTENT_LENGTH);
+        }
+        if let Some(Ok(said)) = said_of(&notes).map(|said| HeaderValue::from_str(&said)) {
+            response.headers_mut().insert(guards::GUARD_HEADER, said);
+        }
+        Ok(response)
     }
 
     async fn ask(
@@ -151,12 +270,6 @@ impl Adapter {
         let needs = Needs::of(&asked.call);
         let of = (asked.dialect(), asked.call.model());
         let plan = self.table.plan(of, &routes, &self.book, needs, &mut dice, begun)?;
-        let leave = self.cache.as_ref().map(|c| c.leave(&asked.call, &asked.headers));
-        if leave.is_some_and(|l| l.read)
-            && let Some(response) = self.kept(&asked, &plan.targets).await
-        {
-            return Ok(response);
-        }
         let mut prepared = Vec::with_capacity(plan.targets.len());
         let mut refusal = None;
         for target in &plan.targets {
@@ -170,23 +283,48 @@ impl Adapter {
         if prepared.is_empty() {
             return Err(refusal.unwrap_or_else(|| Failure::of(&Error::Closed)));
         }
+        let leave = self.cache.as_ref().map(|c| c.leave(&asked.call, &asked.headers));
+        // Who may not ask may not hear again either.
+        if leave.is_some_and(|l| l.read)
+            && self.upstream.may_ask().is_ok()
+            && !self.unwelcome.load(Ordering::Relaxed)
+            && let Some((response, target)) = self.kept(&asked, &prepared).await
+        {
+            let mut watch = Some(self.watch(&asked, target, begun, in_flight));
+            let hit = Attribute::CacheHit(true);
+            watch.iter_mut().for_each(|w| w.tracing.iter_mut().for_each(|(_, said)| said.push(hit.clone())));
+            return self.guard_answer(&asked, response, &mut watch).await;
+        }
         let mut throw = dice;
         let outcome = attempt::run(self.upstream.as_ref(), &plan, &prepared, &self.book, &mut throw).await;
-        for tried in &outcome.tried {
-            let route = prepared.get(tried.target).map_or("", |p| p.target.route.name.as_str());
-            self.metrics.attempted(route, came_to(tried.came));
+        match &outcome.ended {
+            // A token that was revoked is known to the nodes alone.
+            Ended::Failed(error) if UNWELCOME.contains(&error.code()) => {
+                self.unwelcome.store(true, Ordering::Relaxed)
+            }
+            Ended::Answered(_) => self.unwelcome.store(false, Ordering::Relaxed),
+            _ => {}
         }
-        let target = prepared.get(outcome.target).map(|p| p.target.clone());
-        let Some(target) = target else { return Err(Failure::of(&Error::Closed)) };
-        let watch = self.watch(&asked, &target, begun, in_flight);
-        self.respond(&asked, &target, outcome.ended, &outcome.tried, watch).await
+        for tried in &outcome.tried {
+            let target = prepared.get(tried.target).map(|p| &p.target);
+            let route = target.map_or("", |t| t.route.name.as_str());
+            self.metrics.attempted(route, came_to(tried.came));
+            if let Some((tracing, target)) = asked.tracing.as_ref().zip(target) {
+                tracing.attempt(target, tried);
+            }
+        }
+        let Some(prepared) = prepared.get(outcome.target) else { return Err(Failure::of(&Error::Closed)) };
+        let watch = self.watch(&asked, &prepared.target, begun, in_flight);
+        let idle = Duration::from_millis(plan.tries.idle_ms);
+        self.respond(&asked, (prepared, idle), outcome.ended, &outcome.tried, watch).await
     }
 
     /// An answer from the cache, by whichever of the targets.
-    async fn kept(&self, asked: &Asked, targets: &[Target]) -> Option<Response<Reply>> {
+    async fn kept<'a>(&self, asked: &Asked, all: &'a [Prepared]) -> Option<(Response<Reply>, &'a Target)> {
         let cache = self.cache.as_ref()?;
-        for target in targets {
-            let name = cache.name(asked.who.as_deref(), (&target.route.name, &target.model), &asked.call);
+        for Prepared { target, request } in all {
+            let place = (target.route.name.as_str(), target.model.as_str());
+            let name = cache.name(asked.who.as_deref(), place, &asked.call, &request.headers);
             let Some((meta, body)) = cache.get(&name).await else { continue };
             let mut response = Response::new(Reply::Whole(Some(body)));
             let mut put = |name: &'static str, value: &str| {
@@ -200,14 +338,15 @@ impl Adapter {
             put("x-quorate-cache", "hit");
             put("age", &cache::now().saturating_sub(meta.created).to_string());
             self.metrics.cache_hits.inc();
-            return Some(response);
+            return Some((response, target));
         }
         self.metrics.cache_misses.inc();
         None
     }
 
     /// Where an answer is to be kept, if it may be.
-    fn keep(&self, asked: &Asked, target: &Target, answer: &Answer, content_type: &str) -> Option<Keep> {
+    fn keep(&self, asked: &Asked, by: &Prepared, answer: &Answer, content_type: &str) -> Option<Keep> {
+        let Prepared { target, request } = by;
         let cache = self.cache.as_ref()?;
         let Leave { write, .. } = cache.leave(&asked.call, &asked.headers);
         if !write || answer.status != StatusCode::OK || !cache::may_keep(&answer.headers) {
@@ -219,7 +358,8 @@ impl Adapter {
             request: answer.provenance.request.to_string(),
             route: target.route.name.clone(),
         };
-        let name = cache.name(asked.who.as_deref(), (&target.route.name, &target.model), &asked.call);
+        let place = (target.route.name.as_str(), target.model.as_str());
+        let name = cache.name(asked.who.as_deref(), place, &asked.call, &request.headers);
         Some(Keep { cache: cache.clone(), name, meta, body: Vec::new() })
     }
 
@@ -233,25 +373,45 @@ impl Adapter {
             quorate_route: target.route.name.clone(),
             error_type: String::new(),
         };
+        let tracing = asked.tracing.clone().map(|tracing| {
+            let (host, port) = &target.route.host;
+            let mut said = vec![
+                Attribute::Stream(asked.call.stream()),
+                Attribute::Route(Name::new(&target.route.name)),
+                Attribute::ServerAddress(Name::new(host)),
+                Attribute::ServerPort(*port),
+            ];
+            if !asked.notes.is_empty() {
+                said.push(Attribute::Guards(asked.notes.iter().map(|n| Name::new(&n.rule)).collect()));
+            }
+            (tracing, said)
+        });
         Watch {
             metrics: self.metrics.clone(),
             labels: Some(labels),
             begun,
             first_byte: None,
             tokens: (0, 0),
+            tracing,
+            sniff: Sniff::default(),
+            response_model: None,
             receipts: None,
-            _in_flight: in_flight,
+            in_flight,
         }
     }
 
     async fn respond(
         &self,
         asked: &Asked,
-        target: &Target,
+        (by, idle): (&Prepared, Duration),
         ended: Ended,
         tried: &[Tried],
         mut watch: Watch,
     ) -> Result<Response<Reply>, Failure> {
+        let target = &by.target;
+        if let Some((_, said)) = &mut watch.tracing {
+            said.push(Attribute::Attempts(tried.len() as u64));
+        }
         let answered = match &ended {
             Ended::Answered(answer) => Some(answer.provenance.clone()),
             Ended::Held(held) => Some(held.provenance.clone()),
@@ -265,7 +425,7 @@ impl Adapter {
             watch.receipts = Some((receipts.clone(), self.upstream.clone(), chain));
         }
         let failure = match ended {
-            Ended::Answered(answer) => return self.answered(asked, target, answer, named, watch).await,
+            Ended::Answered(answer) => return self.answered(asked, (by, idle), answer, named, watch).await,
             Ended::Held(held) => return held_back(asked, target, held, named, watch),
             Ended::Failed(error) => Failure::of(&error),
             Ended::TimedOut(what, allowed) => {
@@ -293,50 +453,52 @@ impl Adapter {
     async fn answered(
         &self,
         asked: &Asked,
-        target: &Target,
+        (by, idle): (&Prepared, Duration),
         answer: Answer,
         named: HeaderMap,
         mut watch: Watch,
     ) -> Result<Response<Reply>, Failure> {
+        let target = &by.target;
         if answer.status.as_u16() >= 400 {
             watch.failed(answer.status.as_str());
         }
         let dialect = asked.dialect();
         let counted = asked.call.stream() && !target.route.prices.is_empty();
         if target.route.dialect == dialect && !counted {
-            let is_events = answer.headers.get(header::CONTENT_TYPE).is_some_and(|v| {
-                v.as_bytes().get(..17).is_some_and(|v| v.eq_ignore_ascii_case(b"text/event-stream"))
-            });
+            let is_events = answer.headers.get(header::CONTENT_TYPE).is_some_and(is_events);
             let content_type = answer.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
-            let keep = self.keep(asked, target, &answer, content_type.unwrap_or("application/json"));
+            let keep = self.keep(asked, by, &answer, content_type.unwrap_or("application/json"));
             let mut response = Response::new(Reply::Whole(None));
             *response.status_mut() = answer.status;
             *response.headers_mut() = kept(answer.headers);
             response.headers_mut().extend(named);
             let events = is_events.then_some(asked.call.operation());
-            *response.body_mut() = live(answer.body, None, events, keep, watch);
-            return Ok(response);
+            *response.body_mut() = live(answer.body, None, events, idle, keep, watch);
+            return self.guard_answer(asked, response, &mut None).await;
         }
-        let mut translator = Box::new(translator(asked, target)?);
+        let mut translator = Box::new(translator(asked, target).inspect_err(|f| watch.failed(&f.code))?);
         let given = pairs(&answer.headers);
         let head = translator.head(answer.status.as_u16(), &given);
         if head.stream {
             let content_type = head.headers.iter().find(|(name, _)| name == "content-type");
             let content_type = content_type.map_or("text/event-stream", |(_, value)| value.as_str());
-            let keep = self.keep(asked, target, &answer, content_type);
+            let keep = self.keep(asked, by, &answer, content_type);
             let mut response = built(head.status, &head.headers, Reply::Whole(None))?;
             response.headers_mut().extend(named);
             *response.body_mut() =
-                live(answer.body, Some(translator), Some(asked.call.operation()), keep, watch);
-            return Ok(response);
+                live(answer.body, Some(translator), Some(asked.call.operation()), idle, keep, watch);
+            return self.guard_answer(asked, response, &mut None).await;
         }
         let status = answer.status.as_u16();
-        let keep = self.keep(asked, target, &answer, "application/json");
-        let body = collect(answer).await.map_err(|e| Failure::of(&e))?;
-        let whole = translator.whole(status, &given, body).map_err(|e| of_dialect(&e).0)?;
+        let keep = self.keep(asked, by, &answer, "application/json");
+        let body =
+            collect(answer, idle, &mut watch.in_flight).await.inspect_err(|f| watch.failed(&f.code))?;
+        let whole = translator.whole(status, &given, body).map_err(|e| of_dialect(&e).0);
+        let whole = whole.inspect_err(|f| watch.failed(&f.code))?;
         if let Some(usage) = translator.outcome().usage {
             watch.tokens = (usage.input, usage.output);
         }
+        watch.response_model = translator.outcome().model.as_deref().map(Name::new);
         watch.first_byte = Some(Instant::now());
         if let Some(mut keep) = keep {
             keep.push(&whole.body);
@@ -344,7 +506,7 @@ impl Adapter {
         }
         let mut response = built(whole.status, &whole.headers, Reply::Whole(Some(whole.body)))?;
         response.headers_mut().extend(named);
-        Ok(response)
+        self.guard_answer(asked, response, &mut Some(watch)).await
     }
 
     async fn models(&self, dialect: Dialect, one: Option<&str>) -> Result<Response<Reply>, Failure> {
@@ -364,7 +526,7 @@ impl Adapter {
         Ok(response)
     }
 
-    async fn read<B>(&self, headers: &HeaderMap, body: B) -> Result<Bytes, Failure>
+    async fn read<B>(&self, headers: &HeaderMap, body: B, in_flight: &mut InFlight) -> Result<Bytes, Failure>
     where
         B: hyper::body::Body<Data = Bytes> + Unpin,
     {
@@ -390,7 +552,7 @@ impl Adapter {
                 "send it as it is",
             ));
         }
-        match tokio::time::timeout(BODY_TIME_MAX, gather(body, bound)).await {
+        match tokio::time::timeout(BODY_TIME_MAX, gather(body, bound, in_flight)).await {
             Ok(Ok(bytes)) => Ok(bytes),
             Ok(Err(Gather::TooLarge)) => Err(Failure::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
@@ -398,6 +560,7 @@ impl Adapter {
                 format!("the body has more than {bound} bytes"),
                 "send less, or raise limits.body_bytes_max",
             )),
+            Ok(Err(Gather::NoRoom)) => Err(Failure::no_room()),
             Ok(Err(Gather::Ended)) => Err(Failure::new(
                 StatusCode::BAD_REQUEST,
                 "body_cut_off",
@@ -420,10 +583,29 @@ fn chain_is_empty(tried: &[Tried]) -> bool {
 
 enum Gather {
     TooLarge,
+    NoRoom,
     Ended,
 }
 
-async fn gather<B>(mut body: B, bound: usize) -> Result<Bytes, Gather>
+/// What is told of a request that had no answer.
+#[derive(Default)]
+struct Told {
+    tracing: Option<Tracing>,
+    operation: &'static str,
+    model: String,
+}
+
+/// The value of the header that names guards.
+fn said_of(notes: &[Note]) -> Option<String> {
+    let each: Vec<String> = notes.iter().map(|note| format!("{}={}", note.rule, note.did)).collect();
+    (!each.is_empty()).then(|| each.join(", "))
+}
+
+fn is_events(content_type: &HeaderValue) -> bool {
+    content_type.as_bytes().get(..17).is_some_and(|v| v.eq_ignore_ascii_case(b"text/event-stream"))
+}
+
+async fn gather<B>(mut body: B, bound: usize, in_flight: &mut InFlight) -> Result<Bytes, Gather>
 where
     B: hyper::body::Body<Data = Bytes> + Unpin,
 {
@@ -437,6 +619,7 @@ where
         if first.len() + more.len() + data.len() > bound {
             return Err(Gather::TooLarge);
         }
+        in_flight.hold(first.len() + more.len() + data.len()).map_err(|NoRoom| Gather::NoRoom)?;
         // Most bodies come in one piece and are not copied.
         if first.is_empty() && more.is_empty() {
             first = data;
@@ -535,10 +718,19 @@ fn passed_on(given: &HeaderMap, route: &Route, headers: &mut Vec<(String, String
         }
     }
     for name in &route.headers {
-        let values: Vec<&str> = given.get_all(name.as_str()).iter().filter_map(|v| v.to_str().ok()).collect();
-        let value = values.join(", ");
-        let value = value.trim();
-        if !value.is_empty() && value.len() <= HEADER_VALUE_MAX {
+        let values =
+            given.get_all(name.as_str()).iter().map(HeaderValue::to_str).collect::<Result<Vec<_>, _>>();
+        let value = values.map(|values| values.join(", "));
+        let value = value.as_deref().map(str::trim).ok().filter(|value| value.len() <= HEADER_VALUE_MAX);
+        let Some(value) = value else {
+            return Err(Failure::new(
+                StatusCode::BAD_REQUEST,
+                "header_not_allowed",
+                format!("the header {name} is longer than {HEADER_VALUE_MAX} bytes, or not ASCII"),
+                "shorten it, or leave it out",
+            ));
+        };
+        if !value.is_empty() {
             headers.retain(|(n, _)| n != name);
             headers.push((name.clone(), value.to_owned()));
         }
@@ -567,11 +759,21 @@ fn named(target: &Target, answered: Option<&Provenance>, chain: &Chain) -> Heade
     headers
 }
 
+/// A provider's headers, without those that are not its to set.
 fn kept(mut headers: HeaderMap) -> HeaderMap {
+    let ours: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name.as_str())).cloned().collect();
+    for name in ours {
+        headers.remove(name);
+    }
     for name in DROPPED {
         headers.remove(name);
     }
     headers
+}
+
+/// Headers that only this process says something by.
+fn is_ours(name: &str) -> bool {
+    name.starts_with("x-quorate-") || name == "x-should-retry"
 }
 
 fn pairs(headers: &HeaderMap) -> Vec<(String, String)> {
@@ -588,6 +790,7 @@ fn built(status: u16, headers: &[(String, String)], body: Reply) -> Result<Respo
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value))
             && name != header::CONTENT_LENGTH
             && !DROPPED.contains(&name.as_str())
+            && !is_ours(name.as_str())
         {
             response.headers_mut().append(name, value);
         }
@@ -599,19 +802,25 @@ fn live(
     body: std::pin::Pin<Box<dyn crate::upstream::Body>>,
     translator: Option<Box<AnswerTranslator>>,
     events: Option<Operation>,
+    idle: Duration,
     keep: Option<Keep>,
     watch: Watch,
 ) -> Reply {
-    Reply::Live(Box::new(Live { body, translator, events, last: Tail::default(), over: false, keep, watch }))
+    let (last, silence) = (Tail::default(), Silence::default());
+    Reply::Live(Box::new(Live { body, translator, events, last, over: false, idle, silence, keep, watch }))
 }
 
-async fn collect(mut answer: Answer) -> Result<Bytes, Error> {
+async fn collect(mut answer: Answer, idle: Duration, in_flight: &mut InFlight) -> Result<Bytes, Failure> {
     let mut all = BytesMut::new();
-    while let Some(piece) = answer.body.next().await {
-        let piece = piece?;
+    let begun = in_flight.bytes();
+    while let Some(piece) =
+        tokio::time::timeout(idle, answer.body.next()).await.map_err(|_| Failure::idle(idle))?
+    {
+        let piece = piece.map_err(|e| Failure::of(&e))?;
         if all.len() + piece.len() > TRANSLATED_BYTES_MAX {
-            return Err(Error::CeilingReached { bound: TRANSLATED_BYTES_MAX as u64 });
+            return Err(Failure::of(&Error::CeilingReached { bound: TRANSLATED_BYTES_MAX as u64 }));
         }
+        in_flight.hold(begun + all.len() + piece.len()).map_err(|NoRoom| Failure::no_room())?;
         all.extend_from_slice(&piece);
     }
     Ok(all.freeze())

@@ -30,6 +30,8 @@ pub(crate) struct Failure {
     pub(crate) retry_after: Option<Duration>,
     /// Whether an SDK's own retries may send it again.
     pub(crate) again: bool,
+    /// Which guards did something.
+    pub(crate) guards: Option<Box<str>>,
 }
 
 impl Failure {
@@ -41,12 +43,26 @@ impl Failure {
         hint: impl Into<String>,
     ) -> Self {
         let (message, hint) = (message.into(), hint.into());
-        Self { status, code: code.into(), message, hint, retry_after: None, again: false }
+        Self { status, code: code.into(), message, hint, retry_after: None, again: false, guards: None }
     }
 
     /// The same, to be tried again after a while.
     pub(crate) fn later(self, after: Duration) -> Self {
         Self { retry_after: Some(after), again: true, ..self }
+    }
+
+    /// A stream that went silent.
+    pub(crate) fn idle(allowed: Duration) -> Self {
+        let message = format!("nothing of the answer came for {} ms", allowed.as_millis());
+        let hint = "ask again, or raise idle_ms if the provider thinks for longer than that";
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "stream_idle", message, hint)
+    }
+
+    /// All memory for bodies is in use.
+    pub(crate) fn no_room() -> Self {
+        let message = "this adapter holds as many bytes of requests and answers as its limits allow";
+        let hint = "try again in a moment, or raise limits.buffers_bytes_max";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_room", message, hint).later(Duration::from_secs(1))
     }
 
     /// What an error of the client means over HTTP.
@@ -60,6 +76,7 @@ impl Failure {
             hint: error.hint().to_owned(),
             retry_after,
             again: matches!(error.retry(), Retry::Now | Retry::Later),
+            guards: None,
         }
     }
 
@@ -71,6 +88,9 @@ impl Failure {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Ok(code) = HeaderValue::from_str(&self.code) {
             headers.insert(CODE_HEADER, code);
+        }
+        if let Some(Ok(guards)) = self.guards.as_deref().map(HeaderValue::from_str) {
+            headers.insert(crate::guards::GUARD_HEADER, guards);
         }
         if let Some(after) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));

@@ -91,6 +91,11 @@ impl Gate {
         Ok(Self::Tokens(tokens))
     }
 
+    /// Whether a request names this machine; with tokens, which no page has, it need not.
+    pub(crate) fn knows_host(&self, headers: &HeaderMap) -> bool {
+        matches!(self, Self::Tokens(_)) || names_us(headers)
+    }
+
     /// Lets a request in; with tokens, says whose it is.
     pub(crate) fn check(&self, headers: &HeaderMap, query: Option<&str>) -> Result<Option<&str>, Failure> {
         match self {
@@ -148,15 +153,23 @@ fn check_local(headers: &HeaderMap) -> Result<(), Failure> {
     if headers.contains_key(header::ORIGIN) {
         return refuse("origin_not_allowed", "web pages may not use this adapter without a token");
     }
+    if names_us(headers) {
+        Ok(())
+    } else {
+        refuse("host_not_allowed", "the host header is not this machine's")
+    }
+}
+
+/// Whether `host` is this machine.
+fn names_us(headers: &HeaderMap) -> bool {
     let host = headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or("localhost");
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
     };
-    let local = name.eq_ignore_ascii_case("localhost")
+    name.eq_ignore_ascii_case("localhost")
         || name.to_ascii_lowercase().ends_with(".localhost")
-        || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    if local { Ok(()) } else { refuse("host_not_allowed", "the host header is not this machine's") }
+        || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 #[cfg(test)]

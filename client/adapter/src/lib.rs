@@ -2,7 +2,7 @@
 //! the mesh's protocol to the nodes.
 //!
 //! ```text
-//! endpoints   path and headers in, an operation out       api, gate, [`quorate_dialects`]
+//! endpoints   path and headers in, an operation out       api, gate, guards, [`quorate_dialects`]
 //! routing     a model to targets in an order               config, routing, health
 //! attempt     one target after the other, or two at once   attempt, upstream
 //! answer      what comes back, as it arrives               answer, errors, cache, receipts
@@ -24,14 +24,17 @@ pub mod config;
 mod endpoints;
 mod errors;
 mod gate;
+mod guards;
 mod health;
 mod metrics;
 mod receipts;
 mod routing;
 pub mod serve;
 mod server;
+mod socket;
 #[cfg(test)]
 mod testing;
+mod trace;
 mod upstream;
 
 pub use cache::CacheError;

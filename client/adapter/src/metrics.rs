@@ -8,6 +8,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Buckets of the GenAI conventions for `gen_ai.client.operation.duration`.
@@ -52,6 +54,13 @@ struct ByRoute {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByRule {
+    rule: String,
+    side: &'static str,
+    outcome: &'static str,
+}
+
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
 fn seconds() -> Histogram {
@@ -70,6 +79,9 @@ pub(crate) struct Metrics {
     tokens: Histograms<TokenLabels>,
     attempts: Family<ByRoute, Counter>,
     refused: Family<ByCode, Counter>,
+    guards: Family<ByRule, Counter>,
+    spans: [Gauge; 2],
+    codes: Mutex<HashSet<String>>,
     pub(crate) in_flight: Gauge,
     pub(crate) connections: Gauge,
     breakers: Gauge,
@@ -81,6 +93,8 @@ pub(crate) struct Metrics {
 
 /// Codes that are counted by name; anything else a node may say is `other`.
 const CODE_BYTES_MAX: usize = 40;
+/// Different codes: ours, nodes' and HTTP's are some 150.
+const CODES_MAX: usize = 256;
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -92,6 +106,9 @@ impl Default for Metrics {
             tokens: Family::new_with_constructor(new(tokens)),
             attempts: Family::default(),
             refused: Family::default(),
+            guards: Family::default(),
+            spans: Default::default(),
+            codes: Mutex::default(),
             in_flight: Gauge::default(),
             connections: Gauge::default(),
             breakers: Gauge::default(),
@@ -126,6 +143,18 @@ impl Metrics {
             self.attempts.clone(),
         );
         r.register("quorate_adapter_errors", "Errors of ours that callers got", self.refused.clone());
+        r.register(
+            "quorate_adapter_guards",
+            "Prompts and answers that a guard flagged, redacted, blocked, or failed to look at",
+            self.guards.clone(),
+        );
+        let [exported, dropped] = &self.spans;
+        r.register(
+            "quorate_adapter_spans_exported",
+            "Spans that the collector took, since the start",
+            exported.clone(),
+        );
+        r.register("quorate_adapter_spans_dropped", "Spans dropped, since the start", dropped.clone());
         r.register("quorate_adapter_in_flight", "Requests being served", self.in_flight.clone());
         r.register("quorate_adapter_connections", "Connections of applications", self.connections.clone());
         r.register("quorate_adapter_breakers_open", "Targets whose breaker is open", self.breakers.clone());
@@ -143,11 +172,12 @@ impl Metrics {
     /// An operation that ended.
     pub(crate) fn ended(
         &self,
-        labels: Labels,
+        mut labels: Labels,
         took: Duration,
         first_byte: Option<Duration>,
         (tokens_in, tokens_out): (u64, u64),
     ) {
+        labels.error_type = self.known(&labels.error_type);
         for (kind, count) in [("input", tokens_in), ("output", tokens_out)] {
             if count > 0 {
                 let of = TokenLabels {
@@ -173,9 +203,33 @@ impl Metrics {
 
     /// An error of ours.
     pub(crate) fn refused(&self, code: &str) {
-        let known = code.len() <= CODE_BYTES_MAX && code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
-        let code = if known { code.to_owned() } else { "other".to_owned() };
-        self.refused.get_or_create(&ByCode { code }).inc();
+        self.refused.get_or_create(&ByCode { code: self.known(code) }).inc();
+    }
+
+    /// What a guard did.
+    pub(crate) fn guarded(&self, rule: &str, side: &'static str, outcome: &'static str) {
+        self.guards.get_or_create(&ByRule { rule: rule.to_owned(), side, outcome }).inc();
+    }
+
+    /// A code as a label: nodes, who may be hostile, say some of them, so only so many different ones count by name.
+    pub(crate) fn known(&self, code: &str) -> String {
+        let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        let mut codes = self.codes.lock().unwrap_or_else(PoisonError::into_inner);
+        if codes.contains(code) {
+            return code.to_owned();
+        }
+        if code.len() > CODE_BYTES_MAX || !code.bytes().all(good) || codes.len() >= CODES_MAX {
+            return "other".to_owned();
+        }
+        codes.insert(code.to_owned());
+        code.to_owned()
+    }
+
+    /// What became of spans.
+    pub(crate) fn spans(&self, counts: quorate_telemetry::Counts) {
+        let [exported, dropped] = &self.spans;
+        exported.set(i64::try_from(counts.exported).unwrap_or(i64::MAX));
+        dropped.set(i64::try_from(counts.dropped).unwrap_or(i64::MAX));
     }
 
     /// The text that Prometheus scrapes.
@@ -193,6 +247,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_hostile_node_cannot_make_labels_without_end() {
+        let metrics = Metrics::default();
+        for n in 0..1000 {
+            metrics.refused(&format!("code{n}"));
+        }
+        let text = metrics.text(0);
+        assert_eq!(text.matches("quorate_adapter_errors_total{").count(), CODES_MAX + 1);
+        assert!(text.contains("quorate_adapter_errors_total{code=\"other\"} 744"));
+    }
+
+    #[test]
     fn names_are_those_of_the_conventions() {
         let metrics = Metrics::default();
         let labels = Labels {
@@ -206,6 +271,7 @@ mod tests {
         metrics.attempted("r", "answered");
         metrics.refused("dark");
         metrics.refused("Anything else\n");
+        metrics.guarded("keys", "prompt", "blocked");
         let text = metrics.text(2);
         for line in [
             "gen_ai_client_operation_duration_seconds_count{gen_ai_operation_name=\"chat\",gen_ai_provider_name=\"openai\",gen_ai_request_model=\"m\",quorate_route=\"r\",error_type=\"\"} 1",
@@ -214,6 +280,7 @@ mod tests {
             "quorate_adapter_errors_total{code=\"dark\"} 1",
             "quorate_adapter_errors_total{code=\"other\"} 1",
             "quorate_adapter_breakers_open 2",
+            "quorate_adapter_guards_total{rule=\"keys\",side=\"prompt\",outcome=\"blocked\"} 1",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }

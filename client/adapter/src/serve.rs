@@ -38,6 +38,9 @@ struct Serve {
     /// How long a stop waits for answers under way [default: 30000]
     #[arg(long, value_name = "MS")]
     drain_ms: Option<u64>,
+    /// Speak plain HTTP beyond this machine, where something else does the TLS
+    #[arg(long)]
+    plaintext: bool,
     /// Check configuration, tokens and trust file, and end
     #[arg(long)]
     check: bool,
@@ -78,11 +81,43 @@ Configuration (all of it may be left out):
   attempts_max = 3
   connect_ms = 10000
   first_byte_ms = 120000
+  idle_ms = 120000                # longest silence within an answer: `stream_idle`
   total_ms = 600000
   [limits]
   requests_max = 256
   connections_max = 1024
   body_bytes_max = 16777216
+  buffers_bytes_max = 536870912   # bodies of all requests together
+  [tls]                           # HTTPS, TLS 1.3; beyond loopback this, or plaintext = true
+  cert_file = \"cert.pem\"
+  key_file = \"key.pem\"
+  client_ca_file = \"ca.pem\"       # only if clients must have certificates
+  [telemetry]
+  otlp = \"http://127.0.0.1:4318\" # OpenTelemetry spans of requests and attempts, without content
+  [guards]
+  streams = \"refuse\"            # or buffer: what becomes of streams whose answers a guard is for
+  [[guard]]                       # each looks in turn; errors, headers and metrics name it
+  name = \"keys\"
+  kind = \"secrets\"              # or personal, deny, allow, schema, http
+  action = \"block\"              # or redact, flag
+  on = \"prompt\"                 # or answer, both
+  models = [\"gpt-4o\"]           # default all
+  detect = [\"aws\", \"github\"]    # default all of: aws github gitlab slack google anthropic openai stripe
+                                  # private_key jwt assignment; personal: email iban card national_id phone
+  except = [\"AKIA.*EXAMPLE\"]    # not meant
+  [[guard]]
+  name = \"projects\"
+  kind = \"deny\"                 # patterns: regular expressions; allow: one of them must be there
+  patterns = [\"(?i)project x\"]
+  [[guard]]
+  name = \"shape\"
+  kind = \"schema\"               # answers are JSON of schema_file, or else of the schema that the request asks for
+  [[guard]]
+  name = \"outside\"
+  kind = \"http\"                 # POSTs {\"texts\": [...]} and hears {\"action\": \"allow\" | \"block\" | \"flag\"}
+  url = \"https://guard.example/v1\"
+  timeout_ms = 2000
+  fail = \"closed\"               # or open: what becomes of texts without a verdict
 
 On SIGTERM it takes no more connections, lets answers under way end, and sends its reports.";
 
@@ -116,12 +151,13 @@ pub async fn run(matches: clap::ArgMatches) -> Result<(), Failure> {
             "choose another port with --listen, or end what holds this one",
         )
     })?;
+    let scheme = if server.is_tls() { "https" } else { "http" };
     let address =
         server.address().map_err(|e| Failure::new(format!("the socket has no address: {e}"), ""))?;
     let ready = tokio::spawn(async move {
         mesh.wait().await;
         // What is not read by anybody is no reason to stop.
-        let _ = say(&format!("quorate serve: ready http://{address} (client {client})"));
+        let _ = say(&format!("quorate serve: ready {scheme}://{address} (client {client})"));
         mesh.warm_up().await;
     });
     let stop = async move {
@@ -156,6 +192,7 @@ fn configured(args: &Serve) -> Result<Config, Failure> {
     if let Some(drain_ms) = args.drain_ms {
         config.limits.drain_ms = drain_ms;
     }
+    config.plaintext |= args.plaintext;
     config.check()?;
     Ok(config)
 }
@@ -203,7 +240,9 @@ mod tests {
     fn beyond_loopback_only_with_tokens() {
         let open = parse("serve --trust t --listen 0.0.0.0:80").unwrap();
         assert!(configured(&open).unwrap_err().message.contains("token_file must name"));
-        let tokens = parse("serve --trust t --listen 0.0.0.0:80 --token-file f").unwrap();
+        let plain = parse("serve --trust t --listen 0.0.0.0:80 --token-file f").unwrap();
+        assert!(configured(&plain).unwrap_err().message.contains("tls must name"));
+        let tokens = parse("serve --trust t --listen 0.0.0.0:80 --token-file f --plaintext").unwrap();
         assert_eq!(configured(&tokens).unwrap().token_file, Some("f".into()));
         let local = parse("serve --trust t --listen [::1]:0 --receipts r --drain-ms 5").unwrap();
         let config = configured(&local).unwrap();
@@ -218,7 +257,7 @@ mod tests {
         let text = text.split("\n\n").next().unwrap();
         let config: Config = toml::from_str(text).unwrap();
         config.check().unwrap();
-        assert_eq!(config.models[0].routes.len(), 2);
+        assert_eq!((config.models[0].routes.len(), config.rules.len()), (2, 4));
         assert_eq!((&config.defaults, &config.limits), (&Default::default(), &Default::default()));
     }
 }

@@ -9,7 +9,7 @@ use quorate_core::ids::{NodeId, RequestId, RouteId};
 use quorate_dialects::{Dialect, Flavour};
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -30,6 +30,7 @@ pub(crate) fn route(name: &str, dialect: Dialect, models: &[&str]) -> Arc<Route>
     }
     Arc::new(Route {
         name: name.into(),
+        host: ("provider.example".into(), 443),
         dialect,
         models: strings(models),
         paths: strings(&paths),
@@ -98,6 +99,8 @@ pub(crate) struct Fake {
     /// What was sent: route, path, headers, body.
     pub(crate) sent: Mutex<Vec<(String, Request)>>,
     pub(crate) open: Open,
+    /// The client's grant is over.
+    pub(crate) over: AtomicBool,
     next: AtomicU8,
 }
 
@@ -223,6 +226,11 @@ impl Upstream for Fake {
 
     fn health(&self) -> Result<(), Error> {
         if self.routes.is_empty() { Err(Error::NoNode(vec![])) } else { Ok(()) }
+    }
+
+    fn may_ask(&self) -> Result<(), Error> {
+        self.health()?;
+        if self.over.load(Ordering::SeqCst) { Err(Error::NoNode(vec![])) } else { Ok(()) }
     }
 
     fn flush(&self) -> BoxFuture<'_, ()> {

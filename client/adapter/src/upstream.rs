@@ -4,12 +4,12 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, Stream};
 use http::{HeaderMap, StatusCode};
 use quorate_client::{Client, Error, PoolOptions, Provenance, Request, ResponseBody, Target, TrustFile};
-use quorate_core::ids::{PolicyVersion, PriceId, RequestId, RouteId};
+use quorate_core::ids::{ClientId, PolicyVersion, PriceId, RequestId, RouteId, Timestamp};
 use quorate_core::policy::Price;
 use quorate_dialects::{Dialect, Flavour};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
 /// Headers that every route takes.
@@ -27,6 +27,8 @@ const WARM_ROUTES_MAX: usize = 8;
 pub struct Route {
     /// Name.
     pub name: String,
+    /// Its provider's host and port.
+    pub host: (String, u16),
     /// Whose API its provider speaks.
     pub dialect: Dialect,
     /// Models it names; `*` for any.
@@ -95,6 +97,11 @@ pub trait Upstream: Send + Sync + 'static {
     fn receipt(&self, request: RequestId) -> BoxFuture<'_, Result<String, Error>>;
     /// Why requests cannot be served now, if so.
     fn health(&self) -> Result<(), Error>;
+    /// Why a request of this client would be refused now, so far as is known without asking: what is known is too old, or says that
+    /// the client's grant or token is over.
+    fn may_ask(&self) -> Result<(), Error> {
+        self.health()
+    }
     /// Waits until reports of ended requests have gone out.
     fn flush(&self) -> BoxFuture<'_, ()>;
 }
@@ -104,6 +111,7 @@ type Found = Option<Result<Client, Error>>;
 /// The mesh. It is looked for in the background from the start, for as long as it takes.
 pub struct Mesh {
     found: watch::Receiver<Found>,
+    who: (ClientId, Option<Timestamp>),
     routes: Mutex<Option<(PolicyVersion, Routes)>>,
     warmed: OnceLock<()>,
 }
@@ -112,6 +120,7 @@ impl Mesh {
     /// Begins to look for the mesh of a trust file.
     pub fn find(trust: TrustFile, options: PoolOptions) -> Self {
         let (tell, found) = watch::channel(None);
+        let who = (trust.client.clone(), trust.token.as_ref().map(|t| t.token.expires));
         tokio::spawn(async move {
             let mut pause = FIND_PAUSE;
             loop {
@@ -130,7 +139,7 @@ impl Mesh {
                 pause = (pause * 2).min(FIND_PAUSE_MAX);
             }
         });
-        Self { found, routes: Mutex::default(), warmed: OnceLock::new() }
+        Self { found, who, routes: Mutex::default(), warmed: OnceLock::new() }
     }
 
     /// Waits until the mesh was found.
@@ -184,6 +193,7 @@ fn route_of(client: &Client, id: &RouteId) -> Option<Route> {
     let always = HEADERS_ALWAYS.iter().chain(own).map(|name| (*name).to_owned());
     Some(Route {
         name: document.name.clone(),
+        host: (document.host.clone(), document.port),
         dialect,
         models: document.models.clone(),
         paths: document.paths.clone(),
@@ -237,6 +247,20 @@ impl Upstream for Mesh {
             Some(Err(error)) => Err(error.clone()),
             None => Err(Error::NoNode(vec![])),
         }
+    }
+
+    fn may_ask(&self) -> Result<(), Error> {
+        self.health()?;
+        let found = self.found.borrow();
+        let Some(Ok(client)) = &*found else { return Err(Error::NoNode(vec![])) };
+        let (name, token_ends) = &self.who;
+        let directory = client.directory();
+        let grant = directory.verified().policy.clients.get(name);
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let now = Timestamp(u64::try_from(since).unwrap_or(u64::MAX));
+        let stands =
+            grant.is_some_and(|g| !g.revoked && g.expires > now) && token_ends.is_none_or(|end| end > now);
+        if stands { Ok(()) } else { Err(Error::UnknownClient { name: name.as_str().to_owned() }) }
     }
 
     fn flush(&self) -> BoxFuture<'_, ()> {

@@ -243,6 +243,7 @@ where
         if head.digest().0 != a.head_digest.0 {
             return Err(Problem::HeadDigest);
         }
+        let span = super::span::RelaySpan::begin(&self.relay, &a, &c.template);
         let Connection { pool, id, template, read, handshake, edge } = c;
         let held = handshake.hold(id, head, &template)?;
         let mut waiting =
@@ -282,6 +283,7 @@ where
             Err((ended, problem)) => (ended, Err(problem)),
         };
         self.relay.inner.metrics.relayed(owed.up, owed.down);
+        span.end(&owed.settlement(ended));
         // Settled before the client hears of it: the receipt it asks for next will have the settlement.
         owed.pay(ended).await;
         drop(running);

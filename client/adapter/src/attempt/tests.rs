@@ -26,7 +26,13 @@ impl Bench {
         };
         let plan = Plan {
             targets: fake.routes.iter().map(target).collect(),
-            tries: Tries { attempts_max: 3, connect_ms: 500, first_byte_ms: 2_000, total_ms: 10_000 },
+            tries: Tries {
+                attempts_max: 3,
+                connect_ms: 500,
+                first_byte_ms: 2_000,
+                idle_ms: 5_000,
+                total_ms: 10_000,
+            },
             hedge_after: None,
             repeat_unanswered: false,
         };

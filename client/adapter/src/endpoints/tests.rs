@@ -60,6 +60,10 @@ impl Bench {
             table: Table::new(&config),
             gate: Gate::Local,
             places: Arc::new(Semaphore::new(config.limits.requests_max)),
+            buffers: Arc::new(Semaphore::new(InFlight::steps(config.limits.buffers_bytes_max))),
+            guards: Guards::new(&config.rules, config.guards.streams).unwrap(),
+            unwelcome: AtomicBool::new(false),
+            traces: Traces::default(),
             limits: config.limits,
             book: Book::default(),
             metrics: Arc::new(Metrics::default()),
@@ -400,7 +404,8 @@ async fn the_same_request_is_answered_from_the_cache() {
     let endpoint = quorate_dialects::Endpoint { operation: Operation::Chat, model: None, json_array: false };
     let call = Call::read(endpoint, Bytes::copy_from_slice(cold.as_bytes())).unwrap();
     let cache = bench.adapter.cache.clone().unwrap();
-    let name = cache.name(None, ("r", "m"), &call);
+    let headers = bench.fake.last().headers;
+    let name = cache.name(None, ("r", "m"), &call, &headers);
     let written = async {
         while cache.get(&name).await.is_none() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -436,4 +441,447 @@ async fn an_answer_that_was_sent_whole_is_no_cancelled_one() {
     assert_eq!(first.unwrap().unwrap().into_data().unwrap(), "{}");
     drop(body);
     assert!(bench.adapter.metrics.text(0).contains("error_type=\"\"} 1"));
+}
+
+const KEY: &str = "AKIAIOSFODNN7EXAMPLE";
+
+fn guarded(rules: &str, acts: Vec<Act>) -> Bench {
+    Bench::new(rules, openai(acts))
+}
+
+fn said(text: &str) -> String {
+    format!(r#"{{"model":"m","messages":[{{"role":"user","content":"{text}"}}]}}"#)
+}
+
+#[tokio::test]
+async fn a_blocked_prompt_is_a_typed_error_in_every_dialect_and_goes_nowhere() {
+    let bench = guarded(r#"guard = [{ name = "keys", kind = "secrets" }]"#, vec![ok("{}")]);
+    let text = format!("my key is {KEY}");
+    let gemini = format!(r#"{{"contents":[{{"role":"user","parts":[{{"text":"{text}"}}]}}]}}"#);
+    for (uri, body, place) in [
+        (CHAT, said(&text), "/error/code"),
+        ("/v1/messages", said(&text), "/error/code"),
+        ("/v1/responses", format!(r#"{{"model":"m","input":"{text}"}}"#), "/error/code"),
+        ("/v1/embeddings", format!(r#"{{"model":"m","input":["a","{text}"]}}"#), "/error/code"),
+        ("/v1beta/models/m:generateContent", gemini, "/error/status"),
+    ] {
+        let got = bench.post(uri, &body).await;
+        assert_eq!((got.status, got.code()), (403, "guard_blocked"), "{uri}");
+        assert_eq!(got.headers["x-quorate-guard"], "keys=blocked");
+        assert_eq!(got.headers["x-should-retry"], "false");
+        let code = got.json().pointer(place).unwrap().as_str().unwrap().to_owned();
+        assert!(["guard_blocked", "PERMISSION_DENIED"].contains(&code.as_str()), "{code}");
+        let everything = format!("{:?} {}", got.headers, got.body.unwrap());
+        assert!(
+            everything.contains("keys") && !everything.contains(KEY) && !everything.contains("my key"),
+            "{everything}"
+        );
+    }
+    assert_eq!(bench.fake.sent().len(), 0);
+    let text = bench.adapter.metrics.text(0);
+    assert!(
+        text.contains("quorate_adapter_guards_total{rule=\"keys\",side=\"prompt\",outcome=\"blocked\"} 5"),
+        "{text}"
+    );
+    assert!(!text.contains("AKIA"));
+}
+
+#[tokio::test]
+async fn redaction_changes_the_find_and_no_other_byte() {
+    let rules = r#"guard = [{ name = "keys", kind = "secrets", action = "redact" }, { name = "who", kind = "personal", action = "flag" }]"#;
+    let bench = guarded(rules, vec![ok("{}")]);
+    let clean = "{\"messages\" :[ {\"content\":\"caf\\u00e9\"} ],\t\"model\":\"m\",\"top_p\":0.50}";
+    let got = bench.post(CHAT, clean).await;
+    assert!(!got.headers.contains_key("x-quorate-guard"));
+    assert_eq!(&bench.fake.last().body[..], clean.as_bytes(), "byte for byte");
+    let dirty = clean.replace("caf\\u00e9", &format!("caf\\u00e9 {KEY} a@b.example"));
+    let got = bench.post(CHAT, &dirty).await;
+    assert_eq!(got.headers["x-quorate-guard"], "keys=redacted, who=flagged");
+    let expected = clean.replace("caf\\u00e9", "café [redacted:aws] a@b.example");
+    assert_eq!(std::str::from_utf8(&bench.fake.last().body).unwrap(), expected);
+}
+
+#[tokio::test]
+async fn rules_are_for_the_models_they_name() {
+    let bench = guarded(r#"guard = [{ name = "keys", kind = "secrets", models = ["m"] }]"#, vec![ok("{}")]);
+    assert_eq!(bench.post(CHAT, &said(KEY)).await.code(), "guard_blocked");
+    assert_eq!(bench.post(CHAT, &said(KEY).replace("\"m\"", "\"n\"")).await.status, 200);
+}
+
+fn chat_answer(text: &'static str) -> Act {
+    Act::Answer(200, vec![("content-type", "application/json"), ("content-length", "1")], vec![text], None)
+}
+
+#[tokio::test]
+async fn answers_are_looked_at_whole() {
+    let leak =
+        r#"{"choices":[{"index":0,"message":{"role":"assistant","content":"it is AKIAIOSFODNN7EXAMPLE"}}]}"#;
+    let rules = |action: &str| {
+        format!(r#"guard = [{{ name = "keys", kind = "secrets", on = "answer", action = "{action}" }}]"#)
+    };
+    let bench = guarded(&rules("block"), vec![chat_answer(leak)]);
+    let got = bench.post(CHAT, &said("x")).await;
+    assert_eq!((got.status, got.code()), (403, "guard_blocked"));
+    assert!(!got.body.unwrap().contains("AKIA"));
+    assert!(bench.adapter.metrics.text(0).contains("error_type=\"guard_blocked\"} 1"));
+    let bench = guarded(&rules("redact"), vec![chat_answer(leak)]);
+    let got = bench.post(CHAT, &said("x")).await;
+    assert_eq!(got.json()["choices"][0]["message"]["content"], "it is [redacted:aws]");
+    assert!(!got.headers.contains_key("content-length"), "hyper counts again");
+    let bench = guarded(&rules("block"), vec![chat_answer("no json")]);
+    assert_eq!(bench.post(CHAT, &said("x")).await.code(), "guard_blocked", "what cannot be read is blocked");
+    assert_eq!(bench.post(CHAT, &said(KEY)).await.code(), "guard_blocked");
+}
+
+#[tokio::test]
+async fn a_guarded_stream_is_refused_or_held() {
+    let piece = |text: &str| {
+        format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n")
+    };
+    let stream = |pieces: &[&str]| {
+        let text = pieces.iter().map(|p| piece(p)).collect::<String>() + "data: [DONE]\n\n";
+        Act::Answer(
+            200,
+            vec![("content-type", "text/event-stream")],
+            vec![Box::leak(text.into_boxed_str())],
+            None,
+        )
+    };
+    let rule = r#"guard = [{ name = "keys", kind = "secrets", on = "answer", action = "redact" }]"#;
+    let ask = said("x").replace("\"model\"", "\"stream\":true,\"model\"");
+    let bench = guarded(rule, vec![stream(&["hi"])]);
+    let got = bench.post(CHAT, &ask).await;
+    assert_eq!((got.status, got.code(), bench.fake.sent().len()), (400, "guard_stream_refused", 0));
+    let held = format!("{rule}\n[guards]\nstreams = \"buffer\"");
+    let bench = guarded(&held, vec![stream(&["h", "i"])]);
+    let got = bench.post(CHAT, &ask).await;
+    assert_eq!(got.body.unwrap(), piece("h") + &piece("i") + "data: [DONE]\n\n");
+    let bench = guarded(&held, vec![stream(&["AKIAIOS", "FODNN7", "EXAMPLE"])]);
+    let got = bench.post(CHAT, &ask).await;
+    assert_eq!((got.status, got.code()), (403, "guard_blocked"), "in pieces, and not to be replaced");
+    let broken = vec![Act::Answer(
+        200,
+        vec![("content-type", "text/event-stream")],
+        vec!["data: 1\n\nda"],
+        Some(cut()),
+    )];
+    let bench = guarded(&held, broken);
+    let got = bench.post(CHAT, &ask).await;
+    assert_eq!((got.status, got.code()), (502, "truncated"), "no head was sent yet");
+}
+
+#[tokio::test]
+async fn a_kept_answer_passes_the_guards_again_and_not_beyond_a_grant() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = crate::config::CacheConfig {
+        dir: dir.path().join("answers"),
+        key_file: dir.path().join("key"),
+        bytes_max: 1 << 20,
+        entry_bytes_max: 1 << 16,
+        ttl_s: 60,
+        any: true,
+    };
+    let leak = r#"{"choices":[{"message":{"content":"AKIAIOSFODNN7EXAMPLE"}}]}"#;
+    let with_cache = |rules: &str| {
+        let mut bench = guarded(rules, vec![chat_answer(leak)]);
+        Arc::get_mut(&mut bench.adapter).unwrap().cache = Some(Arc::new(Cache::open(&config).unwrap()));
+        bench
+    };
+    let open = with_cache("");
+    open.post(CHAT, &said("x")).await;
+    let hit = async || {
+        while !open.post(CHAT, &said("x")).await.headers.contains_key("x-quorate-cache") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), hit()).await.unwrap();
+    let strict = with_cache(r#"guard = [{ name = "keys", kind = "secrets", on = "answer" }]"#);
+    let got = strict.post(CHAT, &said("x")).await;
+    assert_eq!((got.code(), strict.fake.sent().len()), ("guard_blocked", 0));
+    // A header that goes on is part of what is asked.
+    let other = [("content-type", "application/json"), ("accept", "text/plain")];
+    let sent = open.fake.sent().len();
+    open.get(Bench::request("POST", CHAT, &other, &[&said("x")])).await;
+    assert_eq!(open.fake.sent().len(), sent + 1);
+    open.fake.over.store(true, std::sync::atomic::Ordering::SeqCst);
+    let got = open.post(CHAT, &said("x")).await;
+    assert!(!got.headers.contains_key("x-quorate-cache"), "who may not ask may not hear again either");
+    // A token that was revoked is known to the nodes alone: their refusal counts for the cache too.
+    open.fake.over.store(false, std::sync::atomic::Ordering::SeqCst);
+    let told = |code: &str| {
+        let (message, hint) = (String::new(), String::new());
+        let (retry, fault) = (quorate_client::Retry::Never, quorate_client::Fault::Client);
+        Act::Fail(Error::Refused(quorate_client::MeshRefusal {
+            code: code.into(),
+            message,
+            hint,
+            retry,
+            fault,
+        }))
+    };
+    for (code, hits) in [("out_of_scope", true), ("token_revoked", false)] {
+        open.fake.acts.lock().unwrap().insert("r".into(), vec![told(code)].into());
+        assert_eq!(open.post(CHAT, &said("another")).await.code(), code);
+        assert_eq!(open.post(CHAT, &said("x")).await.headers.contains_key("x-quorate-cache"), hits, "{code}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_within_an_answer_is_typed() {
+    let config = "defaults = { idle_ms = 3000 }";
+    for (uri, dialect, place) in
+        [(CHAT, Dialect::OpenAi, "/error/code"), ("/v1/messages", Dialect::Anthropic, "/error/code")]
+    {
+        let fake = Fake::new(vec![route("r", dialect, &["*"])]).acts("r", vec![Act::Hang(200)]);
+        let bench = Bench::new(config, fake);
+        let begun = tokio::time::Instant::now();
+        let got = bench.post(uri, r#"{"model":"m","stream":true}"#).await;
+        assert_eq!(begun.elapsed(), Duration::from_secs(3));
+        let text = got.body.unwrap();
+        let data = text.rsplit("data: ").next().unwrap();
+        let error: serde_json::Value = serde_json::from_str(data).unwrap();
+        assert_eq!(error.pointer(place).unwrap(), "stream_idle", "{text}");
+        assert_eq!(bench.fake.open(), 0);
+        assert!(bench.adapter.metrics.text(0).contains("error_type=\"stream_idle\"} 1"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_application_that_does_not_read_is_no_silent_provider() {
+    let slow = Act::Answer(
+        200,
+        vec![("content-type", "text/event-stream")],
+        vec!["data: 1\n\n", "data: 2\n\n"],
+        None,
+    );
+    let bench = Bench::new("defaults = { idle_ms = 1000 }", openai(vec![slow]));
+    let request =
+        Bench::request("POST", CHAT, &[("content-type", "application/json")], &[r#"{"model":"m"}"#]);
+    let mut body = bench.adapter.clone().answer(request).await.into_body();
+    for _ in 0..2 {
+        let frame = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await;
+        assert!(frame.unwrap().unwrap().into_data().unwrap().starts_with(b"data: "));
+        tokio::time::sleep(Duration::from_secs(30)).await;
+    }
+    assert!(std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await.is_none());
+}
+
+fn priced(flavour: quorate_dialects::Flavour) -> Arc<Route> {
+    let mut route = Arc::unwrap_or_clone(route("r", Dialect::OpenAi, &["m"]));
+    let rates = quorate_core::policy::Rates {
+        input: 1,
+        cached_input: 1,
+        output: 1,
+        request: 0,
+        unseen_input: 0,
+        unseen_output: 0,
+        input_max: 1_000_000,
+        output_max: 1_000_000,
+    };
+    let row = |id: &str, models: &[&str]| quorate_core::policy::Price {
+        id: quorate_core::ids::PriceId::new(id).unwrap(),
+        routes: [quorate_core::ids::RouteId::new("r").unwrap()].into(),
+        models: models.iter().map(|m| (*m).to_owned()).collect(),
+        rates,
+    };
+    route.prices = vec![row("large", &["big"]), row("small", &["m"])];
+    route.flavour = flavour;
+    Arc::new(route)
+}
+
+/// What is paid by tokens is counted: usage is asked of the provider, and kept from a caller who did not ask.
+#[tokio::test]
+async fn a_priced_stream_is_metered_unseen() {
+    let pieces = vec![
+        "data: {\"id\":\"c\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"hi\"},\"finish_reason\":\"stop\"}],\"usage\":null}\n\n",
+        "data: {\"id\":\"c\",\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2,\"total_tokens\":9}}\n\n",
+        "data: [DONE]\n\n",
+    ];
+    let stream = || Act::Answer(200, vec![("content-type", "text/event-stream")], pieces.clone(), None);
+    let bench = || {
+        Bench::new("", Fake::new(vec![priced(quorate_dialects::Flavour::OpenAi)]).acts("r", vec![stream()]))
+    };
+    let asked = |more: &str| format!(r#"{{"model":"m","messages":[],"stream":true{more}}}"#);
+    let quiet = bench();
+    let got = quiet.post(CHAT, &asked("")).await.body.unwrap();
+    let sent: serde_json::Value = serde_json::from_slice(&quiet.fake.last().body).unwrap();
+    assert_eq!(sent["stream_options"]["include_usage"], true);
+    assert_eq!(quiet.fake.last().price.unwrap().as_str(), "small", "the row for the model");
+    assert_eq!(got, [pieces[0], pieces[2]].concat(), "the extra event is kept back, the rest as it was");
+    assert!(quiet.adapter.metrics.text(0).contains("gen_ai_token_type=\"input\"} 7"));
+    let loud = bench();
+    let body = asked(",\"stream_options\":{\"include_usage\":true}");
+    assert_eq!(loud.post(CHAT, &body).await.body.unwrap(), pieces.concat(), "who asked gets it");
+    assert_eq!(&loud.fake.last().body[..], body.as_bytes());
+    // An answer that is not streamed says its usage anyway.
+    let whole =
+        Bench::new("", Fake::new(vec![priced(quorate_dialects::Flavour::OpenAi)]).acts("r", vec![ok("{}")]));
+    let body = r#"{"model":"m","messages":[]}"#;
+    whole.post(CHAT, body).await;
+    assert_eq!(&whole.fake.last().body[..], body.as_bytes());
+    assert!(whole.fake.last().price.is_some());
+}
+
+#[tokio::test]
+async fn a_provider_speaks_in_no_name_of_ours_and_no_header_is_lost() {
+    let headers = vec![
+        ("content-type", "application/json"),
+        ("x-quorate-code", "guard_blocked"),
+        ("x-quorate-cache", "hit"),
+        ("x-quorate-request", "forged"),
+        ("x-should-retry", "true"),
+    ];
+    let bench = Bench::new("", openai(vec![Act::Answer(200, headers, vec!["{}"], None)]));
+    let got = bench.post(CHAT, r#"{"model":"m"}"#).await;
+    assert_eq!((got.status, got.code()), (200, ""));
+    assert!(!got.headers.contains_key("x-quorate-cache") && !got.headers.contains_key("x-should-retry"));
+    assert_ne!(got.headers["x-quorate-request"], "forged");
+    let long = "x".repeat(1025);
+    for value in [long.as_str(), "caf\u{e9}"] {
+        let mut request =
+            Bench::request("POST", CHAT, &[("content-type", "application/json")], &[r#"{"model":"m"}"#]);
+        request.headers_mut().insert("accept", HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        assert_eq!(bench.get(request).await.code(), "header_not_allowed");
+    }
+}
+
+#[tokio::test]
+async fn bodies_of_all_requests_together_are_bounded() {
+    let limits = "[limits]\nbody_bytes_max = 65536\nbuffers_bytes_max = 65536";
+    let bench = Bench::new(limits, openai(vec![Act::Hang(200)]));
+    let large = format!("{{\"model\":\"m\",\"x\":\"{}\"}}", "y".repeat(60_000));
+    let request = || Bench::request("POST", CHAT, &[("content-type", "application/json")], &[&large]);
+    let held = bench.adapter.clone().answer(request()).await;
+    assert_eq!(held.status(), 200);
+    let got = bench.get(request()).await;
+    assert_eq!((got.status, got.code(), got.headers["retry-after"].as_bytes()), (503, "no_room", &b"1"[..]));
+    drop(held);
+    assert_eq!(bench.adapter.clone().answer(request()).await.status(), 200, "and free again");
+}
+
+/// A collector that keeps what it is sent.
+async fn collector() -> (String, Arc<std::sync::Mutex<Vec<Vec<u8>>>>) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let all = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let kept = all.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            let kept = kept.clone();
+            tokio::spawn(async move {
+                let mut bytes = Vec::new();
+                let mut some = [0; 4096];
+                loop {
+                    let read = tcp.read(&mut some).await.unwrap_or(0);
+                    if read == 0 {
+                        return;
+                    }
+                    bytes.extend_from_slice(&some[..read]);
+                    let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else { continue };
+                    let head = String::from_utf8_lossy(&bytes[..end]).to_lowercase();
+                    assert!(head.starts_with("post /v1/traces "), "{head}");
+                    let length = head.lines().find_map(|l| l.strip_prefix("content-length: ")).unwrap();
+                    let length: usize = length.parse().unwrap();
+                    if bytes.len() < end + 4 + length {
+                        continue;
+                    }
+                    kept.lock().unwrap().push(bytes.clone());
+                    bytes.drain(..end + 4 + length);
+                    tcp.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                }
+            });
+        }
+    });
+    (url, all)
+}
+
+#[tokio::test]
+async fn spans_say_how_it_went_and_nothing_that_was_said() {
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+    use opentelemetry_proto::tonic::common::v1::any_value::Value;
+    use prost::Message as _;
+    let (url, sent) = collector().await;
+    let fake = Fake::new(vec![route("a", Dialect::OpenAi, &[]), route("b", Dialect::OpenAi, &[])])
+        .acts("a", vec![status(500)])
+        .acts("b", vec![ok(r#"{"model":"gpt-real","choices":[{"message":{"content":"SAID-BACK"}}]}"#)]);
+    let config = r#"
+        model = [{ name = "m", routes = [{ route = "a" }, { route = "b" }] }]
+        guard = [{ name = "keys", kind = "secrets" }]"#;
+    let mut bench = Bench::new(config, fake);
+    let traces = Traces::to(&url, None, "test", "i".into()).unwrap();
+    Arc::get_mut(&mut bench.adapter).unwrap().traces = traces.clone();
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let ask = async |body: &str, sampled: &str| {
+        let parent = format!("00-{trace}-b7ad6b7169203331-{sampled}");
+        let headers =
+            [("content-type", "application/json"), ("traceparent", &parent), ("x-api-key", "SAID-KEY")];
+        bench.get(Bench::request("POST", CHAT, &headers, &[body])).await
+    };
+    let got = ask(&said("SAID-OUT"), "01").await;
+    assert_eq!(ask(&said(&format!("SAID-OUT {KEY}")), "01").await.code(), "guard_blocked");
+    ask(&said("SAID-OUT"), "00").await;
+    ask(r#"{"model":"SAID-MODEL in words","messages":[]}"#, "01").await;
+    assert!(!bench.fake.last().headers.iter().any(|(name, _)| name == "traceparent"), "it stays here");
+    traces.flush(Duration::from_secs(20)).await;
+    let bodies = sent.lock().unwrap().clone();
+    let (mut spans, mut resource) = (Vec::new(), String::new());
+    for bytes in &bodies {
+        for word in ["SAID", "AKIA", "0123456789abcdef\""] {
+            assert!(!bytes.windows(word.len()).any(|w| w == word.as_bytes()), "{word} went to the collector");
+        }
+        let end = bytes.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
+        for of in ExportTraceServiceRequest::decode(&bytes[end + 4..]).unwrap().resource_spans {
+            resource = format!("{:?}", of.resource);
+            spans.extend(of.scope_spans.into_iter().flat_map(|s| s.spans));
+        }
+    }
+    assert!(resource.contains("service.name"));
+    let value = |span: &opentelemetry_proto::tonic::trace::v1::Span, key: &str| {
+        let found = span.attributes.iter().find(|a| a.key == key)?;
+        Some(match found.value.clone()?.value? {
+            Value::StringValue(text) => text,
+            Value::IntValue(int) => int.to_string(),
+            Value::BoolValue(yes) => yes.to_string(),
+            other => format!("{other:?}"),
+        })
+    };
+    let names: Vec<&str> = spans.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(
+        names,
+        ["attempt a", "attempt b", "chat m", "chat m", "chat other"],
+        "what is not sampled is not told"
+    );
+    let (first, second, whole, blocked) = (&spans[0], &spans[1], &spans[2], &spans[3]);
+    assert_eq!(
+        (hex::encode(&whole.trace_id), hex::encode(&whole.parent_span_id)),
+        (trace.into(), "b7ad6b7169203331".into())
+    );
+    assert_eq!((&first.parent_span_id, &second.trace_id), (&whole.span_id, &whole.trace_id));
+    for (key, expected) in [
+        ("gen_ai.operation.name", "chat"),
+        ("gen_ai.provider.name", "openai"),
+        ("gen_ai.request.model", "m"),
+        ("gen_ai.response.model", "gpt-real"),
+        ("gen_ai.usage.input_tokens", "3"),
+        ("gen_ai.usage.output_tokens", "4"),
+        ("server.address", "provider.example"),
+        ("server.port", "443"),
+        ("quorate.attempts", "2"),
+        ("quorate.route", "b"),
+        ("quorate.stream", "false"),
+    ] {
+        assert_eq!(value(whole, key).as_deref(), Some(expected), "{key}");
+    }
+    assert_eq!(value(whole, "error.type"), None);
+    assert_eq!(value(first, "error.type").as_deref(), Some("500"));
+    assert_eq!(value(blocked, "error.type").as_deref(), Some("guard_blocked"));
+    assert_eq!(blocked.status.as_ref().unwrap().code, 2);
+    // An attempt is linked to the trace that the nodes keep: the request's own id, which is in the receipt too.
+    let id = got.headers["x-quorate-request"].to_str().unwrap().to_owned();
+    assert_eq!(
+        (hex::encode(&second.links[0].trace_id), value(second, "quorate.request")),
+        (id.clone(), Some(id))
+    );
 }
