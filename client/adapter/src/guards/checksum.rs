@@ -15,7 +15,7 @@ pub(crate) fn entropy(text: &str) -> f64 {
 
 /// Luhn's check (ISO/IEC 7812-1 annex B).
 pub(crate) fn luhn(digits: &str) -> bool {
-    let mut sum = 0;
+    let mut sum = 0_u32;
     for (at, byte) in digits.bytes().rev().enumerate() {
         let Some(digit) = digit(byte) else { return false };
         sum += match at % 2 {
@@ -24,7 +24,7 @@ pub(crate) fn luhn(digits: &str) -> bool {
             _ => digit * 2,
         };
     }
-    sum % 10 == 0
+    sum.is_multiple_of(10)
 }
 
 fn digit(byte: u8) -> Option<u32> {
@@ -142,7 +142,7 @@ fn pesel(text: &str) -> bool {
     let Some(all) = digits(text) else { return false };
     let pair = |at: usize| all.get(at).zip(all.get(at + 1)).map_or(0, |(a, b)| a * 10 + b);
     let date = (1..=12).contains(&(pair(2) % 20)) && (1..=31).contains(&pair(4));
-    date && weighed(&all, &[1, 3, 7, 9, 1, 3, 7, 9, 1, 3, 1]) % 10 == 0
+    date && weighed(&all, &[1, 3, 7, 9, 1, 3, 7, 9, 1, 3, 1]).is_multiple_of(10)
 }
 
 /// France; Corsica's departments are 2A and 2B.
@@ -157,7 +157,7 @@ fn nir(text: &str) -> bool {
 fn codice_fiscale(text: &str) -> bool {
     const ODD: [u32; 26] =
         [1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18, 20, 11, 3, 6, 8, 12, 14, 16, 10, 22, 25, 24, 23];
-    let mut sum = 0;
+    let mut sum = 0_u32;
     for (at, char) in text.chars().take(15).enumerate() {
         let Some(value) = char.to_digit(36) else { return false };
         let value = if value > 9 { value - 10 } else { value };

@@ -576,9 +576,8 @@ mod tests {
             (o, format!(r#"{{"choices":[{{"index":0,"message":{{"content":"{text}"}}}}]}}"#), false),
             (
                 o,
-                format!(
-                    "data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{{\"}}}}]}}\n\ndata: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"\\\"n\\\":1}}\"}}}}]}}\n\ndata: [DONE]\n\n"
-                ),
+                "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"{\"}}]}\n\ndata: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"\\\"n\\\":1}\"}}]}\n\ndata: [DONE]\n\n"
+                    .to_owned(),
                 true,
             ),
             (
