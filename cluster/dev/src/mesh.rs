@@ -80,8 +80,8 @@ pub enum Key {
 
 /// The route with a key of [`Key::Beside`].
 pub const KEYED_ROUTE: &str = "keyed";
-/// Where the demo's provider has it.
-const KEYED_PATH: &str = "/keyed";
+/// Where the demo's provider has it: only what is asked below this path needs the key.
+pub const KEYED_PATH: &str = "/keyed";
 
 /// A node's place.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -550,6 +550,75 @@ impl Mesh {
     /// Changes the policy draft's text.
     pub fn edit_policy(&self, edit: impl FnOnce(String) -> String) -> anyhow::Result<()> {
         Ok(fs::write(self.policy(), edit(fs::read_to_string(self.policy())?))?)
+    }
+
+    /// A change of policy as admins make it: the next draft, changed, signed, submitted, in force.
+    pub fn change_policy(&self, change: impl FnOnce(&Self) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        fs::write(self.policy(), run(&mut self.quorate(&["admin", "policy", "--next"]))?)?;
+        change(self)?;
+        let signature = self.sign(&self.policy())?;
+        run(self.quorate(&["admin", "submit"]).arg(self.policy()).arg(signature)).map(drop)
+    }
+
+    /// A route of the policy draft to the demo's provider, in one of its dialects, for these models. Granted to nobody yet.
+    pub fn add_demo_route(
+        &self,
+        name: &str,
+        dialect: &str,
+        base_path: &str,
+        models: &[&str],
+    ) -> anyhow::Result<()> {
+        let port = fs::read_to_string(self.dir.join("provider/addr"))?;
+        let port = port.rsplit_once(':').context("the provider has no port")?.1.to_owned();
+        let flags = ["route", "add", "--name", name, "--host", "localhost", "--port", &port];
+        let mut arguments: Vec<String> = flags.map(ToOwned::to_owned).into();
+        let mut add = |flag: &str, value: String| arguments.extend([flag.to_owned(), value]);
+        add("--dialect", dialect.to_owned());
+        if !base_path.is_empty() {
+            add("--base-path", base_path.to_owned());
+        }
+        for model in models {
+            add("--model", (*model).to_owned());
+            // Paths that hold the model are listed for each, within the policy's bound of them.
+            let verbs: &[&str] = match (dialect, *model) {
+                ("gemini", "demo-chat") => {
+                    &[":generateContent", ":streamGenerateContent?alt=sse", ":countTokens"]
+                }
+                ("gemini", "demo-embed") => &[":embedContent", ":batchEmbedContents"],
+                ("gemini", _) => &[":generateContent", ":streamGenerateContent?alt=sse"],
+                ("bedrock", "demo-embed") => &[],
+                ("bedrock", _) => &["/converse", "/converse-stream"],
+                _ => &[],
+            };
+            let folder = if dialect == "gemini" { "/v1beta/models" } else { "/model" };
+            verbs.iter().for_each(|verb| add("--path", format!("{folder}/{model}{verb}")));
+        }
+        arguments.push("--ca".to_owned());
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        self.admin(&arguments, &[&self.dir.join("provider/ca.pem")])
+    }
+
+    /// Changes the policy draft's content; comments are lost.
+    pub fn edit_draft(
+        &self,
+        edit: impl FnOnce(&mut toml::Table) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut draft: toml::Table = fs::read_to_string(self.policy())?.parse()?;
+        edit(&mut draft)?;
+        Ok(fs::write(self.policy(), toml::to_string(&draft)?)?)
+    }
+
+    /// Further routes for a client of the policy draft.
+    pub fn grant(&self, client: &str, routes: &[&str]) -> anyhow::Result<()> {
+        self.edit_draft(|draft| {
+            let clients = draft.get_mut("client").and_then(toml::Value::as_array_mut).into_iter().flatten();
+            let named = |c: &&mut toml::Value| c.get("name").and_then(toml::Value::as_str) == Some(client);
+            let granted = clients.into_iter().find(named).and_then(|c| c.get_mut("routes"));
+            let granted = granted.and_then(toml::Value::as_array_mut);
+            let granted = granted.with_context(|| format!("the draft has no client {client}"))?;
+            granted.extend(routes.iter().map(|r| toml::Value::String((*r).to_owned())));
+            Ok(())
+        })
     }
 
     fn write_env(&self) -> anyhow::Result<()> {

@@ -72,6 +72,8 @@ class LangChainTest(unittest.TestCase):
         model = chat().with_structured_output(Place, method="json_schema")
         self.assertIsInstance(model.invoke("a place"), Place)
 
+    # It forbids parallel calls.
+    @needs("one_call")
     def test_structured_output_by_calling(self):
         model = chat().with_structured_output(Place, method="function_calling")
         self.assertIsInstance(model.invoke("a place"), Place)
