@@ -1,5 +1,5 @@
-//! Development only: the firmware launcher, the demo provider, meshes on one machine, the search for keys in them. Nothing
-//! here runs in production.
+//! Development only: the firmware launcher, the demo provider, meshes on one machine, the search for keys in them, what
+//! measures them and wears them out. Nothing here runs in production.
 #![forbid(unsafe_code)]
 
 pub mod bench;
@@ -7,3 +7,4 @@ pub mod firmware;
 pub mod mesh;
 pub mod provider;
 pub mod scan;
+pub mod soak;
