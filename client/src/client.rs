@@ -188,11 +188,12 @@ impl Client {
         }
     }
 
-    /// The receipt of a request: waits, up to 20 s, until the log settled it, and verifies it.
+    /// The receipt of a request: waits, up to 20 s, until the log settled it, and verifies it. A relay that was lost never settles:
+    /// the log closes its requests by itself, some minutes later; until then [`Self::receipt_so_far`] has what is proven.
     pub async fn receipt(&self, request: RequestId) -> Result<Receipt, Error> {
         let deadline = Instant::now() + SETTLE_WAIT;
         loop {
-            let outcome = self.inner.fetch_receipt(request).await;
+            let outcome = self.inner.fetch_receipt(request, true).await;
             match outcome {
                 Ok((receipt, true)) => return Ok(receipt),
                 Ok((_, false)) if Instant::now() >= deadline => return Err(Error::NotSettled { request }),
@@ -202,6 +203,11 @@ impl Client {
                 Ok(_) | Err(_) => tokio::time::sleep(SETTLE_POLL).await,
             }
         }
+    }
+
+    /// The receipt of a request as the log stands, verified, and whether the request is settled there.
+    pub async fn receipt_so_far(&self, request: RequestId) -> Result<(Receipt, bool), Error> {
+        self.inner.fetch_receipt(request, true).await
     }
 
     /// Submits a policy change; waits until its outcome is certified.
@@ -623,8 +629,11 @@ impl Inner {
         timeout(CALL_TIMEOUT, self.submit((node, link), command.clone())).await.is_ok_and(|o| o.is_ok())
     }
 
-    async fn fetch_receipt(&self, request: RequestId) -> Result<(Receipt, bool), Error> {
+    /// The first receipt that a node has; if it is to be settled and is not, what the others have: a node that restarted knows of
+    /// no settlement before.
+    async fn fetch_receipt(&self, request: RequestId, settle: bool) -> Result<(Receipt, bool), Error> {
         let mut last = Error::NotSettled { request };
+        let mut best = None;
         for (node, link) in self.any_links().await? {
             let asked = v1::ReceiptRequest { request: request.0.to_vec().into() };
             let reply = match timeout(RECEIPT_TIMEOUT, mesh_client(&link).receipt(asked)).await {
@@ -642,7 +651,8 @@ impl Inner {
                 proof.leaves.sort_by_key(|leaf| leaf.index);
                 let receipt = Receipt(proof);
                 let (verified, authorisation) = receipt.verify(genesis)?;
-                let settled = settlements(&verified, request).next().is_some();
+                let settled =
+                    settlements(&verified, request).next().is_some() || is_closed(&verified, request);
                 Ok((receipt, authorisation.request().request == request, settled))
             });
             let verified = verified.await.map_err(|_| Error::Closed)?;
@@ -652,9 +662,12 @@ impl Inner {
                 last = Error::NodeMisbehaved { node, what: "the receipt of another request".into() };
                 continue;
             }
-            return Ok((receipt, settled));
+            if settled || !settle {
+                return Ok((receipt, settled));
+            }
+            best = Some((receipt, false));
         }
-        Err(last)
+        best.ok_or(last)
     }
 
     pub(crate) fn lanes(&self, route: &RouteId) -> Arc<RouteLanes> {
@@ -740,7 +753,7 @@ impl Inner {
         self.refresh_soon();
         let deadline = tokio::time::Instant::now() + CERTIFICATE_WAIT;
         loop {
-            let failed = match self.fetch_receipt(request).await {
+            let failed = match self.fetch_receipt(request, false).await {
                 Ok(_proven) => return Ok(()),
                 Err(error) => error,
             };
@@ -767,6 +780,14 @@ pub fn settlements(
             } => list.iter().find(|s| s.request == request).map(|s| (*node, s)),
             _ => None,
         }
+    })
+}
+
+/// Whether the log says that the relay never settled this request.
+fn is_closed(verified: &Verified, request: RequestId) -> bool {
+    verified.leaves.iter().any(|leaf| {
+        let Leaf::V1 { body, .. } = leaf.leaf();
+        matches!(body, LeafBody::Unsettled { request: of, relay: true, .. } if *of == request)
     })
 }
 
