@@ -21,6 +21,7 @@ use crate::peers::Peers;
 use crate::proposer::{Courier, Queue};
 use crate::raft::guard::TermGuard;
 use crate::raft::network::Network;
+use crate::raft::patience;
 use crate::raft::state_machine::{StateMachine, position};
 use crate::raft::types::Raft;
 use crate::raft::{CertifiedFloor, LogMonitor, LogReader, LogStore, LogStoreOptions, SnapshotStore};
@@ -225,8 +226,10 @@ impl Node {
             queue: queue.clone(),
             blobs: blobs.clone(),
             outgoing,
+            guard: guard.clone(),
         };
         tasks.spawn(courier.run());
+        tasks.spawn(patience::watch(raft.clone(), ledger.clone(), guard.clone()));
         let evidence =
             EvidenceTask { ledger: ledger.clone(), boot: boot.clone(), attester, cosigner: cosigner.clone() };
         tasks.spawn(evidence.run());

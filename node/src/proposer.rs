@@ -4,13 +4,15 @@
 //! with load. Evidence, recovery and admin commands go first, so that load never starves attestation; settlements and reports
 //! wait for company, since nobody waits for them.
 //!
-//! A lying leader can withhold: whoever's command is not committed within a bound campaigns, rate-limited.
+//! A lying leader can withhold: whoever's command is not committed within a bound campaigns, rate-limited, and does not listen to
+//! that leader for a while.
 use crate::blobs::BlobStore;
 use crate::boot::Boot;
 use crate::ledger::{Ledger, Outgoing};
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::raft::Batch as RaftBatch;
+use crate::raft::guard::TermGuard;
 use crate::raft::types::Raft;
 use bytes::Bytes;
 use quorate_core::command::{
@@ -195,6 +197,14 @@ fn is_lazy(command: &Command) -> bool {
     }
 }
 
+/// What a node's courier carries and the node itself wrote.
+fn is_own(command: &Command) -> bool {
+    match command {
+        Command::Evidence(_) | Command::Node(_) => true,
+        Command::Client(_) | Command::Recover(_) | Command::Policy(_) => false,
+    }
+}
+
 /// Whether this node leads, by Raft's own word.
 pub fn leads(raft: &Raft, me: NodeId) -> bool {
     raft.metrics().borrow().current_leader == Some(me.0)
@@ -307,6 +317,8 @@ pub struct Courier<P = Peers> {
     pub blobs: BlobStore,
     /// From the ledger.
     pub outgoing: mpsc::Receiver<Outgoing>,
+    /// Remembers a leader that withheld.
+    pub guard: TermGuard,
 }
 
 impl<P: WayToLeader> Courier<P> {
@@ -316,6 +328,7 @@ impl<P: WayToLeader> Courier<P> {
         let mut settlements: Vec<Settlement> = Vec::new();
         let mut settle_at: Option<Instant> = None;
         let mut campaigned: Option<Instant> = None;
+        let mut leader: (Option<NodeId>, Instant) = (None, Instant::now());
         let mut number = 0u64;
         let mut proposals = None;
         let mut tick = tokio::time::interval(Duration::from_millis(100));
@@ -364,17 +377,25 @@ impl<P: WayToLeader> Courier<P> {
             // What a leader rightly does not take is not withheld.
             let view = self.ledger.view();
             let counts = view.counts(self.ledger.me(), &self.boot.keys, self.ledger.now());
-            drop(view);
-            let withheld =
-                underway.values().any(|u| now - u.first_sent > WITHHELD && (counts || u.parsed.goes_first()));
-            if withheld
-                && campaigned.is_none_or(|c| now - c > CAMPAIGN_EVERY)
+            let withheld = |u: &&Underway| now - u.first_sent > WITHHELD && (counts || u.parsed.goes_first());
+            let current = self.raft.metrics().borrow().current_leader.map(NodeId);
+            if leader.0 != current {
+                leader = (current, now);
+            }
+            if campaigned.is_none_or(|c| now - c > CAMPAIGN_EVERY)
                 && !leads(&self.raft, self.ledger.me())
+                && underway.values().any(|u| withheld(&u))
             {
                 campaigned = Some(now);
                 tracing::warn!("a command of this node is not committed in time: campaigning");
+                // Of what others wrote, a leader may have reasons to leave it out; and one that has just begun withheld nothing.
+                let own = underway.values().filter(withheld).any(|u| is_own(&u.parsed));
+                if let Some(withholds) = leader.0.filter(|_| own && now - leader.1 > WITHHELD) {
+                    self.guard.distrust(withholds.0, view.policy.hostile_nodes_max, now.into_std());
+                }
                 new_term(&self.raft).await;
             }
+            drop(view);
             let mut due: Vec<Hash> = Vec::new();
             for (command, blobs) in fresh {
                 let bytes: Bytes = encode(&command).into();

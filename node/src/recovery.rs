@@ -3,7 +3,6 @@
 use crate::attester::{Attested, Attester};
 use crate::blobs::BlobStore;
 use crate::boot::{Boot, random};
-use crate::clock;
 use crate::cosigner::CosignerHandle;
 use crate::ledger::{DecideError, Ledger, View};
 use crate::peers::Peers;
@@ -12,7 +11,7 @@ use crate::raft::types::Raft;
 use quorate_attest::evidence::Evidence;
 use quorate_core::command::{CheckpointRef, Command, Contribution, RecoverCommand};
 use quorate_core::crypto::Signature;
-use quorate_core::ids::NodeId;
+use quorate_core::ids::{NodeId, Timestamp};
 use quorate_core::leaf::Outcome;
 use quorate_core::state::{
     NodeRecord, State, appraise_member, build_recovery, genesis_checkpoint, plan_recovery, recovery_nonce,
@@ -89,9 +88,8 @@ pub enum NotContributing {
     Randomness(#[from] crate::boot::NoRandomness),
 }
 
-/// Whether fewer than a quorum have fresh evidence by this node's clock: what `apply` will see once an entry has that time.
-pub fn is_dark_now(view: &View) -> bool {
-    let now = clock::now();
+/// Whether fewer than a quorum have fresh evidence by a node's clock: what `apply` will see once an entry has that time.
+pub fn is_dark_now(view: &View, now: Timestamp) -> bool {
     let lapse = view.policy.attestation.lapse_ms;
     let fresh = |r: &&NodeRecord| r.attested_at().is_some_and(|at| now.since_ms(at) <= lapse);
     view.nodes.values().filter(fresh).count() < view.policy.quorum()
@@ -105,7 +103,7 @@ impl Contributor {
 
     /// What this node must not lose, and a fresh value.
     pub fn contribute(&self, caller: NodeId) -> Result<Contribution, NotContributing> {
-        if !is_dark_now(&self.ledger.view()) {
+        if !is_dark_now(&self.ledger.view(), self.ledger.now()) {
             return Err(NotContributing::NotDark);
         }
         let genesis = genesis_checkpoint(self.ledger.cluster());
@@ -182,7 +180,7 @@ impl Recovery {
         let mut tries = 0u32;
         loop {
             tokio::time::sleep(PAUSE).await;
-            if !leads(&self.raft, self.ledger.me()) || !is_dark_now(&self.ledger.view()) {
+            if !leads(&self.raft, self.ledger.me()) || !is_dark_now(&self.ledger.view(), self.ledger.now()) {
                 said = "";
                 left_out.clear();
                 continue;

@@ -3,7 +3,8 @@
 //!
 //! **Refuses**: terms near the end of their range (a vote is durable, and nobody could ever campaign again), a member that
 //! names itself leader again and again, entries that do not follow one another, a commit index that points at other entries
-//! than these, Raft memberships that the policy does not name. **Leaves to the caller** whose message it is.
+//! than these, Raft memberships that the policy does not name, and for a while a leader under whom nothing was done.
+//! **Leaves to the caller** whose message it is, and what this node waited for in vain.
 //!
 //! It does not tell who deserves to lead: an untrusted sequencer may, and can only delay.
 use super::types::{Entry, LogId, Membership, RaftNodeId, TypeConfig, Vote};
@@ -22,6 +23,12 @@ const INDEX_MAX: u64 = 1 << 62;
 const BURST: u32 = 8;
 /// After those, one in this time: the others elect, and serve, in between.
 const REFILL: Duration = Duration::from_secs(20);
+/// How long a leader under whom nothing was done is not listened to: for others to elect, and to recover what lapsed.
+const DISTRUST: Duration = Duration::from_secs(10);
+/// It doubles each time, up to this: a slow node is not kept out of the mesh.
+const DISTRUST_MAX: Duration = Duration::from_secs(60);
+/// And is forgotten after this.
+const FORGIVEN: Duration = Duration::from_secs(600);
 
 /// A message that no honest member sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +51,9 @@ pub enum Lie {
     /// An answer that does not fit the question.
     #[error("the answer does not fit what was sent")]
     Answer,
+    /// No lie: it led, and nothing came of it.
+    #[error("nothing was done under this leader lately")]
+    Distrusted,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -54,19 +64,52 @@ struct Bucket {
     counted: u64,
 }
 
-/// Counts the terms that peers begin. Clones share one count.
+#[derive(Debug, Clone, Copy)]
+struct Distrust {
+    until: Instant,
+    lasts: Duration,
+}
+
+/// Counts the terms that peers begin, and remembers who led in vain. Clones share both.
 #[derive(Debug, Clone, Default)]
 pub struct TermGuard {
     buckets: Arc<Mutex<HashMap<RaftNodeId, Bucket>>>,
+    distrusted: Arc<Mutex<HashMap<RaftNodeId, Distrust>>>,
 }
 
 impl TermGuard {
-    /// A candidate's vote: openraft's leader lease rations those, here only its range is checked.
-    pub fn check_candidate(&self, mine: &Vote, theirs: &Vote) -> Result<(), Lie> {
-        match theirs.committed {
-            true => Err(Lie::VoteKind),
-            false => check_term(mine, theirs),
+    /// Stops listening to a leader for a while, and says how long. At most `hostile_max` at a time, those of late: more than can
+    /// be hostile were never the reason, and somebody must be able to lead.
+    ///
+    /// Only by what this node saw itself: a peer that could have others distrusted would choose the leader.
+    pub fn distrust(&self, node: RaftNodeId, hostile_max: u32, now: Instant) -> Duration {
+        let mut all = self.distrusted.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, d| now.saturating_duration_since(d.until) < FORGIVEN);
+        let lasts = all.get(&node).map_or(DISTRUST, |d| (d.lasts * 2).min(DISTRUST_MAX));
+        all.remove(&node);
+        let mut others: Vec<&mut Distrust> = all.values_mut().filter(|d| d.until > now).collect();
+        others.sort_unstable_by_key(|d| std::cmp::Reverse(d.until));
+        for earlier in others.into_iter().skip((hostile_max as usize).saturating_sub(1)) {
+            earlier.until = now;
         }
+        all.insert(node, Distrust { until: now + lasts, lasts });
+        lasts
+    }
+
+    fn is_distrusted(&self, node: RaftNodeId, now: Instant) -> bool {
+        let all = self.distrusted.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(&node).is_some_and(|d| d.until > now)
+    }
+
+    /// A candidate's vote: openraft's leader lease rations those, here only its range is checked.
+    pub fn check_candidate(&self, mine: &Vote, theirs: &Vote, now: Instant) -> Result<(), Lie> {
+        if theirs.committed {
+            return Err(Lie::VoteKind);
+        }
+        if self.is_distrusted(theirs.leader_id.node_id, now) {
+            return Err(Lie::Distrusted);
+        }
+        check_term(mine, theirs)
     }
 
     /// A leader's vote, in a message of its own. One that this node voted for costs nothing; others are counted.
@@ -74,8 +117,15 @@ impl TermGuard {
         if !theirs.committed {
             return Err(Lie::VoteKind);
         }
-        let granted = mine.leader_id == theirs.leader_id;
-        if granted || theirs.leader_id < mine.leader_id {
+        // Raft refuses it and says why: an honest leader steps down.
+        if theirs.leader_id < mine.leader_id {
+            return Ok(());
+        }
+        // Raft would renew its lease, and while that lasts nobody elects another.
+        if self.is_distrusted(theirs.leader_id.node_id, now) {
+            return Err(Lie::Distrusted);
+        }
+        if mine.leader_id == theirs.leader_id {
             return Ok(());
         }
         check_term(mine, theirs)?;
@@ -257,9 +307,9 @@ mod tests {
     fn no_message_uses_up_the_terms() {
         let guard = TermGuard::default();
         let (mine, now) = (Vote::new(5, 1), Instant::now());
-        assert_eq!(guard.check_candidate(&mine, &Vote::new(u64::MAX, 2)), Err(Lie::Term));
-        assert_eq!(guard.check_candidate(&mine, &Vote::new(6, 2)), Ok(()));
-        assert_eq!(guard.check_candidate(&mine, &Vote::new_committed(6, 2)), Err(Lie::VoteKind));
+        assert_eq!(guard.check_candidate(&mine, &Vote::new(u64::MAX, 2), now), Err(Lie::Term));
+        assert_eq!(guard.check_candidate(&mine, &Vote::new(6, 2), now), Ok(()));
+        assert_eq!(guard.check_candidate(&mine, &Vote::new_committed(6, 2), now), Err(Lie::VoteKind));
         assert_eq!(guard.check_leader(&mine, &Vote::new_committed(u64::MAX, 2), now), Err(Lie::Term));
         assert_eq!(guard.check_leader(&mine, &Vote::new(6, 2), now), Err(Lie::VoteKind));
         assert_eq!(guard.check_higher(2, &mine, &Vote::new(u64::MAX, 2), now), Err(Lie::Term));
@@ -284,6 +334,50 @@ mod tests {
         for _ in 0..100 {
             assert_eq!(guard.check_leader(&voted, &Vote::new_committed(60, 2), now), Ok(()));
         }
+    }
+
+    #[test]
+    fn a_leader_that_did_nothing_is_not_listened_to_for_a_while() {
+        let guard = TermGuard::default();
+        let start = Instant::now();
+        let leads =
+            |node, now| guard.check_leader(&Vote::new_committed(5, node), &Vote::new_committed(5, node), now);
+        let campaigns = |node, now| guard.check_candidate(&Vote::new(5, 1), &Vote::new(6, node), now);
+        assert_eq!(guard.distrust(2, 1, start), DISTRUST);
+        assert_eq!(leads(2, start), Err(Lie::Distrusted), "its heartbeats would renew its lease");
+        assert_eq!(campaigns(2, start), Err(Lie::Distrusted));
+        assert_eq!((leads(3, start), campaigns(3, start)), (Ok(()), Ok(())));
+        let stale = guard.check_leader(&Vote::new(6, 1), &Vote::new_committed(5, 2), start);
+        assert_eq!(stale, Ok(()), "Raft tells it that its term is over");
+        let later = start + DISTRUST;
+        assert_eq!((leads(2, later), campaigns(2, later)), (Ok(()), Ok(())));
+        // Again and again, it takes longer, and not for ever.
+        assert_eq!(guard.distrust(2, 1, later), DISTRUST * 2);
+        assert_eq!(leads(2, later + DISTRUST), Err(Lie::Distrusted));
+        for _ in 0..9 {
+            guard.distrust(2, 1, later);
+        }
+        assert_eq!(leads(2, later + DISTRUST_MAX), Ok(()));
+        assert_eq!(guard.distrust(2, 1, later + DISTRUST_MAX + FORGIVEN), DISTRUST, "it is forgotten");
+    }
+
+    #[test]
+    fn no_more_are_distrusted_than_may_be_hostile() {
+        let guard = TermGuard::default();
+        let start = Instant::now();
+        let distrusted = |now| (1..=5).filter(|node| guard.is_distrusted(*node, now)).collect::<Vec<_>>();
+        for (seconds, node) in (1..=3).enumerate() {
+            let now = start + Duration::from_secs(seconds as u64);
+            guard.distrust(node, 1, now);
+            assert_eq!(distrusted(now), [node], "the one of late");
+        }
+        let now = start + Duration::from_secs(4);
+        guard.distrust(4, 2, now);
+        assert_eq!(distrusted(now), [3, 4]);
+        guard.distrust(4, 2, now);
+        assert_eq!(distrusted(now), [3, 4], "the same one again makes nobody else trusted");
+        guard.distrust(5, 2, now);
+        assert_eq!(distrusted(now), [4, 5]);
     }
 
     #[test]

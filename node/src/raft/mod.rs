@@ -11,6 +11,7 @@
 pub mod guard;
 pub mod log_store;
 pub mod network;
+pub mod patience;
 pub mod snapshot_store;
 pub mod state_machine;
 pub mod types;

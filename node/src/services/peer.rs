@@ -480,6 +480,10 @@ fn members_of(policy: &Policy) -> BTreeSet<u64> {
 }
 
 fn lied(node: NodeId, lie: Lie) -> Status {
+    if lie == Lie::Distrusted {
+        // Said once, when that began.
+        return Status::failed_precondition("not listening to this leader");
+    }
     tracing::warn!(node = node.0, error = %lie, "a message of Raft's was refused");
     Status::failed_precondition("no honest member sends this")
 }
@@ -534,7 +538,8 @@ impl Peer for PeerService {
         let node = self.member(&request)?.node();
         let rpc: VoteRequest<RaftNodeId> = decode(request.get_ref())?;
         from_vote(node, rpc.vote.leader_id.node_id)?;
-        self.guard.check_candidate(&self.my_vote(), &rpc.vote).map_err(|lie| lied(node, lie))?;
+        let now = Instant::now();
+        self.guard.check_candidate(&self.my_vote(), &rpc.vote, now).map_err(|lie| lied(node, lie))?;
         answer(self.raft.vote(rpc).await).map(Response::new)
     }
 
