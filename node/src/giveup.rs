@@ -7,6 +7,10 @@
 //! since has new ones. With at most f hostile nodes the proof also says that the own tail can never be certified: the quorum's
 //! honest members do not sign two histories, and those who are left are too few.
 //!
+//! **What nobody signed** needs no such proof. A node that does not count signs nothing, so in darkness it may have applied what no
+//! lock of its holds, and nothing can be certified without it. It gives that up where more members than can be hostile stand on
+//! other histories: above its lock it promised nothing to anybody.
+//!
 //! **Refuses** to give up what this node itself saw certified: then more than f nodes are hostile, and people must look.
 //!
 //! ```text
@@ -22,24 +26,24 @@ use crate::init::{Layout, write_durably};
 use crate::ledger::Ledger;
 use crate::peers::Peers;
 use crate::raft::types::LogId;
-use crate::raft::{CertifiedFloor, LogStore, LogStoreOptions, SnapshotStore};
+use crate::raft::{CertifiedFloor, LogStore, LogStoreError, LogStoreOptions, SnapshotStore};
 use crate::snapshots;
 use crate::tilestore::{StoreTail, TileReader, set_aside_beyond};
 use anyhow::Context as _;
 use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::Bytes;
 use openraft::{EntryPayload, RaftLogReader as _};
-use quorate_core::command::CheckpointRef;
+use quorate_core::command::{CheckpointRef, Contribution};
 use quorate_core::crypto::{Hash, encode};
 use quorate_core::ids::NodeId;
 use quorate_core::proof::{PROOF_BYTES_MAX, Proof};
-use quorate_core::state::State;
+use quorate_core::state::{State, genesis_checkpoint};
 use quorate_core::tlog::{
     NodeReader, TILE_HEIGHT, TileKind, TilePath, TreeSize, decode_tile, prove_consistency, root_at,
     tree_root, verify_consistency,
 };
 use quorate_proto::v1::mesh_client::MeshClient;
-use quorate_proto::v1::{DirectoryRequest, TileRequest};
+use quorate_proto::v1::{ContributeRequest, DirectoryRequest, TileRequest};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -62,8 +66,41 @@ pub struct Marker {
     version: u8,
     /// Leaves that both histories share.
     pub shared: TreeSize,
-    /// The checkpoint that was proven to be certified.
+    /// The checkpoint that was proven to be certified; of a tail that was not signed, what this node holds to.
     pub certified: CheckpointRef,
+}
+
+impl Marker {
+    /// That a tail goes which this node did not sign: `partings` says where the histories leave its own in which peers hold a
+    /// lock. One more than can be hostile, so that an honest node is there.
+    pub fn of_unsigned(
+        held: CheckpointRef,
+        partings: impl IntoIterator<Item = TreeSize>,
+        hostile_max: u32,
+    ) -> Option<Self> {
+        let mut above: Vec<TreeSize> = partings.into_iter().filter(|at| *at >= held.size).collect();
+        above.sort_unstable_by(|a, b| b.cmp(a));
+        let shared = *above.get(hostile_max as usize)?;
+        Some(Self { version: 1, shared, certified: held })
+    }
+}
+
+/// What this node may not give up but for a certified history: the highest that it signed, or saw certified.
+pub fn held(cosigner: &CosignerHandle, cluster: Hash) -> CheckpointRef {
+    let parts = [cosigner.lock(), cosigner.certified()].into_iter().flatten();
+    parts.max_by_key(|c| c.size).unwrap_or_else(|| genesis_checkpoint(cluster))
+}
+
+/// Where this node's tree and that of a peer's checkpoint part, if neither extends the other.
+pub fn parting(
+    own: &TileReader,
+    theirs: CheckpointRef,
+    fetch: impl Fn(&TilePath) -> Result<Bytes, String>,
+) -> Result<Option<TreeSize>, Unusable> {
+    if theirs.size <= own.size() && own.root_at(theirs.size)? == theirs.root {
+        return Ok(None);
+    }
+    shared_prefix(own, &Tiles { size: theirs.size, fetch, have: RefCell::default() }, theirs)
 }
 
 /// Why a peer's history says nothing about this node's.
@@ -205,8 +242,45 @@ impl GiveUp {
                 let _stopping = self.decided.send(());
                 return;
             }
+            if let Some(marker) = self.ask_locks().await {
+                if let Err(error) = write_durably(&Layout::new(&self.root).given_up(), &encode(&marker)) {
+                    tracing::error!(%error, "cannot write down that a tail is given up");
+                    continue;
+                }
+                tracing::error!(
+                    shared = marker.shared.0,
+                    own = self.ledger.view().checkpoint.size.0,
+                    "this node applied what others did not, and signed none of it: giving it up and starting over"
+                );
+                let _stopping = self.decided.send(());
+                return;
+            }
             tokio::time::sleep(ASK_EVERY).await;
         }
+    }
+
+    /// In darkness peers tell their locks.
+    async fn ask_locks(&self) -> Option<Marker> {
+        let held = held(&self.cosigner, self.ledger.cluster());
+        if self.ledger.view().checkpoint.size <= held.size {
+            return None;
+        }
+        let mut partings = Vec::new();
+        for node in self.peers.nodes() {
+            let Some(mut client) = self.peers.client(node) else { continue };
+            let call = client.contribute(ContributeRequest {});
+            let Ok(Ok(reply)) = tokio::time::timeout(ANSWER, call).await else { continue };
+            let contributed = borsh::from_slice::<Contribution>(&reply.into_inner().contribution);
+            let Some(lock) = contributed.ok().filter(|c| c.node == node).map(|c| c.lock) else { continue };
+            let (own, peers, runtime) =
+                (self.ledger.tiles(), self.peers.clone(), tokio::runtime::Handle::current());
+            let looked = tokio::task::spawn_blocking(move || {
+                parting(&own, lock, |path| runtime.block_on(fetch(&peers, node, path)))
+            });
+            partings.extend(looked.await.ok().and_then(Result::ok).flatten());
+        }
+        let hostile_max = self.ledger.view().policy.hostile_nodes_max;
+        Marker::of_unsigned(held, partings, hostile_max)
     }
 
     async fn ask(&self, node: NodeId) -> Option<Marker> {
@@ -263,6 +337,18 @@ pub async fn finish(
     genesis: &State,
     blobs: &BlobStore,
 ) -> anyhow::Result<bool> {
+    let open = || LogStore::open(&layout.raft_log(), CertifiedFloor::new(), LogStoreOptions::default());
+    finish_in(layout, cluster, genesis, blobs, open).await
+}
+
+/// As [`finish`], with a log of the caller's: for simulations.
+pub async fn finish_in(
+    layout: &Layout,
+    cluster: Hash,
+    genesis: &State,
+    blobs: &BlobStore,
+    open: impl FnOnce() -> Result<LogStore, LogStoreError>,
+) -> anyhow::Result<bool> {
     let path = layout.given_up();
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
@@ -289,8 +375,7 @@ pub async fn finish(
     );
     let at_start = state.policy().version;
 
-    let log = LogStore::open(&layout.raft_log(), CertifiedFloor::new(), LogStoreOptions::default())
-        .context("cannot open Raft's log")?;
+    let log = open().context("cannot open Raft's log")?;
     let (keep, committed) = kept(&log, &mut state, blobs, start, position, marker.shared).await?;
     if let (Some(keep), Some(committed)) = (keep, committed) {
         log.give_up_above(keep, committed).await.context("cannot cut Raft's log")?;

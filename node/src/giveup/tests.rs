@@ -90,6 +90,32 @@ fn a_certified_history_shows_where_this_node_went_astray() {
 }
 
 #[test]
+fn what_this_node_signed_none_of_goes_when_an_honest_one_stands_elsewhere() {
+    let s = split(5);
+    let folder = tempfile::tempdir().unwrap();
+    let own = tiles_of(&folder.path().join("own"), &s.astray.leaves).reader();
+    let theirs = tiles_of(&folder.path().join("theirs"), &s.mesh.log.leaves).reader();
+    let fetch = |path: &TilePath| theirs.tile(path).map_err(|e| e.to_string());
+    let (lock, shared) = (s.mesh.state().checkpoint(), s.shared.0);
+    assert_eq!(parting(&own, lock, fetch).unwrap(), Some(shared));
+    let behind = CheckpointRef { size: shared, root: own.root_at(shared).unwrap() };
+    assert_eq!(parting(&own, behind, fetch).unwrap(), None);
+    let made_up = CheckpointRef { root: Hash([9; 32]), ..lock };
+    assert!(matches!(parting(&own, made_up, fetch), Err(Unusable::NotTheTree)));
+
+    let held = |size: u64| CheckpointRef { size: TreeSize(size), root: Hash([1; 32]) };
+    let marker = |partings: &[u64], f| {
+        let partings = partings.iter().map(|at| TreeSize(*at));
+        Marker::of_unsigned(held(10), partings, f).map(|m| (m.shared.0, m.certified))
+    };
+    assert_eq!(marker(&[12, 15], 1), Some((12, held(10))));
+    assert_eq!(marker(&[12], 1), None, "it may be hostile");
+    assert_eq!(marker(&[12, 15], 2), None);
+    assert_eq!(marker(&[12, 10], 1), Some((10, held(10))));
+    assert_eq!(marker(&[12, 9, 9], 1), None, "that tail is signed");
+}
+
+#[test]
 fn a_peer_that_lies_about_its_tiles_or_its_proof_moves_nobody() {
     let s = split(5);
     let folder = tempfile::tempdir().unwrap();
