@@ -112,7 +112,7 @@ pub fn open(content: &[u8], cluster: Hash) -> Result<Installed, String> {
 }
 
 /// Verifies that a snapshot's digest stands in a certified leaf right after its tree.
-fn verify(content: &[u8], cluster: Hash) -> Result<(Installed, Proof), String> {
+pub fn verify(content: &[u8], cluster: Hash) -> Result<(Installed, Proof), String> {
     let installed = open(content, cluster)?;
     let parsed: Content = borsh::from_slice(content).map_err(|e| e.to_string())?;
     let proof = Proof::from_bytes(&parsed.proof).map_err(|e| crate::report::chain(&e))?;
@@ -161,7 +161,13 @@ impl NodeSnapshots {
         let _twice = self.peers.set(peers);
     }
     /// What a verified snapshot stands on is here. It counts once it is saved; what is owed for it is noted before.
-    fn take(&self, meta: &SnapshotMeta, content: &[u8], size: TreeSize, proof: Proof) -> Result<(), String> {
+    pub fn take(
+        &self,
+        meta: &SnapshotMeta,
+        content: &[u8],
+        size: TreeSize,
+        proof: Proof,
+    ) -> Result<(), String> {
         // The leaves that would have brought these are not applied here; others that they name are fetched in time.
         self.blobs.owe(size).map_err(|e| crate::report::chain(&e))?;
         for blob in &proof.blobs {
@@ -172,6 +178,18 @@ impl NodeSnapshots {
         }
         self.save(meta, content)?;
         self.remember(meta, size);
+        Ok(())
+    }
+    /// Keeps what was captured, with the proof that its digest is certified.
+    pub fn keep(&self, c: Captured, proof: &Proof) -> Result<(), String> {
+        let size = c.tail.size();
+        let id = format!("{}-{}", c.log_id.index, size.0);
+        let meta =
+            SnapshotMeta { last_log_id: Some(c.log_id), last_membership: c.membership, snapshot_id: id };
+        let content =
+            encode(&Content { version: 1, state: c.state, tail: encode(&c.tail), proof: encode(proof) });
+        self.save(&meta, &content)?;
+        self.remember(&meta, size);
         Ok(())
     }
     fn save(&self, meta: &SnapshotMeta, content: &[u8]) -> Result<(), String> {
@@ -250,23 +268,17 @@ pub async fn keep(
             continue;
         }
         let proof = match directory.prove(vec![LeafIndex(size.0)]).await {
-            Ok(proof) => encode(&proof),
+            Ok(proof) => proof,
             Err(error) => {
                 tracing::warn!(error = crate::report::chain(&error), "no proof for a snapshot: passed over");
                 continue;
             }
         };
-        let id = format!("{}-{}", c.log_id.index, size.0);
-        let meta =
-            SnapshotMeta { last_log_id: Some(c.log_id), last_membership: c.membership, snapshot_id: id };
-        let content = encode(&Content { version: 1, state: c.state, tail: encode(&c.tail), proof });
-        let keeper = Arc::clone(&snapshots);
-        let saved = tokio::task::spawn_blocking(move || {
-            keeper.save(&meta, &content).inspect(|()| keeper.remember(&meta, size))
-        });
+        let (keeper, index) = (Arc::clone(&snapshots), c.log_id.index);
+        let saved = tokio::task::spawn_blocking(move || keeper.keep(c, &proof));
         match saved.await.map_err(|e| e.to_string()).and_then(|r| r) {
             Ok(()) => {
-                tracing::info!(size = size.0, index = c.log_id.index, "snapshot kept");
+                tracing::info!(size = size.0, index, "snapshot kept");
                 if let Err(error) = raft.trigger().snapshot().await {
                     tracing::debug!(%error, "cannot tell Raft of the snapshot");
                 }

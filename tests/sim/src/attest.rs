@@ -8,12 +8,11 @@ use quorate_core::crypto::{Signature, sha256};
 use quorate_core::ids::NodeId;
 use quorate_core::leaf::Outcome;
 use quorate_core::state::{
-    NodeRecord, State, appraise_member, build_recovery, evidence_nonce, genesis_checkpoint, plan_recovery,
-    recovery_nonce,
+    State, appraise_member, build_recovery, evidence_nonce, genesis_checkpoint, plan_recovery, recovery_nonce,
 };
 use quorate_core::tlog::TreeSize;
-use quorated::ledger::View;
 use quorated::proposer::leads;
+use quorated::recovery::is_dark_now;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -122,18 +121,10 @@ pub struct Contributor {
     own: Arc<Mutex<BTreeMap<NodeId, Asked>>>,
 }
 
-/// Mirrors `recovery::is_dark_now`.
-pub fn is_dark_now(node: &Node, view: &View) -> bool {
-    let now = node.ledger.now();
-    let lapse = view.policy.attestation.lapse_ms;
-    let fresh = |r: &&NodeRecord| r.attested_at().is_some_and(|at| now.since_ms(at) <= lapse);
-    view.nodes.values().filter(fresh).count() < view.policy.quorum()
-}
-
 impl Contributor {
     /// What this node must not lose, and a fresh value.
     pub fn contribute(&self, node: &Node, caller: NodeId) -> Option<Contribution> {
-        if !is_dark_now(node, &node.ledger.view()) {
+        if !is_dark_now(&node.ledger.view(), node.ledger.now()) {
             return None;
         }
         let genesis = genesis_checkpoint(node.ledger.cluster());
@@ -196,7 +187,7 @@ pub async fn recovery(node: Arc<Node>) {
     let mut said = "";
     loop {
         tokio::time::sleep(PAUSE).await;
-        if !leads(&node.raft, node.id) || !is_dark_now(&node, &node.ledger.view()) {
+        if !leads(&node.raft, node.id) || !is_dark_now(&node.ledger.view(), node.ledger.now()) {
             left_out.clear();
             said = "";
             continue;

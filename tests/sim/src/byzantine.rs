@@ -7,7 +7,7 @@ use crate::rng::Rng;
 use crate::world::World;
 use bytes::Bytes;
 use openraft::EntryPayload;
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteResponse};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, VoteResponse};
 use quorate_core::command::Batch;
 use quorate_core::crypto::{Hash, encode};
 use quorate_core::ids::{ConnectionId, NodeId, RequestId};
@@ -52,6 +52,8 @@ pub enum Lie {
     Claims,
     /// Takes no part in recoveries, or not to the end.
     Recovery,
+    /// As a leader: snapshots of another state, an earlier one, or at another position.
+    Snapshots,
     /// As a relay: asks keyers about requests and connections of others, and twice.
     Asks,
 }
@@ -68,8 +70,8 @@ pub struct Adversary {
 }
 
 impl Adversary {
-    /// One hostile node with some ways to lie.
-    pub fn new(rng: &mut Rng, members: &[NodeId], goes_on: bool) -> Self {
+    /// As many hostile nodes as the mesh is to survive, with some ways to lie.
+    pub fn new(rng: &mut Rng, members: &[NodeId], hostile_max: u32, goes_on: bool) -> Self {
         let all = [
             Lie::Fork,
             Lie::Garbage,
@@ -85,12 +87,17 @@ impl Adversary {
             Lie::SignsAll,
             Lie::Claims,
             Lie::Recovery,
+            Lie::Snapshots,
             Lie::Asks,
         ];
         let share = rng.range(100, 500);
         let mut lies: BTreeSet<Lie> = all.into_iter().filter(|_| rng.permille(share)).collect();
         lies.insert(*rng.pick(&all));
-        Self { hostile: BTreeSet::from([*rng.pick(members)]), lies, goes_on }
+        let mut hostile = BTreeSet::new();
+        while hostile.len() < hostile_max as usize {
+            hostile.insert(*rng.pick(members));
+        }
+        Self { hostile, lies, goes_on }
     }
 
     fn does(&self, node: NodeId, lie: Lie) -> bool {
@@ -126,6 +133,24 @@ impl Adversary {
                 self.alter(world, from, to, &mut rpc);
                 let bytes = postcard::to_stdvec(&rpc).map_or(bytes, Bytes::from);
                 Some(Message::Append(bytes))
+            }
+            Message::Snapshot(bytes) if self.does(from, Lie::Snapshots) => {
+                let Ok(mut rpc) = postcard::from_bytes::<InstallSnapshotRequest<TypeConfig>>(&bytes) else {
+                    return Some(Message::Snapshot(bytes));
+                };
+                match world.chance(|rng| rng.below(4)) {
+                    0 => {
+                        let at = world.chance(|rng| rng.draw()) as usize % rpc.data.len().max(1);
+                        rpc.data.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= 1);
+                    }
+                    1 => rpc.meta.last_log_id.iter_mut().for_each(|id| id.index += 100),
+                    2 => {
+                        rpc.meta.last_log_id.iter_mut().for_each(|id| id.index = id.index.saturating_sub(100))
+                    }
+                    _ => return Some(Message::Snapshot(bytes)),
+                }
+                let bytes = postcard::to_stdvec(&rpc).map_or(bytes, Bytes::from);
+                Some(Message::Snapshot(bytes))
             }
             other => Some(other),
         }

@@ -16,6 +16,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Who asks after the healing: what others left unsettled holds up nothing of its own.
+pub const CHECKER: &str = "checker";
+
 /// A client gives up after this.
 const PATIENCE: Duration = Duration::from_secs(6);
 
@@ -54,6 +57,7 @@ impl Directory {
 /// An honest client.
 pub struct Client {
     world: Arc<World>,
+    name: &'static str,
     rng: Rng,
     /// Pools that worked.
     pools: Vec<OpenPool>,
@@ -62,14 +66,20 @@ pub struct Client {
 impl Client {
     /// By number.
     pub fn new(world: &Arc<World>, number: u64) -> Self {
+        Self::named(world, number, CLIENT)
+    }
+
+    /// By number and name in the policy.
+    pub fn named(world: &Arc<World>, number: u64, name: &'static str) -> Self {
         let rng = Rng::stream(world.seed, &format!("client {number}"));
-        Self { world: Arc::clone(world), rng, pools: Vec::new() }
+        Self { world: Arc::clone(world), name, rng, pools: Vec::new() }
     }
 
     /// Requests, one after the other, for ever.
     pub async fn run(mut self) {
+        let pause = if self.world.busy { 60 } else { 1_200 };
         loop {
-            tokio::time::sleep(Duration::from_millis(self.rng.range(100, 1_200))).await;
+            tokio::time::sleep(Duration::from_millis(self.rng.range(pause / 12, pause))).await;
             match self.request().await {
                 Ok(relay) => note!(self.world, "a client was served by {relay}"),
                 Err(why) => note!(self.world, "a client was refused: {why}"),
@@ -100,11 +110,13 @@ impl Client {
         }
     }
 
-    fn sign(&self, body: ClientCommand) -> Arc<Command> {
-        Arc::new(self.world.fleet().client(CLIENT, body))
+    /// Signs in its name.
+    pub fn sign(&self, body: ClientCommand) -> Arc<Command> {
+        Arc::new(self.world.fleet().client(self.name, body))
     }
 
-    async fn open(&mut self, directory: &Directory) -> Result<OpenPool, String> {
+    /// Opens a pool.
+    pub async fn open(&mut self, directory: &Directory) -> Result<OpenPool, String> {
         if directory.ways.is_empty() {
             return Err("nobody is attested".into());
         }
@@ -152,12 +164,10 @@ impl Client {
         outcome.map(|()| pool.relay)
     }
 
-    async fn request_in(&mut self, pool: &OpenPool, directory: &Directory) -> Result<(), String> {
+    /// A request in a pool, over a connection of its own.
+    pub fn authorise(&mut self, pool: &OpenPool, directory: &Directory) -> Authorise {
         let connection = ConnectionId(self.id());
-        self.done(pool.keyer, Message::Register(pool.pool, connection))
-            .await
-            .map_err(|e| format!("register: {e}"))?;
-        let request = Authorise {
+        Authorise {
             request: RequestId(self.id()),
             pool: pool.pool,
             connection,
@@ -175,7 +185,14 @@ impl Client {
             tokens_in_max: u64::MAX,
             tokens_out_max: u64::MAX,
             expires: self.now().plus_ms(30_000),
-        };
+        }
+    }
+
+    async fn request_in(&mut self, pool: &OpenPool, directory: &Directory) -> Result<(), String> {
+        let request = self.authorise(pool, directory);
+        self.done(pool.keyer, Message::Register(pool.pool, request.connection))
+            .await
+            .map_err(|e| format!("register: {e}"))?;
         let id = request.request;
         let command = self.sign(ClientCommand::Authorise(request));
         self.done(pool.relay, Message::Request(command)).await.map_err(|e| format!("request: {e}"))?;

@@ -68,6 +68,11 @@ impl Disk {
         self.inner().failing = failing;
     }
 
+    /// See [`Disk::set_failing`].
+    pub fn is_failing(&self) -> bool {
+        self.inner().failing
+    }
+
     /// From now on syncs return at once, and do nothing until [`Disk::flush`].
     pub fn set_syncs_late(&self) {
         self.inner().syncs_late = true;

@@ -1,22 +1,19 @@
-//! Giving up a tail for a certified one: `giveup.rs` of the product, whose proof, search for what is shared, and log are the real
-//! ones; tiles are read from the peer without a link.
+//! Giving up a tail for a certified one: `giveup.rs` of the product, all but the links: tiles are read from the peer without one.
 use crate::disk::Crash;
-use crate::node::{Node, SEGMENT_BYTES, lock_of};
+use crate::node::{Node, SEGMENT_BYTES};
 use crate::note;
 use crate::peer::{Message, Reply};
 use crate::world::World;
 use bytes::Bytes;
-use openraft::{EntryPayload, RaftLogReader as _};
 use quorate_core::crypto::encode;
 use quorate_core::ids::NodeId;
 use quorate_core::tlog::TreeSize;
 use quorated::blobs::BlobStore;
-use quorated::cosigner::Lock;
-use quorated::directory::{Directory, PolicyChain, RequestIndex};
-use quorated::giveup::{Marker, examine};
+use quorated::directory::{Directory, RequestIndex};
+use quorated::giveup::{self, Marker, examine};
+use quorated::init::Layout;
 use quorated::raft::{CertifiedFloor, LogStore, LogStoreOptions};
-use quorated::tilestore::{StoreTail, set_aside_beyond};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -28,12 +25,8 @@ impl Node {
     /// A proof from genesis of what this node holds to be certified. The product builds it on threads: the whole world waits for
     /// them here.
     pub fn prove(&self) -> Result<Bytes, String> {
-        let folder = self.world.dir(self.id).join("policies");
-        std::fs::create_dir_all(&folder).map_err(|e| e.to_string())?;
-        let genesis = self.world.fleet().chain[0].clone();
-        let (ledger, blobs) = (self.ledger.clone(), self.blobs.clone());
+        let (ledger, blobs, chain) = (self.ledger.clone(), self.blobs.clone(), self.chain.clone());
         let prove = move || {
-            let chain = PolicyChain::open(&folder, genesis).map_err(|e| e.to_string())?;
             let directory = Directory::new(ledger, blobs, chain, Arc::new(RequestIndex::default()));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
             runtime.map_err(|e| e.to_string())?.block_on(directory.directory()).map_err(|e| e.to_string())
@@ -73,64 +66,70 @@ pub async fn watch(node: Arc<Node>) {
                     .fail(format!("one history: {} is shown another certified history", node.id));
                 continue;
             }
-            note!(
-                node.world,
-                "{} gives up its tail above {} for {}",
-                node.id,
-                marker.shared.0,
-                marker.certified.size.0
-            );
-            let machine = node.world.machine(node.id);
-            *machine.giving_up.lock().unwrap_or_else(PoisonError::into_inner) = Some(marker);
-            let (world, id) = (Arc::clone(&node.world), node.id);
-            // The process ends, and starts over.
-            tokio::spawn(async move {
-                world.crash(id, Crash::Process).await;
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                world.start(id).await;
-            });
-            return;
+            return start_over(&node, &marker);
+        }
+        if !node.world.mutation.keeps_unsigned()
+            && let Some(marker) = ask_locks(&node).await
+        {
+            return start_over(&node, &marker);
         }
         tokio::time::sleep(ASK_EVERY).await;
     }
 }
 
-/// Mirrors `giveup::finish`.
+/// Mirrors `GiveUp::ask_locks`.
+async fn ask_locks(node: &Arc<Node>) -> Option<Marker> {
+    let held = giveup::held(&node.cosigner, node.ledger.cluster());
+    if node.ledger.view().checkpoint.size <= held.size {
+        return None;
+    }
+    let mut partings = Vec::new();
+    for peer in node.peers() {
+        let Some(Reply::Contribution(c)) = node.ask(peer, Message::Contribute, ANSWER).await else {
+            continue;
+        };
+        let Some(theirs) = node.world.running(peer).filter(|_| c.node == peer) else { continue };
+        let fetch = |path: &_| theirs.ledger.tiles().tile(path).map_err(|e| e.to_string());
+        partings.extend(giveup::parting(&node.ledger.tiles(), c.lock, fetch).ok().flatten());
+    }
+    Marker::of_unsigned(held, partings, node.ledger.view().policy.hostile_nodes_max)
+}
+
+/// The process ends, and starts over.
+fn start_over(node: &Arc<Node>, marker: &Marker) {
+    let (shared, certified) = (marker.shared.0, marker.certified.size.0);
+    note!(node.world, "{} gives up its tail above {shared} for {certified}", node.id);
+    let (world, id) = (Arc::clone(&node.world), node.id);
+    if let Err(error) = std::fs::write(Layout::new(&world.dir(id)).given_up(), encode(marker)) {
+        return world.oracle.fail(format!("the simulation itself: {error}"));
+    }
+    tokio::spawn(async move {
+        world.crash(id, Crash::Process).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        world.start(id).await;
+    });
+}
+
+/// What a start does first: the product's own, on the simulated disk.
 pub async fn finish(world: &Arc<World>, id: NodeId) -> anyhow::Result<()> {
-    let machine = world.machine(id);
-    let marker = machine.giving_up.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let Some(Marker { shared, certified, .. }) = marker else { return Ok(()) };
-    let dir = world.dir(id);
-    let (mut state, _) = world.fleet().genesis();
-    let blobs = BlobStore::open(&dir)?;
-    let options = LogStoreOptions { segment_bytes: SEGMENT_BYTES, ..LogStoreOptions::default() };
-    let (log, writing) =
-        LogStore::open_in(machine.disk.folder(), CertifiedFloor::new(), options, || std::future::ready(()))?;
-    let writing = tokio::spawn(writing);
-    let mut reader = log.reader();
-    let entries = reader.try_get_log_entries(0..u64::MAX).await?;
-    let (mut keep, mut committed) = (None, None);
-    for entry in entries {
-        if let EntryPayload::Normal(batch) = &entry.payload {
-            if state.apply(batch.bytes(), &blobs).checkpoint.size > shared {
-                break;
-            }
-            committed = Some(entry.log_id);
-        }
-        committed = committed.or(Some(entry.log_id));
-        keep = Some(entry.log_id.index);
+    let (machine, layout) = (world.machine(id), Layout::new(&world.dir(id)));
+    let Ok(bytes) = std::fs::read(layout.given_up()) else { return Ok(()) };
+    let Marker { shared, .. } = borsh::from_slice(&bytes)?;
+    let (state, _) = world.fleet().genesis();
+    let blobs = BlobStore::open(layout.root())?;
+    let mut writing = None;
+    let open = || {
+        let options = LogStoreOptions { segment_bytes: SEGMENT_BYTES, ..LogStoreOptions::default() };
+        let folder = machine.disk.folder();
+        let (log, task) =
+            LogStore::open_in(folder, CertifiedFloor::new(), options, || std::future::ready(()))?;
+        writing = Some(tokio::spawn(task));
+        Ok(log)
+    };
+    giveup::finish_in(&layout, state.cluster(), &state, &blobs, open).await?;
+    if let Some(writing) = writing {
+        writing.await?;
     }
-    if let (Some(keep), Some(committed)) = (keep, committed) {
-        log.give_up_above(keep, committed).await?;
-    }
-    drop(log);
-    writing.await?;
-    set_aside_beyond(&dir.join("tiles"), &StoreTail::default())?;
-    let path = dir.join("sign.lock");
-    let old = std::fs::read(&path)?;
-    let parts = lock_of(&old).into_iter().flat_map(|l| [Some(l.checkpoint), l.superseded]).flatten();
-    let superseded = parts.filter(|c| *c != certified).max_by_key(|c| c.size);
-    std::fs::write(&path, encode(&Lock { checkpoint: certified, superseded }))?;
     world.flush(id);
     world.oracle.gave_up(id, shared);
     Ok(())

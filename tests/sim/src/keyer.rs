@@ -118,7 +118,7 @@ impl Node {
     /// The relay's part of one request, to the settlement.
     pub async fn relay(self: &Arc<Self>, command: Command) -> Result<RequestId, Refused> {
         let a = authorise_of(&command).ok_or("not a request")?.clone();
-        self.world.oracle.saw(a.request, a.connection);
+        self.world.oracle.saw(&command, a.request, a.connection);
         let pool = PoolFacts::find(&self.ledger, a.pool).await.map_err(refused)?;
         if pool.relay != (self.id, self.boot.keys.clone()) || a.relay != self.id {
             return Err("another relay's pool".into());

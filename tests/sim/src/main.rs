@@ -27,7 +27,7 @@ struct Options {
     /// With hostile nodes.
     #[arg(long)]
     byzantine: bool,
-    /// With hostile nodes that go on lying after everything else healed. Known to wedge: see the crate's documentation.
+    /// With hostile nodes that go on lying after everything else healed.
     #[arg(long)]
     relentless: bool,
     /// Threads.
@@ -46,9 +46,16 @@ const RUNS_TO_SHRINK: usize = 200;
 
 fn show(plan: &Plan) {
     println!(
-        "{} nodes, {} clients, evidence every {} ms, heals at {} ms",
-        plan.nodes, plan.clients, plan.evidence_ms, plan.heals_at_ms
+        "{} nodes, {} clients{}, evidence every {} ms, heals at {} ms",
+        plan.nodes,
+        plan.clients,
+        if plan.busy { " (busy)" } else { "" },
+        plan.evidence_ms,
+        plan.heals_at_ms
     );
+    if plan.rogue {
+        println!("  one client is hostile");
+    }
     if !plan.adversary.hostile.is_empty() {
         println!(
             "  hostile: {:?}, goes on: {}, {:?}",
@@ -108,10 +115,13 @@ fn main() -> std::process::ExitCode {
             });
         }
         drop(to);
-        let (mut done, mut filled, mut slowest) = (0u64, 0, (std::time::Duration::ZERO, 0));
+        let (mut done, mut filled, mut installed, mut locked) = (0u64, 0, 0, 0);
+        let mut slowest = (std::time::Duration::ZERO, 0);
         for (seed, ran) in results {
             done += 1;
             filled += ran.filled;
+            installed += ran.installed;
+            locked += u64::from(ran.locked);
             slowest = slowest.max((ran.healed_in.unwrap_or_default(), seed));
             if let Some(failure) = &ran.failure {
                 failed += 1;
@@ -126,7 +136,7 @@ fn main() -> std::process::ExitCode {
             }
         }
         println!(
-            "{done} seeds in {:.0} s, {failed} failed, {filled} requests served; slowest to serve again: seed {}, {:.1} s",
+            "{done} seeds in {:.0} s, {failed} failed, {filled} requests served, {installed} snapshots installed, {locked} left to admins; slowest to serve again: seed {}, {:.1} s",
             began.elapsed().as_secs_f64(),
             slowest.1,
             slowest.0.as_secs_f64()

@@ -15,6 +15,12 @@ pub enum Mutation {
     TruncatesCertified,
     /// The log says that something is durable before the disk has it.
     SyncsLate,
+    /// Followers listen to a leader under whom nothing is certified for as long as it sends heartbeats.
+    WaitsForEver,
+    /// A leader's snapshot is given to Raft as it comes.
+    TrustsSnapshots,
+    /// What a node applied in darkness, and signed none of, is never given up.
+    KeepsUnsigned,
     /// A keyer answers for a leaf that is applied here and certified nowhere.
     KeyerTrustsApplied,
 }
@@ -32,7 +38,15 @@ impl Mutation {
 
     /// Whether only hostile nodes make it matter.
     pub fn needs_hostile(self) -> bool {
-        matches!(self, Self::LockNotWritten | Self::TrustsCommitIndex | Self::TruncatesCertified)
+        matches!(
+            self,
+            Self::LockNotWritten
+                | Self::TrustsCommitIndex
+                | Self::TruncatesCertified
+                | Self::WaitsForEver
+                | Self::TrustsSnapshots
+                | Self::KeepsUnsigned
+        )
     }
 
     /// See [`Self::TruncatesCertified`].
@@ -43,6 +57,21 @@ impl Mutation {
     /// See [`Self::TrustsCommitIndex`].
     pub fn trusts_commit_index(self) -> bool {
         self == Self::TrustsCommitIndex
+    }
+
+    /// See [`Self::WaitsForEver`].
+    pub fn waits_for_ever(self) -> bool {
+        self == Self::WaitsForEver
+    }
+
+    /// See [`Self::TrustsSnapshots`].
+    pub fn trusts_snapshots(self) -> bool {
+        self == Self::TrustsSnapshots
+    }
+
+    /// See [`Self::KeepsUnsigned`].
+    pub fn keeps_unsigned(self) -> bool {
+        self == Self::KeepsUnsigned
     }
 
     /// See [`Self::LockNotWritten`].

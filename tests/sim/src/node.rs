@@ -7,13 +7,15 @@ use crate::keyer::Registry;
 use crate::network::call;
 use crate::note;
 use crate::peer::{Message, Reply};
+use crate::snapshots::{ENTRIES_KEPT, SimSnapshots, keep, points};
 use crate::world::{Machine, World};
 use bytes::Bytes;
 use openraft::EmptyNode;
+use quorate_core::command::Command;
 use quorate_core::crypto::public_key;
 use quorate_core::ids::NodeId;
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
-use quorate_core::state::State;
+use quorate_core::state::{Blobs as _, State};
 use quorate_core::testing::key;
 use quorate_core::tlog::TreeSize;
 use quorate_proto::v1::ProposeRequest;
@@ -21,16 +23,19 @@ use quorate_transport::Identity;
 use quorated::blobs::BlobStore;
 use quorated::boot::Boot;
 use quorated::cosigner::{Cosigner, CosignerHandle, CosignerParts, Signed};
+use quorated::directory::PolicyChain;
 use quorated::ledger::{Ledger, Start};
+use quorated::membership;
 use quorated::metrics::Metrics;
 use quorated::proposer::{self, Courier, Queue, WayToLeader};
 use quorated::raft::guard::TermGuard;
 use quorated::raft::network::{Call, CallError, Network, Transport};
-use quorated::raft::state_machine::{Captured, Installed, Snapshots, StateMachine};
-use quorated::raft::types::{Raft, SnapshotMeta, StoredMembership};
-use quorated::raft::{CertifiedFloor, LogMonitor, LogReader, LogStore, LogStoreOptions, StoredSnapshot};
-use quorated::tilestore::{StoreTail, TileStore};
-use quorated::{cosigner, membership};
+use quorated::raft::patience;
+use quorated::raft::state_machine::{StateMachine, position};
+use quorated::raft::types::Raft;
+use quorated::raft::{CertifiedFloor, LogMonitor, LogReader, LogStore, LogStoreOptions, SnapshotStore};
+use quorated::snapshots::{self, NodeSnapshots, Receiving};
+use quorated::tilestore::{StoreTail, TileStore, set_aside_beyond};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -69,25 +74,18 @@ pub struct Node {
     pub guard: TermGuard,
     /// Blobs.
     pub blobs: BlobStore,
+    /// Snapshots.
+    pub snapshots: Arc<SimSnapshots>,
+    /// Snapshots on their way here.
+    pub receiving: Receiving,
+    /// Policies that were in force here.
+    pub chain: PolicyChain,
     /// Its part in recoveries.
     pub contributor: Contributor,
     /// Connections whose keyer it is.
     pub registry: Mutex<Registry>,
     tasks: Mutex<Option<JoinSet<()>>>,
     stopped: AtomicBool,
-}
-
-/// Snapshots are never made: a node that was away gets entries.
-struct NoSnapshots;
-
-impl Snapshots for NoSnapshots {
-    fn newest(&self) -> Result<Option<StoredSnapshot>, String> {
-        Ok(None)
-    }
-    async fn install(&self, _: SnapshotMeta, _: Vec<u8>) -> Result<Installed, String> {
-        Err("no snapshots here".to_owned())
-    }
-    fn captured(&self, _: Captured) {}
 }
 
 /// A node's links.
@@ -116,7 +114,7 @@ impl Transport for SimPeers {
         let message = match call_ {
             Call::Append => Message::Append(message),
             Call::Vote => Message::Vote(message),
-            Call::Snapshot => return Err(CallError::Undecodable),
+            Call::Snapshot => Message::Snapshot(message),
         };
         // Raft's own timeout is shorter.
         match call(&self.world, self.me, target, message, Duration::from_secs(30)).await {
@@ -158,7 +156,7 @@ impl WayToLeader for SimPeers {
 pub fn init(dir: &Path, machine: &Machine) -> anyhow::Result<()> {
     std::fs::create_dir_all(dir)?;
     Cosigner::init(dir)?;
-    TileStore::create(&dir.join("tiles"))?;
+    TileStore::create(&dir.join("tlog"))?;
     LogStore::create_in(machine.disk.folder(), SEGMENT_BYTES)?;
     Ok(())
 }
@@ -168,7 +166,7 @@ impl Node {
     pub async fn start(world: &Arc<World>, id: NodeId) -> anyhow::Result<Arc<Self>> {
         let machine = world.machine(id);
         let dir = world.dir(id);
-        let (boot, genesis, members) = {
+        let (boot, genesis, first) = {
             let fleet = world.fleet();
             let node = &fleet.nodes[&id];
             let cosign = key(&format!("cosign {:?} {}", node.tpm.ak_public(), machine.starts()));
@@ -177,19 +175,45 @@ impl Node {
                 "the fleet counts starts in another way"
             );
             let boot = Boot { identity: Identity::generate()?, cosign: Arc::new(cosign), keys: node.boot() };
-            (boot, fleet.genesis(), fleet.nodes.keys().copied().collect::<Vec<_>>())
+            (boot, fleet.genesis(), fleet.chain[0].clone())
         };
         let (state, leaf): (State, Vec<u8>) = genesis;
         let blobs = BlobStore::open(&dir)?;
-        let mut tiles = TileStore::open(&dir.join("tiles"), &StoreTail::default())?;
-        tiles.append(&[leaf])?;
+        let chain = PolicyChain::open(&dir.join("policies"), first)?;
+        let cluster = state.cluster();
+        let store = SnapshotStore::open(&dir)?;
+        let loaded = store.load()?;
+        let (last_applied, members) = position(loaded.newest.as_ref());
+        let (state, tiles) = match &loaded.newest {
+            Some(snapshot) => {
+                let opened = snapshots::open(&snapshot.content, cluster).map_err(anyhow::Error::msg)?;
+                (opened.state, TileStore::open(&dir.join("tlog"), &opened.tail)?)
+            }
+            None => {
+                let mut tiles = TileStore::open(&dir.join("tlog"), &StoreTail::default())?;
+                tiles.append(&[leaf])?;
+                (state, tiles)
+            }
+        };
         let (applied_tx, applied) = mpsc::unbounded_channel();
         let (outgoing_tx, outgoing) = mpsc::channel(OUTGOING_MAX);
         let on_leaf = {
-            let world = Arc::downgrade(world);
+            let (world, chain, blobs) = (Arc::downgrade(world), chain.clone(), blobs.clone());
             Box::new(move |leaf: &quorate_core::state::AppliedLeaf| {
                 let Some(world) = world.upgrade() else { return };
                 let Leaf::V1 { body, .. } = leaf.leaf();
+                // Mirrors `node::leaf_hook`.
+                if let LeafBody::Decided {
+                    command: Command::Policy(c),
+                    outcome: Outcome::PolicyChanged { version, .. },
+                } = body
+                {
+                    note!(world, "{id} applied policy {}", version.0);
+                    let kept = blobs.blob(&c.document).map(|document| chain.push(c.with_document(document)));
+                    if !matches!(kept, Some(Ok(()))) {
+                        world.oracle.fail(format!("{id} cannot keep policy {}: {kept:?}", version.0));
+                    }
+                }
                 if let LeafBody::Decided {
                     outcome: outcome @ (Outcome::Refused(_) | Outcome::AlarmRaised),
                     ..
@@ -202,9 +226,9 @@ impl Node {
         let start = Start {
             me: id,
             state,
-            log_index: 0,
+            log_index: last_applied.map_or(0, |l| l.index),
             tiles,
-            tiles_dir: dir.join("tiles"),
+            tiles_dir: dir.join("tlog"),
             blobs: blobs.clone(),
             on_leaf,
         };
@@ -231,8 +255,21 @@ impl Node {
             raft_floor: floor.cosigner,
         };
         let (cosigner_task, cosigner) = Cosigner::open(&dir, parts)?;
-        let machine_state =
-            StateMachine::new(applier, Arc::new(NoSnapshots), None, StoredMembership::default());
+        let (captured_tx, captured) = mpsc::unbounded_channel();
+        let keeper =
+            NodeSnapshots::new(store, dir.join("tlog"), cluster, captured_tx, chain.clone(), blobs.clone());
+        if let Some(snapshot) = &loaded.newest {
+            keeper.remember(&snapshot.meta, ledger.view().checkpoint.size);
+        }
+        let (me, tiles) = (id, dir.join("tlog"));
+        let snapshots = Arc::new(SimSnapshots {
+            inner: Arc::new(keeper),
+            me,
+            world: Arc::downgrade(world),
+            tiles,
+            cluster,
+        });
+        let machine_state = StateMachine::new(applier, Arc::clone(&snapshots), last_applied, members);
         let guard = TermGuard::default();
         let peers = SimPeers { world: Arc::clone(world), me: id };
         let network = Network { peers: peers.clone(), me: id, guard: guard.clone(), log: reader.clone() };
@@ -246,6 +283,7 @@ impl Node {
             election_timeout_min: timeout,
             election_timeout_max: timeout + 1,
             snapshot_policy: openraft::SnapshotPolicy::Never,
+            max_in_snapshot_log_to_keep: ENTRIES_KEPT,
             max_payload_entries: 64,
             ..openraft::Config::default()
         };
@@ -261,8 +299,11 @@ impl Node {
             queue: queue.clone(),
             log: reader,
             monitor,
-            guard,
+            guard: guard.clone(),
             blobs: blobs.clone(),
+            snapshots: Arc::clone(&snapshots),
+            receiving: Receiving::default(),
+            chain,
             contributor: Contributor::default(),
             registry: Mutex::default(),
             tasks: Mutex::new(Some(tasks)),
@@ -270,8 +311,19 @@ impl Node {
         });
         node.spawn(cosigner_task.run());
         node.spawn(proposer::batch(raft.clone(), ledger.clone(), queue.clone(), Arc::new(Metrics::new())));
-        let courier =
-            Courier { ledger: ledger.clone(), boot, raft: raft.clone(), peers, queue, blobs, outgoing };
+        let courier = Courier {
+            ledger: ledger.clone(),
+            boot,
+            raft: raft.clone(),
+            peers,
+            queue,
+            blobs,
+            outgoing,
+            guard: guard.clone(),
+        };
+        if !world.mutation.waits_for_ever() {
+            node.spawn(patience::watch(raft.clone(), ledger.clone(), guard));
+        }
         node.spawn(courier.run());
         node.spawn(attest::evidence(Arc::clone(&node)));
         node.spawn(attest::recovery(Arc::clone(&node)));
@@ -279,11 +331,11 @@ impl Node {
             true => cosigner.may_sign_from(TreeSize::ZERO),
             false => node.spawn(attest::ask_for_own_lock(Arc::clone(&node))),
         }
+        node.spawn(points(Arc::clone(&node)));
+        node.spawn(keep(Arc::clone(&node), captured));
         node.spawn(giveup::watch(Arc::clone(&node)));
         node.spawn(membership::follow_policy(raft.clone(), ledger.clone()));
-        for peer in members.iter().filter(|n| **n != id) {
-            node.spawn(feed(Arc::clone(&node), *peer));
-        }
+        node.spawn(feed_streams(Arc::clone(&node)));
         node.spawn(watch(Arc::clone(&node)));
         node.spawn(watch_signing(Arc::clone(&node)));
         Ok(node)
@@ -291,14 +343,14 @@ impl Node {
 
     /// What `quorated` does once it serves.
     pub async fn join(&self) {
-        let members: BTreeMap<u64, EmptyNode> =
-            self.world.members().into_iter().map(|n| (n.0, EmptyNode {})).collect();
+        let policy = Arc::clone(&self.ledger.view().policy);
+        let members: BTreeMap<u64, EmptyNode> = policy.members.keys().map(|n| (n.0, EmptyNode {})).collect();
         match self.raft.is_initialized().await {
-            Ok(false) => drop(self.raft.initialize(members).await),
-            Ok(true) if self.raft.metrics().borrow().vote.leader_id().voted_for() == Some(self.id.0) => {
+            Ok(false) if policy.version.0 == 1 => drop(self.raft.initialize(members).await),
+            Ok(_) if self.raft.metrics().borrow().vote.leader_id().voted_for() == Some(self.id.0) => {
                 proposer::new_term(&self.raft).await;
             }
-            Ok(true) | Err(_) => {}
+            Ok(_) | Err(_) => {}
         }
     }
 
@@ -340,6 +392,31 @@ impl Node {
     pub fn peers(&self) -> Vec<NodeId> {
         let view = self.ledger.view();
         view.policy.members.keys().copied().filter(|n| *n != self.id).collect()
+    }
+}
+
+/// Mirrors `node::feed_streams`: one stream to each member, as the policy has them.
+async fn feed_streams(node: Arc<Node>) {
+    let mut changed = node.ledger.standing_changed();
+    let mut feeds: BTreeMap<NodeId, tokio::task::AbortHandle> = BTreeMap::new();
+    let mut running = JoinSet::new();
+    loop {
+        let peers = node.peers();
+        feeds.retain(|n, feed| {
+            let stays = peers.contains(n);
+            if !stays {
+                feed.abort();
+            }
+            stays
+        });
+        for peer in &peers {
+            feeds.entry(*peer).or_insert_with(|| running.spawn(feed(Arc::clone(&node), *peer)));
+        }
+        while node.peers() == peers {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
     }
 }
 
@@ -437,19 +514,23 @@ pub fn crash_files(world: &World, id: NodeId, crash: Crash) -> anyhow::Result<()
     let older = machine.older_lock();
     std::fs::write(dir.join("sign.lock"), older)?;
     if world.chance(|rng| rng.permille(500)) {
-        let tiles = dir.join("tiles");
-        std::fs::remove_dir_all(&tiles)?;
-        TileStore::create(&tiles)?;
+        // What a snapshot stands on is synced before it counts.
+        let newest = SnapshotStore::open(&dir)?.load()?.newest;
+        let cluster = world.fleet().cluster();
+        let tail = newest.and_then(|s| snapshots::open(&s.content, cluster).ok()).map(|opened| opened.tail);
+        let tiles = dir.join("tlog");
+        match tail {
+            Some(tail) => drop(set_aside_beyond(&tiles, &tail)?),
+            None => {
+                std::fs::remove_dir_all(&tiles)?;
+                TileStore::create(&tiles)?;
+            }
+        }
     }
     if world.chance(|rng| rng.permille(500)) {
         let _none = std::fs::remove_file(dir.join("certificate"));
     }
     Ok(())
-}
-
-/// Whether a lock file's content reads as one.
-pub fn lock_of(bytes: &[u8]) -> Option<cosigner::Lock> {
-    cosigner::Lock::from_bytes(bytes)
 }
 
 /// Two floors: the cosigner's and the log's, one value unless a mutation parts them.

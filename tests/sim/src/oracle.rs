@@ -5,21 +5,28 @@
 //! machine was reset in between; no two roots of one size have so many honest signers that the hostile ones could certify both.
 //! **No forbidden forward**: whoever releases its half of a hole holds a certificate over the leaf, and the leaf is that request's
 //! authorisation, decided well; a hole is filled once, and only after its keyer released.
-//! **No wedge** is the runner's part.
+//! **No wedge** is the runner's part; its one exception, [`Oracle::locks_conflict`], is here. What the log authorised was signed by
+//! its client, once, and is within its budget.
 use crate::node::{Node, short};
+use crate::rogue::{REQUESTS_PER_MINUTE, ROGUE};
 use crate::world::World;
 use quorate_core::certificate::CertifiedAuthorisation;
 use quorate_core::command::{CheckpointRef, ClientCommand, Command};
 use quorate_core::crypto::{Hash, sha256};
-use quorate_core::ids::{ConnectionId, NodeId, RequestId};
+use quorate_core::ids::{ClientId, ConnectionId, NodeId, RequestId};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_core::tlog::{LeafIndex, TreeSize};
 use quorated::cosigner::Signed;
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Earlier checkpoints compared each time something is certified; the end compares all.
 const COMPARED: usize = 4;
+
+/// Commands kept for replays.
+const REMEMBERED: usize = 32;
+/// Budgets of requests are counted by this.
+const MINUTE_MS: u64 = 60_000;
 
 #[derive(Default)]
 struct Inner {
@@ -33,7 +40,10 @@ struct Inner {
     approved: BTreeMap<RequestId, NodeId>,
     /// Requests that were on their way, for whoever asks about those of others.
     seen: Vec<(RequestId, ConnectionId)>,
+    /// Their commands, for whoever sends them again.
+    commands: VecDeque<Command>,
     filled: Vec<Filled>,
+    installed: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -75,9 +85,30 @@ impl Oracle {
         self.inner().filled.len()
     }
 
+    /// A snapshot was installed.
+    pub fn installed(&self) {
+        self.inner().installed += 1;
+    }
+
+    /// How many were.
+    pub fn installed_count(&self) -> usize {
+        self.inner().installed
+    }
+
     /// A request is on its way.
-    pub fn saw(&self, request: RequestId, connection: ConnectionId) {
-        self.inner().seen.push((request, connection));
+    pub fn saw(&self, command: &Command, request: RequestId, connection: ConnectionId) {
+        let mut inner = self.inner();
+        inner.seen.push((request, connection));
+        inner.commands.push_back(command.clone());
+        if inner.commands.len() > REMEMBERED {
+            inner.commands.pop_front();
+        }
+    }
+
+    /// One of the last commands that clients sent.
+    pub fn some_command(&self, pick: u64) -> Option<Command> {
+        let inner = self.inner();
+        inner.commands.get(pick as usize % inner.commands.len().max(1)).cloned()
     }
 
     /// One of the last few of those.
@@ -156,6 +187,70 @@ impl Oracle {
                     "one history: the leaf {} of a filled hole is not in {}'s certified tree of size {}",
                     f.index.0, node.id, size.0
                 )),
+            }
+        }
+    }
+
+    /// Whether the locks of honest nodes conflict, so that no history holds those of a quorum: a hostile leader had them sign
+    /// different tails. DESIGN.md section 4 declares that nobody but admins, or a member that is missing, ends this; it is the
+    /// one exception to the third oracle, and without hostile nodes there is none.
+    pub fn locks_conflict(&self, nodes: &[Arc<Node>]) -> bool {
+        let honest: Vec<&Arc<Node>> = nodes.iter().filter(|n| !self.hostile.contains(&n.id)).collect();
+        if self.hostile.is_empty() || honest.len() < self.quorum {
+            return false;
+        }
+        let mut conflict = false;
+        let mut agree_most = 0;
+        for history in &honest {
+            let (tiles, size) = (history.ledger.tiles(), history.ledger.view().checkpoint.size);
+            let mut agree = 0;
+            for lock in honest.iter().map(|n| n.cosigner.lock()) {
+                match lock {
+                    None => agree += 1,
+                    Some(lock) if lock.size > size => {}
+                    Some(lock) if tiles.root_at(lock.size).is_ok_and(|root| root == lock.root) => agree += 1,
+                    Some(_) => conflict = true,
+                }
+            }
+            agree_most = agree_most.max(agree);
+        }
+        conflict && agree_most < self.quorum
+    }
+
+    /// At the end: what the longest certified tree authorised was signed by its client, once, and within its budget.
+    pub fn read_log(&self, nodes: &[Arc<Node>]) {
+        let certified =
+            |n: &Node| n.ledger.certified().borrow().as_ref().map_or(TreeSize::ZERO, |c| c.own.size);
+        let honest = nodes.iter().filter(|n| !self.hostile.contains(&n.id));
+        let Some(node) = honest.max_by_key(|n| certified(n)) else { return };
+        let (tiles, policy) = (node.ledger.tiles(), Arc::clone(&node.ledger.view().policy));
+        let mut requests = BTreeSet::new();
+        let mut in_minute: BTreeMap<(ClientId, u64), u64> = BTreeMap::new();
+        for index in 0..certified(node).0 {
+            let Ok(bytes) = tiles.leaf(LeafIndex(index)) else {
+                return self.fail(format!("one history: {} cannot read its leaf {index}", node.id));
+            };
+            let Ok(Leaf::V1 { time, body }) = borsh::from_slice(&bytes) else {
+                return self.fail(format!("one history: leaf {index} does not decode"));
+            };
+            let LeafBody::Decided { command: Command::Client(c), outcome: Outcome::Authorised } = body else {
+                continue;
+            };
+            let ClientCommand::Authorise(a) = &c.body else { continue };
+            let known = policy.clients.get(&c.client);
+            if !known.is_some_and(|client| c.is_by(node.ledger.cluster(), &client.key)) {
+                self.fail(format!(
+                    "forward: {} never signed what leaf {index} authorises",
+                    c.client.as_str()
+                ));
+            }
+            if !requests.insert(a.request) {
+                self.fail(format!("forward: leaf {index} authorises a request again"));
+            }
+            let count = in_minute.entry((c.client.clone(), time.0 / MINUTE_MS)).or_default();
+            *count += 1;
+            if c.client.as_str() == ROGUE && *count > REQUESTS_PER_MINUTE {
+                self.fail(format!("forward: leaf {index} authorises more than its client's budget"));
             }
         }
     }

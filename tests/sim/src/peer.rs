@@ -8,6 +8,7 @@ use quorate_attest::evidence::Evidence;
 use quorate_core::command::{Batch, CheckpointRef, Command, Contribution};
 use quorate_core::crypto::{Hash, sha256};
 use quorate_core::ids::{ConnectionId, NodeId, PoolId, RequestId};
+use quorate_core::policy::Policy;
 use quorate_core::state::Blobs;
 use quorate_core::tlog::TreeSize;
 use quorate_proto::v1::ProposeRequest;
@@ -22,6 +23,8 @@ use std::time::Duration;
 
 /// A policy that a membership follows is applied within this.
 const MEMBERSHIP_WAIT: Duration = Duration::from_millis(200);
+/// As in the product.
+const POLICIES_OF_LATE: usize = 8;
 
 /// A message.
 #[derive(Clone)]
@@ -30,6 +33,10 @@ pub enum Message {
     Append(Bytes),
     /// Raft's question for a vote.
     Vote(Bytes),
+    /// A piece of a snapshot.
+    Snapshot(Bytes),
+    /// Where the snapshot of that size stands in Raft's log.
+    SnapshotPosition(TreeSize),
     /// Commands for the leader.
     Propose(Arc<ProposeRequest>),
     /// A cosignature.
@@ -53,6 +60,8 @@ pub enum Message {
     },
     /// A client asks the log.
     Decide(Arc<Command>),
+    /// An admin brings a policy and its document.
+    Admin(Arc<Command>, Arc<Vec<u8>>),
     /// A client registers a connection with its keyer.
     Register(PoolId, ConnectionId),
     /// A client's request, at its relay.
@@ -72,6 +81,8 @@ pub enum Reply {
     Refused(String),
     /// Taken, or why not.
     Done(Result<(), String>),
+    /// Of a snapshot.
+    Position(Option<Vec<u8>>),
     /// Highest size.
     Highest(TreeSize),
     /// Contribution.
@@ -115,6 +126,17 @@ impl Node {
                 Reply::Refused(why)
             }),
             Message::Vote(bytes) => self.vote(from, &bytes).await.unwrap_or_else(Reply::Refused),
+            Message::Snapshot(bytes) => {
+                let installed = match decode(&bytes) {
+                    Ok(rpc) => self.install_snapshot(from, rpc).await,
+                    Err(why) => Err(why),
+                };
+                installed.and_then(answer).unwrap_or_else(|why| {
+                    crate::note!(self.world, "{} refused a snapshot of {from}: {why}", self.id);
+                    Reply::Refused(why)
+                })
+            }
+            Message::SnapshotPosition(size) => Reply::Position(self.snapshots.inner.position(size)),
             Message::Propose(request) => self.take_proposal(from, &request),
             Message::Cosign(signed) => {
                 if signed.node == from {
@@ -152,6 +174,12 @@ impl Node {
                     self.ledger.decide(command.as_ref().clone(), Vec::new(), Duration::from_secs(3)).await;
                 Reply::Done(decided.map(drop).map_err(|e| e.to_string()))
             }
+            Message::Admin(command, document) => {
+                let documents = vec![document.to_vec()];
+                let decided =
+                    self.ledger.decide(command.as_ref().clone(), documents, Duration::from_secs(3)).await;
+                Reply::Done(decided.map(drop).map_err(|e| e.to_string()))
+            }
             Message::Register(pool, connection) => Reply::Done(self.register(pool, connection).await),
             Message::Request(command) => Reply::Done(self.relay(command.as_ref().clone()).await.map(drop)),
             Message::Proof => self.prove().map_or_else(Reply::Refused, Reply::Proof),
@@ -168,7 +196,8 @@ impl Node {
         if rpc.vote.leader_id.node_id != from.0 {
             return Err("a Raft message in another node's name".into());
         }
-        self.guard.check_candidate(&self.my_vote(), &rpc.vote).map_err(|e| e.to_string())?;
+        let now = tokio::time::Instant::now().into_std();
+        self.guard.check_candidate(&self.my_vote(), &rpc.vote, now).map_err(|e| e.to_string())?;
         answer(self.raft.vote(rpc).await)
     }
 
@@ -218,22 +247,32 @@ impl Node {
         Ok(())
     }
 
-    /// Policies do not change here: the one in force names all members.
+    /// Mirrors `PeerService::foreign_membership`.
+    fn foreign_membership(&self, rpc: &AppendEntriesRequest<TypeConfig>) -> Option<usize> {
+        let in_effect = Arc::clone(&self.raft.metrics().borrow().membership_config);
+        let policy = Arc::clone(&self.ledger.view().policy);
+        let members_of = |policy: &Policy| policy.members.keys().map(|n| n.0).collect();
+        let mut before = policy.previous;
+        let earlier = std::iter::from_fn(|| {
+            let policy = Policy::parse(&self.blobs.blob(&before?)?).ok()?;
+            before = policy.previous;
+            Some(members_of(&policy))
+        });
+        let policies = std::iter::once(members_of(&policy)).chain(earlier).take(POLICIES_OF_LATE);
+        let named = guard::named_since(policies, in_effect.membership());
+        guard::foreign_membership(&rpc.entries, &named, in_effect.membership())
+    }
+
     async fn cut_memberships(&self, rpc: &mut AppendEntriesRequest<TypeConfig>) -> bool {
         let changes = rpc.entries.iter().any(|e| matches!(e.payload, EntryPayload::Membership(_)));
         if rpc.vote < self.my_vote() || !changes {
             return false;
         }
         self.drop_held(rpc).await;
-        let foreign = |rpc: &AppendEntriesRequest<TypeConfig>| {
-            let named = [self.ledger.view().policy.members.keys().map(|n| n.0).collect()];
-            let in_effect = Arc::clone(&self.raft.metrics().borrow().membership_config);
-            guard::foreign_membership(&rpc.entries, &named, in_effect.membership())
-        };
-        let mut at = foreign(rpc);
+        let mut at = self.foreign_membership(rpc);
         if at == Some(0) {
             tokio::time::sleep(MEMBERSHIP_WAIT).await;
-            at = foreign(rpc);
+            at = self.foreign_membership(rpc);
         }
         let Some(at) = at else { return false };
         rpc.entries.truncate(at);

@@ -1,7 +1,8 @@
 //! One seed: start, faults, heal, and a request that must succeed.
-use crate::client::Client;
+use crate::client::{CHECKER, Client};
 use crate::mutation::Mutation;
 use crate::note;
+use crate::rogue::Rogue;
 use crate::schedule::{self, Plan};
 use crate::world::World;
 use std::cell::{Cell, RefCell};
@@ -20,8 +21,12 @@ pub struct Ran {
     pub digest: u64,
     /// Requests that were served.
     pub filled: usize,
+    /// Snapshots that were installed.
+    pub installed: usize,
     /// How long the mesh took to serve after it healed.
     pub healed_in: Option<Duration>,
+    /// A hostile leader had honest nodes sign different tails, which only admins may end: see [`crate::oracle`].
+    pub locked: bool,
     /// The last lines.
     pub trace: Vec<String>,
 }
@@ -69,7 +74,15 @@ pub fn run(plan: &Plan, mutation: Mutation, print: bool) -> Ran {
     let ran = std::panic::catch_unwind(simulated);
     drop(runtime);
     RUNNING.set(false);
-    let nothing = || Ran { failure: None, digest: 0, filled: 0, healed_in: None, trace: Vec::new() };
+    let nothing = || Ran {
+        failure: None,
+        digest: 0,
+        filled: 0,
+        installed: 0,
+        healed_in: None,
+        locked: false,
+        trace: Vec::new(),
+    };
     let mut ran = ran.unwrap_or_else(|_| nothing());
     if let Some(panic) = PANICKED.with(|p| p.borrow_mut().take()) {
         ran.failure.get_or_insert(format!("panic: {panic}"));
@@ -86,6 +99,9 @@ async fn simulate(plan: &Plan, mutation: Mutation, print: bool) -> Ran {
     for number in 0..plan.clients {
         clients.spawn(Client::new(&world, number).run());
     }
+    if plan.rogue {
+        tokio::spawn(Rogue::new(&world).run());
+    }
     clients.spawn(flush(Arc::clone(&world)));
     schedule::play(&world, plan).await;
     world.heal().await;
@@ -93,7 +109,7 @@ async fn simulate(plan: &Plan, mutation: Mutation, print: bool) -> Ran {
     let healed = tokio::time::Instant::now();
     let mut healed_in = None;
     let mut last = String::new();
-    let mut client = Client::new(&world, 99);
+    let mut client = Client::named(&world, 99, CHECKER);
     while healed.elapsed() < HEALS_WITHIN && world.oracle.failure().is_none() {
         match client.request().await {
             Ok(node) => {
@@ -106,23 +122,35 @@ async fn simulate(plan: &Plan, mutation: Mutation, print: bool) -> Ran {
                     note!(world, "not served yet: {why}");
                 }
                 last = why;
+                // Nothing but the wait is left of such a run.
+                if healed.elapsed() > HEALS_WITHIN / 2 && world.oracle.locks_conflict(&world.all_running()) {
+                    break;
+                }
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
         }
     }
-    if healed_in.is_none() {
+    let locked = healed_in.is_none() && world.oracle.locks_conflict(&world.all_running());
+    if locked {
+        note!(world, "locks conflict: only admins can say which tail goes on");
+    } else if healed_in.is_none() {
         world
             .oracle
             .fail(format!("wedge: no request succeeded within {HEALS_WITHIN:?} of the healing: {last}"));
     }
-    for node in world.all_running() {
-        world.oracle.finish(&node);
+    let nodes = world.all_running();
+    for node in &nodes {
+        world.oracle.finish(node);
     }
+    world.oracle.read_log(&nodes);
+    world.end();
     Ran {
         failure: world.oracle.failure(),
         digest: world.trace.digest(),
         filled: world.oracle.filled_count(),
+        installed: world.oracle.installed_count(),
         healed_in,
+        locked,
         trace: world.trace.last(),
     }
 }

@@ -9,6 +9,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Runs with busy clients: they take long.
+const BUSY_PERMILLE: u64 = 60;
+
 /// One fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
@@ -40,6 +43,8 @@ pub enum Fault {
     SlowTpm(NodeId, u64),
     /// A node campaigns, at no particular moment.
     Campaign(NodeId),
+    /// Admins change the policy. No fault, but it may meet one.
+    Policy,
 }
 
 /// A fault, from when, for how long.
@@ -66,6 +71,8 @@ pub struct Plan {
     pub seed: u64,
     /// Members.
     pub nodes: u64,
+    /// Of them, so many may be hostile.
+    pub hostile_max: u32,
     /// Between two pieces of evidence of a node.
     pub evidence_ms: u64,
     /// Clients.
@@ -76,6 +83,10 @@ pub struct Plan {
     pub events: Vec<Event>,
     /// Hostile nodes.
     pub adversary: Adversary,
+    /// Whether clients pause for less: enough comes about for snapshots.
+    pub busy: bool,
+    /// Whether a client is hostile.
+    pub rogue: bool,
 }
 
 /// Which kinds of plans.
@@ -91,7 +102,11 @@ impl Plan {
     /// The plan of a seed.
     pub fn new(seed: u64, kinds: Kinds) -> Self {
         let mut rng = Rng::stream(seed, "plan");
-        let nodes = if kinds.byzantine { *rng.pick(&[4, 4, 4, 5]) } else { *rng.pick(&[4, 4, 4, 4, 5, 3]) };
+        let nodes = match kinds.byzantine {
+            true => *rng.pick(&[4, 4, 4, 4, 4, 4, 4, 4, 4, 5, 5, 7]),
+            false => *rng.pick(&[4, 4, 4, 4, 5, 3]),
+        };
+        let hostile_max = if nodes >= 7 { 2 } else { 1 };
         let members: Vec<NodeId> = (1..=nodes).map(NodeId).collect();
         let heals_at_ms = rng.range(15_000, 40_000);
         let mut bad_sectors = if nodes == 3 || kinds.byzantine { 0 } else { 1 };
@@ -100,7 +115,7 @@ impl Plan {
             let at_ms = rng.range(500, heals_at_ms);
             let lasts_ms = rng.range(200, 12_000);
             let node = *rng.pick(&members);
-            let fault = match rng.below(17) {
+            let fault = match rng.below(18) {
                 0..=2 => Fault::Kill(node),
                 3 => Fault::PowerCut(node),
                 4 if rng.permille(300) => Fault::Blackout,
@@ -123,23 +138,30 @@ impl Plan {
                     Fault::Clock(node, off)
                 }
                 14 | 15 => Fault::Campaign(node),
+                16 => Fault::Policy,
                 _ => Fault::SlowTpm(node, rng.range(100, 4_000)),
             };
             events.push(Event { at_ms, lasts_ms, fault });
         }
         events.sort_by_key(|e| e.at_ms);
         let adversary = match kinds.byzantine {
-            true => Adversary::new(&mut Rng::stream(seed, "adversary"), &members, kinds.relentless),
+            true => {
+                Adversary::new(&mut Rng::stream(seed, "adversary"), &members, hostile_max, kinds.relentless)
+            }
             false => Adversary::default(),
         };
+        let busy = Rng::stream(seed, "busy?").permille(BUSY_PERMILLE);
         Self {
             seed,
             nodes,
+            hostile_max,
             evidence_ms: *rng.pick(&[3_000, 5_000, 20_000]),
-            clients: rng.range(1, 4),
+            clients: if busy { 4 } else { rng.range(1, 4) },
+            busy,
             heals_at_ms,
             events,
             adversary,
+            rogue: kinds.byzantine && Rng::stream(seed, "rogue?").permille(400),
         }
     }
 }
@@ -170,6 +192,7 @@ async fn begin(world: &Arc<World>, fault: &Fault) {
             let damaged = world.chance(|rng| world.machine(*node).disk.corrupt(rng));
             note!(world, "a sector of {node} goes bad: {damaged}");
         }
+        Fault::Policy => world.change_policy(),
         Fault::Clock(node, ms) => world.machine(*node).clock.set_offset(*ms),
         Fault::SlowTpm(node, ms) => world.machine(*node).set_quote(Duration::from_millis(*ms)),
         Fault::Campaign(node) => {
@@ -207,7 +230,7 @@ async fn end(world: &Arc<World>, fault: &Fault) {
             }
         }
         Fault::Clock(node, _) => world.machine(*node).clock.set_offset(0),
-        Fault::Campaign(_) => {}
+        Fault::Campaign(_) | Fault::Policy => {}
         Fault::SlowTpm(node, _) => world.machine(*node).set_quote(Duration::from_millis(20)),
     }
 }

@@ -33,6 +33,9 @@ pub fn shrink(plan: &Plan, mutation: Mutation, runs_max: usize) -> (Plan, Ran) {
             plan.clients = 1;
             smaller.push(plan);
         }
+        if best.0.rogue {
+            smaller.push(Plan { rogue: false, ..best.0.clone() });
+        }
         if !best.0.adversary.hostile.is_empty() {
             let mut plan = best.0.clone();
             plan.adversary = Default::default();

@@ -1,20 +1,24 @@
 //! One mesh and everything around it.
 use crate::byzantine::Adversary;
+use crate::client::CHECKER;
 use crate::clock::SimClock;
 use crate::disk::{Crash, Disk};
 use crate::giveup;
+use crate::keyer::FROM_CLIENT;
 use crate::mutation::Mutation;
-use crate::network::Net;
+use crate::network::{Net, call};
 use crate::node::{self, Node};
 use crate::note;
 use crate::oracle::Oracle;
+use crate::peer::Message;
 use crate::rng::Rng;
+use crate::rogue::{REQUESTS_PER_MINUTE, ROGUE};
 use crate::schedule::Plan;
 use crate::trace::Trace;
 use quorate_attest::evidence::BootKeys;
 use quorate_core::ids::NodeId;
-use quorate_core::testing::Fleet;
-use quorated::giveup::Marker;
+use quorate_core::policy::ClientDocument;
+use quorate_core::testing::{Fleet, client_document};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -36,8 +40,6 @@ pub struct Machine {
     quote_us: AtomicU64,
     /// The sign lock as it last reached the platter.
     lock: Mutex<Vec<u8>>,
-    /// What it decided to give up, until it starts over.
-    pub giving_up: Mutex<Option<Marker>>,
     /// Never to be started again: its disk is damaged.
     broken: Mutex<Option<String>>,
 }
@@ -75,6 +77,8 @@ pub struct World {
     pub trace: Trace,
     /// What must be true.
     pub oracle: Oracle,
+    /// Whether clients pause for less.
+    pub busy: bool,
     /// Who lies.
     pub adversary: Adversary,
     /// The bug put back.
@@ -97,9 +101,12 @@ impl World {
     /// Machines, none of them started.
     pub fn new(plan: &Plan, mutation: Mutation, print: bool) -> anyhow::Result<Arc<Self>> {
         let began = Instant::now();
-        let mut fleet = Fleet::new(plan.nodes, 1, |d| {
+        let mut fleet = Fleet::new(plan.nodes, plan.hostile_max, |d| {
             d.attestation.evidence_interval_ms = plan.evidence_ms;
             d.attestation.lapse_ms = plan.evidence_ms * 3;
+            d.client.push(client_document(CHECKER));
+            d.client
+                .push(ClientDocument { requests_per_minute: REQUESTS_PER_MINUTE, ..client_document(ROGUE) });
         });
         fleet.document.version = 1;
         let shm = PathBuf::from("/dev/shm");
@@ -115,7 +122,6 @@ impl World {
                 starts: AtomicU32::new(1),
                 quote_us: AtomicU64::new(20_000),
                 lock: Mutex::default(),
-                giving_up: Mutex::default(),
                 broken: Mutex::default(),
             };
             machine.disk.set_commit(COMMIT);
@@ -131,6 +137,7 @@ impl World {
             net: Net::new(Rng::stream(plan.seed, "net")),
             trace: Trace::new(began, print),
             oracle: Oracle::new(plan.adversary.hostile.clone(), quorum),
+            busy: plan.busy,
             adversary: plan.adversary.clone(),
             mutation,
             clients_clock: SimClock::new(began),
@@ -201,7 +208,10 @@ impl World {
             }
             Err(error) => {
                 note!(self, "{id} does not start: {error:#}");
-                *lock(&machine.broken) = Some(format!("{error:#}"));
+                // A disk that fails for now damaged nothing: the healing tries again.
+                if !machine.disk.is_failing() {
+                    *lock(&machine.broken) = Some(format!("{error:#}"));
+                }
             }
         }
     }
@@ -231,12 +241,43 @@ impl World {
         }
     }
 
+    /// Admins change a client's budget, and try until it is in force. One change at a time: each names the one before.
+    pub fn change_policy(self: &Arc<Self>) {
+        let in_force = |world: &Self, version: u64| {
+            let honest = |n: &&Arc<Node>| !world.adversary.hostile.contains(&n.id);
+            world.all_running().iter().filter(honest).any(|n| n.ledger.view().policy.version.0 >= version)
+        };
+        let (command, document, version) = {
+            let mut fleet = self.fleet();
+            if !in_force(self, fleet.document.version) {
+                return;
+            }
+            let command = fleet.change_policy(|d| d.client[0].requests_per_day += 1);
+            let document = fleet.chain.last().expect("a chain has a genesis").document.clone();
+            (Arc::new(command), Arc::new(document), fleet.document.version)
+        };
+        let world = Arc::clone(self);
+        tokio::spawn(async move {
+            while !in_force(&world, version) {
+                let node = world.chance(|rng| *rng.pick(&world.members()));
+                let message = Message::Admin(Arc::clone(&command), Arc::clone(&document));
+                drop(call(&world, FROM_CLIENT, node, message, Duration::from_secs(6)).await);
+                tokio::time::sleep(Duration::from_millis(300)).await;
+            }
+        });
+    }
+
     /// The page cache reaches the platter.
     pub fn flush(&self, id: NodeId) {
         self.machines[&id].disk.flush();
         if let Ok(bytes) = std::fs::read(self.dir(id).join("sign.lock")) {
             *lock(&self.machines[&id].lock) = bytes;
         }
+    }
+
+    /// Lets go of every process: each holds the world that holds it.
+    pub fn end(&self) {
+        lock(&self.running).clear();
     }
 
     /// Every fault ends; whoever was stopped starts again, unless it cannot or is hostile.
