@@ -176,8 +176,10 @@ impl Config {
         }
         // Relative paths are relative to the file, so that a folder of configurations can be moved.
         let base = path.parent().unwrap_or(Path::new("."));
-        for p in
-            [&mut config.data_dir, &mut config.tpm.event_log].into_iter().chain(config.tpm.ima_log.as_mut()).chain(config.telemetry.ca_file.as_mut())
+        for p in [&mut config.data_dir, &mut config.tpm.event_log]
+            .into_iter()
+            .chain(config.tpm.ima_log.as_mut())
+            .chain(config.telemetry.ca_file.as_mut())
         {
             *p = base.join(&p);
         }

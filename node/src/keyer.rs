@@ -135,7 +135,8 @@ impl Keyer {
         // In a task of its own: a caller that has gone must not end it before it has said what became of the request.
         let (told, answer) = oneshot::channel();
         let this = self.clone();
-        let (id, begun) = (request.request.clone(), (std::time::SystemTime::now(), std::time::Instant::now()));
+        let (id, begun) =
+            (request.request.clone(), (std::time::SystemTime::now(), std::time::Instant::now()));
         tokio::spawn(async move {
             let judged = this.judge(from, &request).await;
             if let Err(Ok(Answer::Hole(_))) = told.send(judged)

@@ -167,7 +167,11 @@ impl Metrics {
             "Credentialed routes whose shares this node cannot use: status says why",
             this.shares_missing.clone(),
         );
-        r.register("spans_exported", "Spans that the collector took, since the start", this.spans_exported.clone());
+        r.register(
+            "spans_exported",
+            "Spans that the collector took, since the start",
+            this.spans_exported.clone(),
+        );
         r.register("spans_dropped", "Spans dropped, since the start", this.spans_dropped.clone());
         this
     }

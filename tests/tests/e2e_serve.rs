@@ -247,7 +247,10 @@ fn failures_as_an_application_sees_them() {
         let leaky = chat("guarded", "").replace("hello", "\\u0041KIAIOSFODNN7EXAMPLE");
         let got = adapter.post(CHAT, &leaky)?;
         ensure!(got.status == 403 && got.header("x-quorate-code")? == "guard_blocked", "{}", got.text());
-        ensure!(got.header("x-quorate-guard")? == "keys=blocked" && !got.headers.contains_key("x-quorate-attempts"));
+        ensure!(
+            got.header("x-quorate-guard")? == "keys=blocked"
+                && !got.headers.contains_key("x-quorate-attempts")
+        );
         ensure!(adapter.post(CHAT, &chat("guarded", ",\"max_tokens\":4"))?.status == 200, "harmless");
         let asked = Instant::now();
         let got = adapter.post(CHAT, &chat("hasty", ""))?;
