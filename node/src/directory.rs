@@ -17,7 +17,7 @@ use quorate_core::policy::{Policy, SignedPolicy};
 use quorate_core::proof::{PROOF_BYTES_MAX, Proof, ProvenEvidence, ProvenLeaf, taken};
 use quorate_core::state::{AppliedLeaf, Blobs};
 use quorate_core::tlog::{LeafIndex, TreeSize, sha256};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -30,8 +30,8 @@ use tokio::time::Instant;
 const REBUILD_AFTER: Duration = Duration::from_millis(200);
 /// How long a receipt waits for the relay's settlement to be certified.
 const SETTLEMENT_WAIT: Duration = Duration::from_secs(5);
-/// Requests whose leaves are remembered, some 25 MB: five minutes at 800 a second.
-const INDEX_MAX: usize = 262_144;
+/// Requests whose leaves are remembered at the most, and half as many at the least, some 50 bytes each: minutes at 800 a second.
+const INDEX_MAX: usize = 393_216;
 
 /// Every policy version from genesis on, as files.
 #[derive(Clone)]
@@ -169,29 +169,76 @@ pub(crate) fn policy_file(version: PolicyVersion) -> String {
 pub struct RequestLeaves {
     /// The authorisation.
     pub authorised: Option<LeafIndex>,
-    /// The relay's settlement.
+    /// The relay's settlement, or the log's word that there was none in time.
     pub settled: Option<LeafIndex>,
-    /// The client's report.
+    /// The client's report, or the same of it.
     pub reported: Option<LeafIndex>,
 }
 
-/// Leaves by request, the newest [`INDEX_MAX`] requests.
+/// Leaves by request, of the newest requests, see [`INDEX_MAX`].
 #[derive(Default)]
 pub struct RequestIndex {
     inner: Mutex<IndexInner>,
     settled: Notify,
 }
 
+/// Two generations: when the younger is full, the older goes. That costs no list of who came first.
 #[derive(Default)]
 struct IndexInner {
-    leaves: HashMap<RequestId, RequestLeaves>,
-    order: VecDeque<RequestId>,
+    young: HashMap<RequestId, Packed>,
+    old: HashMap<RequestId, Packed>,
+}
+
+impl IndexInner {
+    fn get_mut(&mut self, request: &RequestId) -> Option<&mut Packed> {
+        // Not `or_else`: that would borrow both for as long as the answer lives.
+        match self.young.get_mut(request) {
+            Some(packed) => Some(packed),
+            None => self.old.get_mut(request),
+        }
+    }
+}
+
+/// [`RequestLeaves`] of an authorised request, the others as distances from it. There are many.
+#[derive(Clone, Copy)]
+struct Packed {
+    authorised: u64,
+    settled: u32,
+    reported: u32,
+}
+
+impl Packed {
+    fn of(leaves: RequestLeaves) -> Option<Self> {
+        let authorised = leaves.authorised?.0;
+        // Both come later, if at all. What is four thousand million leaves away is not found.
+        let away = |leaf: Option<LeafIndex>| {
+            leaf.and_then(|l| u32::try_from(l.0.checked_sub(authorised)?).ok()).unwrap_or(0)
+        };
+        Some(Self { authorised, settled: away(leaves.settled), reported: away(leaves.reported) })
+    }
+
+    fn leaves(self) -> RequestLeaves {
+        let at = |away: u32| (away > 0).then(|| LeafIndex(self.authorised + u64::from(away)));
+        RequestLeaves {
+            authorised: Some(LeafIndex(self.authorised)),
+            settled: at(self.settled),
+            reported: at(self.reported),
+        }
+    }
 }
 
 impl RequestIndex {
     /// To be called for each applied leaf, in order.
     pub fn on_leaf(&self, applied: &AppliedLeaf) {
         let Leaf::V1 { body, .. } = applied.leaf();
+        if let LeafBody::Unsettled { request, relay, client } = body {
+            self.update(request, |leaves| {
+                let at = Some(applied.index());
+                leaves.settled = if *relay { at } else { leaves.settled };
+                leaves.reported = if *client { at } else { leaves.reported };
+            });
+            return self.settled.notify_waiters();
+        }
         let LeafBody::Decided { command, outcome } = body else { return };
         match (command, outcome) {
             (Command::Client(c), Outcome::Authorised) => {
@@ -218,7 +265,7 @@ impl RequestIndex {
 
     /// What is known of a request.
     pub fn leaves(&self, request: &RequestId) -> Option<RequestLeaves> {
-        self.lock().leaves.get(request).copied()
+        self.lock().get_mut(request).map(|packed| packed.leaves())
     }
 
     /// Waits until the request is settled, or for so long.
@@ -240,18 +287,18 @@ impl RequestIndex {
 
     fn insert(&self, request: RequestId, at: LeafIndex) {
         let mut inner = self.lock();
-        inner.leaves.insert(request, RequestLeaves { authorised: Some(at), ..RequestLeaves::default() });
-        inner.order.push_back(request);
-        while inner.order.len() > INDEX_MAX {
-            if let Some(old) = inner.order.pop_front() {
-                inner.leaves.remove(&old);
-            }
+        if inner.young.len() >= INDEX_MAX / 2 {
+            inner.old = std::mem::take(&mut inner.young);
         }
+        let authorised = RequestLeaves { authorised: Some(at), ..RequestLeaves::default() };
+        inner.young.extend(Packed::of(authorised).map(|packed| (request, packed)));
     }
 
     fn update(&self, request: &RequestId, change: impl FnOnce(&mut RequestLeaves)) {
-        if let Some(leaves) = self.lock().leaves.get_mut(request) {
-            change(leaves);
+        if let Some(packed) = self.lock().get_mut(request) {
+            let mut leaves = packed.leaves();
+            change(&mut leaves);
+            *packed = Packed::of(leaves).unwrap_or(*packed);
         }
     }
 
@@ -316,6 +363,8 @@ impl Directory {
             [Some(authorised), leaves.settled, leaves.reported].into_iter().flatten().collect();
         // The authorisation comes first; which of the other two does is chance.
         positions.sort_unstable();
+        // Of a request that neither settled one leaf says so.
+        positions.dedup();
         let proof = self.prove(positions).await?;
         blocking(move || bounded(encode(&proof))).await
     }

@@ -27,8 +27,11 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-/// Authorisations remembered for a keyer that has not asked yet; a request lives two minutes at most.
+/// Authorisations remembered for a keyer that has not asked yet, and for how long: a request lives two minutes at most.
 const AUTHORISATIONS_MAX: usize = 65_536;
+const AUTHORISATION_KEPT: Duration = Duration::from_secs(120);
+/// How long a decided command is remembered for couriers that still carry it. They forget it long before.
+const DECIDED_KEPT: Duration = Duration::from_secs(60);
 /// Commands that may wait for their outcome at a time.
 const WAITERS_MAX: usize = 65_536;
 
@@ -212,7 +215,7 @@ struct AppliedOutcome {
 struct Authorisations {
     waiting: HashMap<RequestId, Vec<Waiting>>,
     seen: HashMap<RequestId, Found>,
-    order: VecDeque<RequestId>,
+    order: VecDeque<(Instant, RequestId)>,
 }
 
 /// A leaf, and the tree's size with which it is certified.
@@ -251,25 +254,27 @@ impl Authorisations {
     }
 
     /// Tells whoever waits; kept unless one of them has the request's connection.
-    fn found(&mut self, request: RequestId, connection: ConnectionId, found: &Found) {
+    fn found(&mut self, request: RequestId, connection: ConnectionId, found: &Found, now: Instant) {
         let mut taken = false;
         for waiting in self.waiting.remove(&request).unwrap_or_default() {
             let told = waiting.answer.send(found.clone()).is_ok();
             taken |= told && waiting.connection == connection;
         }
         if !taken {
-            self.keep(request, found.clone());
+            self.keep(request, found.clone(), now);
         }
     }
 
-    fn keep(&mut self, request: RequestId, found: Found) {
+    fn keep(&mut self, request: RequestId, found: Found, now: Instant) {
         if self.seen.insert(request, found).is_none() {
-            self.order.push_back(request);
+            self.order.push_back((now, request));
         }
-        while self.order.len() > AUTHORISATIONS_MAX {
-            if let Some(old) = self.order.pop_front() {
-                self.seen.remove(&old);
-            }
+        // Of a route without a credential the keyer never asks.
+        while let Some(&(since, old)) = self.order.front()
+            && (self.order.len() > AUTHORISATIONS_MAX || now - since > AUTHORISATION_KEPT)
+        {
+            self.order.pop_front();
+            self.seen.remove(&old);
         }
     }
 }
@@ -278,20 +283,21 @@ impl Authorisations {
 #[derive(Default)]
 struct DecidedLately {
     seen: HashSet<Hash>,
-    order: VecDeque<Hash>,
+    order: VecDeque<(Instant, Hash)>,
 }
 
 impl DecidedLately {
-    fn push(&mut self, digests: impl Iterator<Item = Hash>) {
+    fn push(&mut self, digests: impl Iterator<Item = Hash>, now: Instant) {
         for digest in digests {
             if self.seen.insert(digest) {
-                self.order.push_back(digest);
+                self.order.push_back((now, digest));
             }
-            if self.order.len() > AUTHORISATIONS_MAX
-                && let Some(old) = self.order.pop_front()
-            {
-                self.seen.remove(&old);
-            }
+        }
+        while let Some(&(since, old)) = self.order.front()
+            && (self.order.len() > AUTHORISATIONS_MAX || now - since > DECIDED_KEPT)
+        {
+            self.order.pop_front();
+            self.seen.remove(&old);
         }
     }
 }
@@ -597,7 +603,7 @@ impl Ledger {
             Ok(certified) => certified,
             Err(error) => {
                 // It may be certified yet, and who asks again has to hear of it.
-                lock(&self.inner.authorisations).keep(request, (leaf, size));
+                lock(&self.inner.authorisations).keep(request, (leaf, size), Instant::now());
                 return Err(error);
             }
         };
@@ -654,7 +660,7 @@ impl Ledger {
 
     fn resolve(&self, outcomes: Vec<(Hash, Outcome, Option<usize>)>, leaves: &[AppliedLeaf], size: TreeSize) {
         let at = Instant::now();
-        lock(&self.inner.decided).push(outcomes.iter().map(|(digest, ..)| *digest));
+        lock(&self.inner.decided).push(outcomes.iter().map(|(digest, ..)| *digest), at);
         let mut waiters = lock(&self.inner.waiters);
         for (digest, outcome, position) in outcomes {
             let Some(waiting) = waiters.remove(&digest) else { continue };
@@ -669,9 +675,10 @@ impl Ledger {
     /// Remembers authorisations that name this node as keyer.
     fn remember(&self, leaves: &[AppliedLeaf], size: TreeSize) {
         let mut a = lock(&self.inner.authorisations);
+        let now = Instant::now();
         for leaf in leaves {
             if let Some(mine) = authorised(leaf).filter(|a| a.keyer == self.inner.me) {
-                a.found(mine.request, mine.connection, &(leaf.clone(), size));
+                a.found(mine.request, mine.connection, &(leaf.clone(), size), now);
             }
         }
     }

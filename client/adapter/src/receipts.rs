@@ -1,7 +1,8 @@
 //! Receipts on disk: one for each attempt that the log knows, and a chain that names all attempts of a request.
 //!
 //! Written behind the answer, when the log has settled the request. A chain holds ids, routes and what came of each
-//! attempt; no content. What cannot be fetched stands in the chain with the reason.
+//! attempt; no content. What cannot be fetched stands in the chain with the reason. A request whose relay was lost is settled by
+//! nobody: its receipt, of what is proven by then, is written all the same, and the chain says `"settled": false`.
 use crate::attempt::{Came, Tried};
 use crate::metrics::Metrics;
 use crate::upstream::Upstream;
@@ -107,11 +108,13 @@ async fn entry(
 ) -> serde_json::Value {
     let id = attempted.request;
     let name = format!("{id}.receipt");
-    let receipt = match upstream.receipt(id).await {
-        Ok(text) => {
-            let written = put(metrics, folder.join(&name), text).await;
-            if written { json!({"receipt": name}) } else { json!({"missing": "it could not be written"}) }
-        }
+    let answered = matches!(came, Came::Answered | Came::Status(_));
+    let receipt = match upstream.receipt(id, answered).await {
+        Ok((text, settled)) => match (put(metrics, folder.join(&name), text).await, settled) {
+            (true, true) => json!({"receipt": name}),
+            (true, false) => json!({"receipt": name, "settled": false}),
+            (false, _) => json!({"missing": "it could not be written"}),
+        },
         Err(error) => {
             metrics.receipts_failed.inc();
             json!({"missing": error.code()})

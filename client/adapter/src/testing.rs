@@ -220,8 +220,8 @@ impl Upstream for Fake {
         .boxed()
     }
 
-    fn receipt(&self, request: RequestId) -> BoxFuture<'_, Result<String, Error>> {
-        async move { Ok(format!("receipt of {request}")) }.boxed()
+    fn receipt(&self, request: RequestId, _: bool) -> BoxFuture<'_, Result<(String, bool), Error>> {
+        async move { Ok((format!("receipt of {request}"), true)) }.boxed()
     }
 
     fn health(&self) -> Result<(), Error> {

@@ -19,6 +19,8 @@ const FOUND_WAIT: Duration = Duration::from_secs(10);
 /// Between tries to find it.
 const FIND_PAUSE: Duration = Duration::from_millis(500);
 const FIND_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Before the log is asked once more for a request that came to nothing.
+const RECEIPT_PAUSE: Duration = Duration::from_secs(1);
 /// Routes whose connections are opened ahead at start.
 const WARM_ROUTES_MAX: usize = 8;
 
@@ -93,8 +95,9 @@ pub trait Upstream: Send + Sync + 'static {
     fn routes(&self) -> BoxFuture<'_, Result<Routes, Error>>;
     /// Sends one request and gives its answer as soon as the answer's head is there.
     fn send(&self, request: Request) -> BoxFuture<'_, Result<Answer, Error>>;
-    /// The settled and verified receipt of a request, as text.
-    fn receipt(&self, request: RequestId) -> BoxFuture<'_, Result<String, Error>>;
+    /// The verified receipt of a request, as text, and whether the request is settled: one whose relay was lost is not, for minutes.
+    /// Waits for that only if it was `answered`: of others the log may never hear.
+    fn receipt(&self, request: RequestId, answered: bool) -> BoxFuture<'_, Result<(String, bool), Error>>;
     /// Why requests cannot be served now, if so.
     fn health(&self) -> Result<(), Error>;
     /// Why a request of this client would be refused now, so far as is known without asking: what is known is too old, or says that
@@ -237,8 +240,25 @@ impl Upstream for Mesh {
         .boxed()
     }
 
-    fn receipt(&self, request: RequestId) -> BoxFuture<'_, Result<String, Error>> {
-        async move { Ok(self.client().await?.receipt(request).await?.to_text()) }.boxed()
+    fn receipt(&self, request: RequestId, answered: bool) -> BoxFuture<'_, Result<(String, bool), Error>> {
+        async move {
+            let client = self.client().await?;
+            if answered {
+                match client.receipt(request).await {
+                    Ok(receipt) => return Ok((receipt.to_text(), true)),
+                    Err(Error::NotSettled { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            let mut found = client.receipt_so_far(request).await;
+            if !answered && found.is_err() {
+                // A node that is behind may hear of it yet; most of these were refused.
+                tokio::time::sleep(RECEIPT_PAUSE).await;
+                found = client.receipt_so_far(request).await;
+            }
+            found.map(|(receipt, settled)| (receipt.to_text(), settled))
+        }
+        .boxed()
     }
 
     fn health(&self) -> Result<(), Error> {
