@@ -11,7 +11,10 @@
 //!
 //! Calls without an id are numbered in the order of the conversation; a result without an id answers the first open call
 //! of its name. JSON schemas go into `parametersJsonSchema` and `responseJsonSchema`; what callers say in OpenAPI's
-//! subset (`parameters`, `responseSchema`) becomes a JSON schema.
+//! subset (`parameters`, `responseSchema`) becomes a JSON schema. One strict tool makes all of them strict
+//! (`VALIDATED`); `strict: false` is what goes without saying.
+//!
+//! Of answers, remarks about them are left out: `safetyRatings`, `citationMetadata`, `avgLogprobs`, counts by modality.
 mod answer;
 mod request;
 mod schema;

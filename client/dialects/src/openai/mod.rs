@@ -8,12 +8,15 @@
 //!   <https://docs.litellm.ai/docs/reasoning_content>. A block that stands elsewhere than in front has a `position`
 //!   among all pieces of the message (ours). In deltas each has an `index` among the blocks: OpenAI's SDK sums deltas up
 //!   by it (`openai/lib/streaming/_deltas.py`), and would add the numbers: `position` is said once.
-//! - `cache_control` on text parts and tools, as OpenRouter and LiteLLM take it.
+//! - `cache_control` on text parts and tools, as OpenRouter and LiteLLM take it. It is written to OpenRouter, on text.
 //! - `thinking` and `top_k` of a request, which a provider behind may know.
 //!
 //! Hints that are left out towards other dialects, as no answer depends on them: `user` and `safety_identifier` (where
 //! the other has no place), `metadata`, `store: false`, `prompt_cache_key`, `prompt_cache_retention`,
-//! `service_tier: auto|default`, `stream_options.include_obfuscation`.
+//! `service_tier: auto|default`, `stream_options.include_obfuscation`, the name of a schema (towards Anthropic and Gemini).
+//!
+//! Of answers, what a translation does not ask for is left out (`system_fingerprint`, `logprobs`); audio, images, citations
+//! and reasons to stop that are not known are refused, as they are of every dialect.
 mod answer;
 mod request;
 mod stream;

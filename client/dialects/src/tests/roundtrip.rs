@@ -46,16 +46,58 @@ fn json() -> impl Strategy<Value = serde_json::Value> {
     })
 }
 
+/// JSON that reading it into numbers and strings of a program would change.
+const AS_WRITTEN: [&str; 6] = [
+    "1.10",
+    "-0",
+    "1e400",
+    "123456789012345678901234567890",
+    "0.1000000000000000055511151231257827",
+    r#""\u00e9\ud83d\ude00\/""#,
+];
+
 fn object() -> impl Strategy<Value = Raw> {
-    vec((name(), json()), 0..3).prop_map(|fields| {
-        let object = serde_json::Value::Object(fields.into_iter().collect());
-        Raw::parse(&object.to_string()).unwrap()
+    let value = prop_oneof![
+        3 => json().prop_map(|value| value.to_string()),
+        1 => prop::sample::select(AS_WRITTEN.to_vec()).prop_map(str::to_owned),
+    ];
+    // in any order, which is kept
+    vec((name(), value), 0..3).prop_map(|mut fields| {
+        fields.dedup_by(|a, b| a.0 == b.0);
+        if fields.len() == 3 && fields[0].0 == fields[2].0 {
+            fields.pop();
+        }
+        let fields: Vec<_> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+        Raw::parse(&format!("{{{}}}", fields.join(","))).unwrap()
     })
 }
 
-fn image() -> impl Strategy<Value = Image> {
+fn base64_image() -> impl Strategy<Value = Image> {
     (prop_oneof![Just("png"), Just("jpeg"), Just("gif"), Just("webp")], base64())
         .prop_map(|(kind, data)| Image::Base64 { media_type: format!("image/{kind}"), data })
+}
+
+fn image(c: Common) -> impl Strategy<Value = Image> {
+    let urls = c.only(Dialect::OpenAi, Dialect::Anthropic);
+    (base64_image(), name(), any::<bool>()).prop_map(move |(image, name, url)| {
+        if url && urls { Image::Url(format!("https://example.com/{name}.png")) } else { image }
+    })
+}
+
+/// What a tool said: text; JSON where both have it apart from text; images anywhere but at OpenAI.
+fn result(c: Common) -> impl Strategy<Value = Vec<ResultPart>> {
+    let texts = || vec(text().prop_map(ResultPart::Text), 1..3);
+    let json = object().prop_map(|object| {
+        // said as text, this would be Gemini's own form of it
+        let plain = object.as_str().contains("\"output\"") || object.as_str().contains("\"error\"");
+        vec![if plain { ResultPart::Text("x".into()) } else { ResultPart::Json(object) }]
+    });
+    let images = (texts(), vec(base64_image().prop_map(ResultPart::Image), 1..3))
+        .prop_map(|(texts, images)| [texts, images].concat());
+    if c.only(Dialect::Gemini, Dialect::Bedrock) {
+        return prop_oneof![2 => texts(), 2 => json, 1 => images].boxed();
+    }
+    if c.has(Dialect::OpenAi) { texts().boxed() } else { prop_oneof![3 => texts(), 1 => images].boxed() }
 }
 
 /// What the other dialect lets one say.
@@ -90,17 +132,17 @@ fn thought(c: Common) -> impl Strategy<Value = Vec<Part>> {
 
 /// A turn of the assistant, and the user's after it.
 fn exchange(c: Common) -> impl Strategy<Value = (Vec<Part>, Vec<Part>)> {
-    let call = (name(), object(), vec(text(), 1..3), any::<bool>());
-    let user = vec(prop_oneof![3 => text().prop_map(Part::Text), 1 => image().prop_map(Part::Image)], 1..3);
+    let call = (name(), object(), result(c), any::<bool>());
+    let user = vec(prop_oneof![3 => text().prop_map(Part::Text), 1 => image(c).prop_map(Part::Image)], 1..3);
     (thought(c), vec(text(), 0..2), vec(call, 0..3), user).prop_map(move |(thoughts, texts, calls, user)| {
         let mut assistant = thoughts;
         assistant.extend(texts.into_iter().map(Part::Text));
         let mut results = Vec::new();
-        for (nth, (name, arguments, texts, error)) in calls.into_iter().enumerate() {
+        for (nth, (name, arguments, content, error)) in calls.into_iter().enumerate() {
             let id = format!("call_{nth}_{name}");
             assistant.push(Part::ToolCall { id: id.clone(), name, arguments });
-            let content = texts.into_iter().map(ResultPart::Text).collect();
-            let error = error && c.neither(Dialect::OpenAi);
+            let json = content.iter().any(|part| matches!(part, ResultPart::Json(_)));
+            let error = error && c.neither(Dialect::OpenAi) && !json;
             results.push(Part::ToolResult(ToolResult { id, name: None, content, error }));
         }
         if !assistant.iter().any(|p| matches!(p, Part::Text(_) | Part::ToolCall { .. })) {
@@ -115,14 +157,10 @@ fn tool(c: Common) -> impl Strategy<Value = Tool> {
     let strict = option::of(Just(true)).prop_map(move |s| s.filter(|_| c.neither(Dialect::Gemini)));
     let cache = c.only(Dialect::Anthropic, Dialect::Bedrock);
     let cache = option::of(option::of(Just("1h".to_owned()))).prop_map(move |t| t.filter(|_| cache));
-    (name(), option::of(text()), object(), strict, cache).prop_map(
-        |(name, description, schema, strict, cache)| Tool {
-            name,
-            description,
-            schema: Some(schema),
-            strict,
-            cache,
-        },
+    let bare = c.only(Dialect::OpenAi, Dialect::Gemini);
+    let schema = option::of(object()).prop_map(move |s| s.or_else(|| (!bare).then(Raw::empty_object)));
+    (name(), option::of(text()), schema, strict, cache).prop_map(
+        |(name, description, schema, strict, cache)| Tool { name, description, schema, strict, cache },
     )
 }
 
@@ -155,7 +193,7 @@ fn reasoning(c: Common) -> impl Strategy<Value = (Option<Effort>, Option<Thinkin
 }
 
 fn conversation(c: Common) -> impl Strategy<Value = Conversation> {
-    let first = vec(prop_oneof![3 => text().prop_map(Part::Text), 1 => image().prop_map(Part::Image)], 1..3);
+    let first = vec(prop_oneof![3 => text().prop_map(Part::Text), 1 => image(c).prop_map(Part::Image)], 1..3);
     let choice = prop_oneof![
         Just(ToolChoice::Auto),
         Just(ToolChoice::Required),
@@ -255,14 +293,32 @@ fn any_pair() -> impl Strategy<Value = Common> {
         .prop_map(|(a, step)| Common { a: Dialect::ALL[a], b: Dialect::ALL[(a + step) % 4] })
 }
 
+/// The reasons to stop, beside the usual two, that both dialects have a word for.
+fn ends(c: Common) -> Vec<Finish> {
+    let words = |dialect| match dialect {
+        Dialect::OpenAi => [Finish::Length, Finish::ContentFilter].as_slice(),
+        Dialect::Anthropic => &[Finish::Length, Finish::StopSequence, Finish::ContextLength, Finish::Refusal],
+        Dialect::Gemini => &[Finish::Length, Finish::ContentFilter, Finish::MalformedToolCall],
+        Dialect::Bedrock => &[
+            Finish::Length,
+            Finish::ContentFilter,
+            Finish::StopSequence,
+            Finish::ContextLength,
+            Finish::MalformedToolCall,
+        ],
+    };
+    words(c.a).iter().filter(|finish| words(c.b).contains(finish)).copied().collect()
+}
+
 fn reply(c: Common) -> impl Strategy<Value = Reply> {
     let signed = (text(), option::of(prop_oneof![base64(), text()]))
         .prop_map(|(text, signature)| Part::Thinking { text, signature });
     let thought = prop_oneof![3 => signed, 1 => base64().prop_map(Part::Redacted)];
     let call = (name(), object());
     let counts = (0..500_u64, 0..500_u64, 0..500_u64, 0..500_u64, 0..500_u64);
-    (vec(thought, 0..3), option::of(text()), vec(call, 0..3), counts, any::<bool>()).prop_map(
-        move |(mut parts, text, calls, (input, cached, written, output, reasoning), cut)| {
+    let odd = option::of(prop::sample::select(ends(c)));
+    (vec(thought, 0..3), option::of(text()), vec(call, 0..3), counts, odd).prop_map(
+        move |(mut parts, text, calls, (input, cached, written, output, reasoning), odd)| {
             // unsigned thoughts in a row are one thought elsewhere
             parts.dedup_by(|b, a| {
                 matches!((a, b), (Part::Thinking { signature: None, .. }, Part::Thinking { .. }))
@@ -276,11 +332,7 @@ fn reply(c: Common) -> impl Strategy<Value = Reply> {
             }
             let written = if c.has(Dialect::Gemini) { 0 } else { written };
             let reasoning = if c.has(Dialect::Bedrock) { 0 } else { reasoning };
-            let finish = match (cut, called) {
-                (true, _) => Finish::Length,
-                (false, true) => Finish::ToolCalls,
-                (false, false) => Finish::Stop,
-            };
+            let finish = odd.unwrap_or(if called { Finish::ToolCalls } else { Finish::Stop });
             let usage = Usage {
                 input: input + cached + written,
                 output: output + reasoning,
