@@ -1,6 +1,6 @@
 //! Clients whose host is owned, or whose budget is over.
 use super::payload::{self, Loot};
-use super::{Detect, Held, Outside, Report, SHOWS, outside};
+use super::{Detect, Held, Outside, SHOWS};
 use crate::lab::Lab;
 use crate::raw::{RawClient, Verdict};
 use crate::{Tlog, run, wait_for};
@@ -18,12 +18,8 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-const ROWS: [Outside; 3] =
+pub(super) const ROWS: [Outside; 3] =
     [("client-package", client_package), ("over-budget", over_budget), ("revocation", revocation)];
-
-pub(super) fn rows(lab: &mut Option<Lab>, report: &mut Report) -> anyhow::Result<()> {
-    outside(lab, report, &ROWS)
-}
 
 /// Adds a client with a key of its own to the draft, and writes its trust file.
 fn add_client(lab: &Lab, name: &str, flags: &[&str]) -> anyhow::Result<()> {

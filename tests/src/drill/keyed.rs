@@ -8,7 +8,7 @@
 //! record), it says so.
 //!
 //! Real processes and software TPMs; builds `quorated-hostile`. The table at the end is this test's report.
-use super::{ATTACKS, Detect, Held, Report, SHOWS};
+use super::{ATTACKS, Detect, Held, Phase, Report, SHOWS};
 use crate::hostile_build::{self, order};
 use crate::raw::{RawClient, Verdict, random_id};
 use crate::recorder::{Recorder, Seen};
@@ -1214,6 +1214,7 @@ const FLIPS: [&str; 2] = ["relay-flip", "keyer-flip"];
 
 /// Runs all of it. What is left of the mesh is not one that anybody should use: its last policy nobody signed.
 pub fn rows(lab: &Lab, report: &mut Report) -> anyhow::Result<()> {
+    report.phases.push(Phase::Inside);
     let mut f = Field::new(lab)?;
     hostile_clients(&f, report);
     hostile_relays(&f, report);

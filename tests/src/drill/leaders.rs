@@ -31,7 +31,8 @@ pub(super) fn rows(f: &Field<'_>, report: &mut Report) {
     report.row("leader-redirect", || redirect(lab, owned));
     report.row("leader-downgrade", || downgrade(lab, owned));
     report.row("leader-forge", || forge(f, owned));
-    report.row("leader-withhold", || withhold(lab, owned));
+    // The other one: whoever withheld is not followed for a while.
+    report.row("leader-withhold", || withhold(lab, (owned.1, owned.0)));
     report.row("clock-skew", || clock_skew(lab, owned));
     report.row("forked-log", || two_roots(lab, owned));
 }

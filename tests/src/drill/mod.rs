@@ -96,6 +96,8 @@ pub struct Row {
 pub struct Report {
     /// Only rows whose name contains one of these; all, if empty.
     pub only: Vec<String>,
+    /// Phases that ran: each wanted row of theirs must be there.
+    pub phases: Vec<Phase>,
     /// Rows that ran.
     pub rows: Vec<Row>,
 }
@@ -164,6 +166,10 @@ impl Report {
             failed.join("\n")
         );
         ensure!(!self.rows.is_empty(), "no row ran");
+        let ran = |a: &&Attack| self.rows.iter().any(|r| r.attack.name == a.name);
+        let due = ATTACKS.iter().filter(|a| self.phases.contains(&a.phase) && self.wants(a));
+        let missing: Vec<&str> = due.filter(|a| !ran(a)).map(|a| a.name).collect();
+        ensure!(missing.is_empty(), "rows that did not run: {missing:?}");
         let blank = |h: &Held| h.twin.is_empty() || h.bites.is_empty() || h.proof.is_empty();
         let blank: Vec<&str> =
             self.rows.iter().filter(|r| r.outcome.as_ref().is_ok_and(blank)).map(|r| r.attack.name).collect();
@@ -176,18 +182,32 @@ impl Report {
 pub fn run(report: &mut Report) -> anyhow::Result<()> {
     let mut lab: Option<Lab> = None;
     if report.wants_any(Phase::Outside) {
-        machines::rows(&mut lab, report)?;
-        snapshots::rows(&mut lab, report)?;
-        clients::rows(&mut lab, report)?;
+        report.phases.push(Phase::Outside);
+        for (name, attack) in all_outside(report) {
+            let lab = whole(&mut lab)?;
+            report.row(name, || attack(lab));
+            kept(lab, report);
+        }
     }
     if report.wants_any(Phase::Inside) {
         eprintln!(
             "== building the hostile node: the product's program with attacks in it, which no release can contain"
         );
         crate::hostile_build::build()?;
-        keyed::rows(whole(&mut lab)?, report)?;
+        let lab = whole(&mut lab)?;
+        let ran = keyed::rows(lab, report);
+        kept(lab, report);
+        ran?;
     }
     Ok(())
+}
+
+/// Traces and data stay where a row did not hold.
+fn kept(lab: &Lab, report: &Report) {
+    let dir = &lab.mesh.dir;
+    if report.rows.iter().any(|r| r.outcome.is_err()) && std::fs::write(dir.join("keep"), "").is_ok() {
+        eprintln!("   kept: {}", dir.display());
+    }
 }
 
 /// The mesh, whole: a new one where there is none, or where a row left it so that it does not heal.
@@ -205,16 +225,21 @@ pub(crate) fn whole(lab: &mut Option<Lab>) -> anyhow::Result<&Lab> {
     lab.as_ref().ok_or_else(|| anyhow::anyhow!("no mesh"))
 }
 
-/// Attacks on one mesh from outside of its nodes.
+/// An attack on one mesh from outside of its nodes.
 pub(crate) type Outside = (&'static str, fn(&Lab) -> anyhow::Result<Held>);
 
-/// Runs these, each on a whole mesh.
-pub(crate) fn outside(lab: &mut Option<Lab>, report: &mut Report, attacks: &[Outside]) -> anyhow::Result<()> {
-    for (name, attack) in attacks {
-        if ATTACKS.iter().any(|a| a.name == *name && report.wants(a)) {
-            let lab = whole(lab)?;
-            report.row(name, || attack(lab));
-        }
+/// Those that are wanted.
+fn all_outside(report: &Report) -> Vec<Outside> {
+    let all = machines::ROWS.into_iter().chain(snapshots::ROWS).chain(clients::ROWS);
+    all.filter(|(name, _)| ATTACKS.iter().any(|a| a.name == *name && report.wants(a))).collect()
+}
+
+/// Runs what is wanted of the attacks from outside on this mesh, which is whole before each.
+pub fn outside(lab: &Lab, report: &mut Report) -> anyhow::Result<()> {
+    report.phases.push(Phase::Outside);
+    for (name, attack) in all_outside(report) {
+        lab.make_whole()?;
+        report.row(name, || attack(lab));
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! A member that poses as the leader, and sends a snapshot of its own making.
-use super::{Detect, Held, Outside, Report, SHOWS, outside};
+use super::{Detect, Held, Outside, SHOWS};
 use crate::hostile::Taken;
 use crate::lab::{Lab, WHOLE};
 use crate::wait_for;
@@ -8,13 +8,9 @@ use quorated::raft::SnapshotStore;
 use std::time::{Duration, Instant};
 use tonic::Code;
 
-const ROWS: [Outside; 1] = [("poisoned-snapshot", poisoned)];
+pub(super) const ROWS: [Outside; 1] = [("poisoned-snapshot", poisoned)];
 /// Nodes keep a snapshot every some hundred batches, and evidence alone makes several batches a second.
 const KEPT: Duration = Duration::from_secs(180);
-
-pub(super) fn rows(lab: &mut Option<Lab>, report: &mut Report) -> anyhow::Result<()> {
-    outside(lab, report, &ROWS)
-}
 
 /// One that the node itself kept, with a byte changed in the middle of its state; and, unchanged, to who needs none.
 fn poisoned(lab: &Lab) -> anyhow::Result<Held> {
