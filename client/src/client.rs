@@ -13,7 +13,7 @@ use quorate_core::command::{
     ClientCommand, ClientSigned, Command, NodeCommand, NodeSigned, REPORTS_MAX, Report,
 };
 use quorate_core::crypto::encode;
-use quorate_core::ids::{ClientId, NodeId, RequestId, RouteId, TokenId};
+use quorate_core::ids::{NodeId, RequestId, RouteId, TokenId};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_core::proof::{LeafCertificate, Proof, Receipt, Verified};
 use quorate_core::state::{FaultKind, Pair};
@@ -235,15 +235,14 @@ impl Client {
         Err(last)
     }
 
-    /// What each node says was used, by policy order; unproven. `client` also asks for that client's tokens.
-    pub async fn usage(&self, client: &ClientId) -> Vec<(NodeId, Result<v1::UsageReply, Error>)> {
+    /// What each node says was used, by policy order; unproven. Whose figures this client may see, see [`v1::UsageRequest`].
+    pub async fn usage(&self, request: &v1::UsageRequest) -> Vec<(NodeId, Result<v1::UsageReply, Error>)> {
         let directory = self.inner.directory();
         let asked = directory.verified().policy.members.keys().copied().map(|node| async move {
             let usage = async {
                 let link = self.inner.link(node).await?;
                 let mut service = mesh_client(&link);
-                let request = v1::UsageRequest { client: client.to_string() };
-                let reply = timeout(CALL_TIMEOUT, service.usage(request)).await;
+                let reply = timeout(CALL_TIMEOUT, service.usage(request.clone())).await;
                 let reply =
                     reply.map_err(|_| Error::NodeLost { node, reason: "no answer in time".into() })?;
                 reply.map(tonic::Response::into_inner).map_err(|s| Error::from_status(node, &s))

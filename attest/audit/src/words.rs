@@ -114,7 +114,7 @@ pub fn anomaly(rule: AnomalyRule) -> &'static str {
     match rule {
         AnomalyRule::TokensExceedBytes => "more tokens than the bytes could carry",
         AnomalyRule::TokensExceedCeilings => "more tokens than the request's own ceilings",
-        AnomalyRule::EndsDiffer => "the relay says complete, the client truncated",
+        AnomalyRule::EndsDiffer => "relay and client tell different ends",
         AnomalyRule::CredentialFault => {
             "it failed as with a wrong key, and counts against its relay and keyer"
         }

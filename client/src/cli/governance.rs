@@ -5,6 +5,20 @@ use super::output::{Failure, Outcome};
 use clap::Subcommand;
 use quorate_core::policy::{ClientDocument, PriceDocument, TeamDocument};
 
+/// Limits on money, of a client or a team.
+#[derive(clap::Args, Default)]
+struct MoneyArgs {
+    /// Money per minute, decimal; each request then names a price
+    #[arg(long, value_name = "AMOUNT", value_parser = micros)]
+    money_per_minute: Option<u64>,
+    /// Money per day
+    #[arg(long, value_name = "AMOUNT", value_parser = micros)]
+    money_per_day: Option<u64>,
+    /// Money per calendar month
+    #[arg(long, value_name = "AMOUNT", value_parser = micros)]
+    money_per_month: Option<u64>,
+}
+
 /// Limits of a client besides those that every grant has.
 #[derive(clap::Args, Default)]
 pub(crate) struct ClientLimitArgs {
@@ -20,15 +34,8 @@ pub(crate) struct ClientLimitArgs {
     /// Bytes per calendar month
     #[arg(long, value_name = "BYTES")]
     bytes_per_month: Option<u64>,
-    /// Money per minute, decimal; each request then names a price
-    #[arg(long, value_name = "AMOUNT", value_parser = micros)]
-    money_per_minute: Option<u64>,
-    /// Money per day
-    #[arg(long, value_name = "AMOUNT", value_parser = micros)]
-    money_per_day: Option<u64>,
-    /// Money per calendar month
-    #[arg(long, value_name = "AMOUNT", value_parser = micros)]
-    money_per_month: Option<u64>,
+    #[command(flatten)]
+    money: MoneyArgs,
     /// It may mint tokens that live at most so long, such as 15m; at most a day
     #[arg(long, value_name = "DURATION", value_parser = duration_ms)]
     token_lifetime: Option<u64>,
@@ -39,8 +46,9 @@ impl ClientLimitArgs {
         client.team = self.team;
         client.requests_per_month = self.requests_per_month;
         (client.bytes_per_minute, client.bytes_per_month) = (self.bytes_per_minute, self.bytes_per_month);
-        client.money_per_minute = self.money_per_minute;
-        (client.money_per_day, client.money_per_month) = (self.money_per_day, self.money_per_month);
+        let MoneyArgs { money_per_minute, money_per_day, money_per_month } = self.money;
+        client.money_per_minute = money_per_minute;
+        (client.money_per_day, client.money_per_month) = (money_per_day, money_per_month);
         client.token_lifetime_ms_max = self.token_lifetime;
     }
 }
@@ -60,6 +68,9 @@ pub(crate) enum TeamCommand {
 }
 
 #[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  quorate admin team set --policy next.toml --name research --client app --money-per-month 900\nThen sign and submit the draft. A request has to fit the limits of its client, its team and its token alike."
+)]
 pub(crate) struct TeamSetArgs {
     #[command(flatten)]
     draft: DraftArg,
@@ -87,15 +98,8 @@ pub(crate) struct TeamSetArgs {
     /// Bytes per calendar month
     #[arg(long, value_name = "BYTES")]
     bytes_per_month: Option<u64>,
-    /// Money per minute, decimal
-    #[arg(long, value_name = "AMOUNT", value_parser = micros)]
-    money_per_minute: Option<u64>,
-    /// Money per day
-    #[arg(long, value_name = "AMOUNT", value_parser = micros)]
-    money_per_day: Option<u64>,
-    /// Money per calendar month
-    #[arg(long, value_name = "AMOUNT", value_parser = micros)]
-    money_per_month: Option<u64>,
+    #[command(flatten)]
+    money: MoneyArgs,
 }
 
 #[derive(Subcommand)]
@@ -113,6 +117,9 @@ pub(crate) enum PriceCommand {
 }
 
 #[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  quorate admin price set --policy next.toml --name openai/gpt-4o --route openai --input 2.50 --cached-input 1.25 --output 10 --output-max 16384 --currency USD\nWhich row of a route's applies, and how many tokens were cached, is the client's word: give classes of models that differ in price a route each."
+)]
 pub(crate) struct PriceSetArgs {
     #[command(flatten)]
     draft: DraftArg,
@@ -158,6 +165,13 @@ fn unknown(what: &str, name: &str) -> Failure {
     Failure::new(format!("the draft has no {what} {name:?}"), format!("see the [[{what}]] stanzas"))
 }
 
+/// Takes the one of that name out of a list of the draft.
+fn remove<T>(list: &mut Vec<T>, what: &str, name: &str, of: impl Fn(&T) -> &String) -> Outcome {
+    let before = list.len();
+    list.retain(|one| of(one) != name);
+    if list.len() == before { Err(unknown(what, name)) } else { Ok(()) }
+}
+
 pub(crate) fn team(command: TeamCommand) -> Outcome {
     match command {
         TeamCommand::Set(args) => {
@@ -169,9 +183,9 @@ pub(crate) fn team(command: TeamCommand) -> Outcome {
                 bytes_per_minute: args.bytes_per_minute,
                 bytes_per_day: args.bytes_per_day,
                 bytes_per_month: args.bytes_per_month,
-                money_per_minute: args.money_per_minute,
-                money_per_day: args.money_per_day,
-                money_per_month: args.money_per_month,
+                money_per_minute: args.money.money_per_minute,
+                money_per_day: args.money.money_per_day,
+                money_per_month: args.money.money_per_month,
             };
             edit(&args.draft, |d| {
                 for name in &args.clients {
@@ -190,9 +204,7 @@ pub(crate) fn team(command: TeamCommand) -> Outcome {
                     "put it into another with `quorate admin team set --client`, or take its team out of the draft",
                 ));
             }
-            let before = d.team.len();
-            d.team.retain(|t| t.name != name);
-            if d.team.len() == before { Err(unknown("team", &name)) } else { Ok(()) }
+            remove(&mut d.team, "team", &name, |t| &t.name)
         }),
     }
 }
@@ -220,10 +232,8 @@ pub(crate) fn price(command: PriceCommand) -> Outcome {
                 Ok(())
             })
         }
-        PriceCommand::Remove { draft, name } => edit(&draft, |d| {
-            let before = d.price.len();
-            d.price.retain(|p| p.name != name);
-            if d.price.len() == before { Err(unknown("price", &name)) } else { Ok(()) }
-        }),
+        PriceCommand::Remove { draft, name } => {
+            edit(&draft, |d| remove(&mut d.price, "price", &name, |p| &p.name))
+        }
     }
 }

@@ -155,6 +155,7 @@ mod tests {
             "quorate status --trust t --routes --json",
             "quorate usage --trust t",
             "quorate usage --trust t --by team --json",
+            "quorate usage --trust t --by day --key k --json",
             "quorate token mint --trust t --subject agent-7 --routes a,b --money 0.50 --expires 15m --out agent.toml",
             "quorate token show agent.toml",
             "quorate token revoke --trust t agent.toml",

@@ -36,6 +36,9 @@ pub(crate) enum TokenCommand {
 }
 
 #[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  quorate token mint --trust trust.toml --subject agent-7 --routes openai --money 0.50 --expires 15m --out agent.toml\nNo node is asked. What the token uses is charged to its issuer and its team as well; an issuer that is revoked, narrowed or given another key takes its tokens along."
+)]
 pub(crate) struct MintArgs {
     #[command(flatten)]
     trust: TrustArg,

@@ -1,30 +1,47 @@
 //! `quorate usage`: what was used, and exactly what is left of this client's own limits. The limits are proven, they stand in the
 //! policy; the figures are nodes' word, and what is printed is what most of them say alike. Whoever wants them proven replays the
-//! log: `quorate-audit replay`.
+//! log: `quorate-audit verify`.
+//!
+//! Nodes tell a client its own figures and its team's; everybody's, to whom an admin's key signs for.
 use super::TrustArg;
+use super::admin::ssh_sign;
 use super::money::decimal;
 use super::output::{Failure, Outcome, line, note, printable, table};
 use super::verify::date;
-use crate::error::chain;
+use crate::directory::now;
 use crate::{Client, TrustFile};
-use quorate_core::ids::{NodeId, Timestamp};
+use quorate_core::command::{SignedUsageGrant, UsageGrant};
+use quorate_core::crypto::{PublicKey, encode};
+use quorate_core::ids::{NodeId, Timestamp, TokenId};
 use quorate_core::policy::{Limits, Policy};
 use quorate_proto::v1;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Under load nodes answer between different entries: how often they are asked until enough say the same.
 const ASKED_MAX: usize = 3;
 const PAUSE: Duration = Duration::from_millis(150);
+/// Pages of one list: nodes remember no more tokens, and have no more clients, than fit into so many.
+const PAGES_MAX: usize = 64;
+/// How long an admin's word lasts.
+const GRANT_MS: u64 = 10 * 60_000;
 
 #[derive(clap::Args)]
+#[command(
+    after_help = "Without --by: each limit of this client, its team and its token: used, held by running requests, and left. Windows are the UTC minute, day and calendar month.\n\nExamples:\n  quorate usage --trust trust.toml\n  quorate usage --trust agent.toml\n  quorate usage --trust trust.toml --by team --key ~/.ssh/id_ed25519\n  quorate usage --trust trust.toml --by day --key ~/.ssh/id_ed25519 --json"
+)]
 pub(crate) struct UsageArgs {
     #[command(flatten)]
     trust: TrustArg,
-    /// Figures of everybody, in place of this client's own limits
+    /// Figures in place of limits: with --key everybody's, without it this client's and its team's
     #[arg(long, value_enum)]
     by: Option<By>,
+    /// SSH private key of an admin, or the public key of one in the agent: it signs that this client may see everybody's, for ten
+    /// minutes
+    #[arg(long, value_name = "SSHKEY", requires = "by")]
+    key: Option<PathBuf>,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -47,7 +64,8 @@ pub(crate) async fn usage(args: UsageArgs) -> Outcome {
     let client = Client::connect(trust.clone()).await?;
     let directory = client.directory();
     let policy = &directory.verified().policy;
-    let believed = believed(&client, &trust, policy).await?;
+    let request = request(&args, &trust).await?;
+    let believed = believed(&client, request, policy).await?;
     let reply = &believed.reply;
     let (text, data) = match args.by {
         None => own(&trust, policy, reply)?,
@@ -78,6 +96,32 @@ pub(crate) async fn usage(args: UsageArgs) -> Outcome {
     Ok(())
 }
 
+/// For this client's own figures, or with an admin's word for its key, everybody's.
+async fn request(args: &UsageArgs, trust: &TrustFile) -> Outcome<v1::UsageRequest> {
+    let by = match (&args.key, args.by) {
+        (None, Some(By::Route | By::Day)) => {
+            return Err(Failure::new(
+                "figures by route and day are of all clients together: for admins",
+                "add --key SSHKEY, or leave out --by to see your own limits",
+            ));
+        }
+        (None, _) | (_, None) => {
+            let token = trust.token.as_deref().map(encode).unwrap_or_default().into();
+            return Ok(v1::UsageRequest { client: trust.client.to_string(), token, ..Default::default() });
+        }
+        (Some(_), Some(By::Client)) => v1::UsageBy::Client,
+        (Some(_), Some(By::Team)) => v1::UsageBy::Team,
+        (Some(_), Some(By::Route)) => v1::UsageBy::Route,
+        (Some(_), Some(By::Day)) => v1::UsageBy::Day,
+    };
+    let caller_key = PublicKey(trust.load_key()?.public());
+    let grant = UsageGrant { caller_key, expires: now().plus_ms(GRANT_MS) };
+    let key = args.key.as_deref().unwrap_or(Path::new(""));
+    let signature = ssh_sign(key, &grant.statement(trust.genesis)).await?;
+    let admin = encode(&SignedUsageGrant { grant, signature }).into();
+    Ok(v1::UsageRequest { admin, by: by.into(), ..Default::default() })
+}
+
 /// What most nodes say alike.
 struct Believed {
     reply: v1::UsageReply,
@@ -86,18 +130,53 @@ struct Believed {
     honest: bool,
 }
 
-async fn believed(client: &Client, trust: &TrustFile, policy: &Policy) -> Outcome<Believed> {
-    let mut failure = String::new();
+/// All pages, each as most nodes have it.
+async fn believed(client: &Client, mut request: v1::UsageRequest, policy: &Policy) -> Outcome<Believed> {
+    let mut all = page(client, &request, policy).await?;
+    for _ in 1..PAGES_MAX {
+        let Some(after) = next(&all.reply) else { break };
+        request.after = after;
+        let Believed { reply, agree, honest } = page(client, &request, policy).await?;
+        let sum = &mut all.reply;
+        // A client's own figures are on each page of its tokens.
+        for (sum, list) in [
+            (&mut sum.clients, reply.clients),
+            (&mut sum.teams, reply.teams),
+            (&mut sum.routes, reply.routes),
+        ] {
+            sum.retain(|old| list.iter().all(|new| new.name != old.name));
+            sum.extend(list);
+        }
+        sum.tokens.extend(reply.tokens);
+        (sum.more, sum.time_ms) = (reply.more, reply.time_ms);
+        all.agree.retain(|node| agree.contains(node));
+        all.honest &= honest;
+    }
+    Ok(all)
+}
+
+/// Where the next page begins, if there is one.
+fn next(reply: &v1::UsageReply) -> Option<String> {
+    if !reply.more {
+        return None;
+    }
+    let token = reply.tokens.last().and_then(|t| <[u8; 32]>::try_from(&t.token[..]).ok());
+    let name = [&reply.clients, &reply.teams, &reply.routes].into_iter().find_map(|list| list.last());
+    token.map(|id| TokenId(id).to_string()).or(name.map(|last| last.name.clone()))
+}
+
+async fn page(client: &Client, request: &v1::UsageRequest, policy: &Policy) -> Outcome<Believed> {
+    let mut failure = None;
     let mut best: Option<Believed> = None;
     for asked in 0..ASKED_MAX {
         if asked > 0 {
             tokio::time::sleep(PAUSE).await;
         }
         let mut answers = Vec::new();
-        for (node, answer) in client.usage(&trust.client).await {
+        for (node, answer) in client.usage(request).await {
             match answer {
                 Ok(reply) => answers.push((node, reply)),
-                Err(error) => failure = format!("{node}: {}", chain(&error)),
+                Err(error) => failure = Some(error),
             }
         }
         let found = agreed(answers, policy.hostile_nodes_max as usize);
@@ -109,8 +188,9 @@ async fn believed(client: &Client, trust: &TrustFile, policy: &Policy) -> Outcom
             break;
         }
     }
-    best.ok_or_else(|| {
-        Failure::new(format!("no node tells what was used: {failure}"), "see `quorate status`")
+    best.ok_or_else(|| match failure {
+        Some(error) => error.into(),
+        None => Failure::new("no node tells what was used", "see `quorate status`"),
     })
 }
 

@@ -21,6 +21,8 @@ pub const SETTLEMENTS_MAX: usize = 256;
 pub const PROBE_PAIRS_MAX: usize = MEMBERS_MAX * (MEMBERS_MAX - 1);
 /// A probe grant lasts this long at most.
 pub const PROBE_GRANT_MS_MAX: u64 = 3_600_000;
+/// A usage grant lasts this long at most.
+pub const USAGE_GRANT_MS_MAX: u64 = 3_600_000;
 /// Most reports in one client command, likewise.
 pub const REPORTS_MAX: usize = 256;
 /// Longest code of a failed check.
@@ -153,7 +155,18 @@ const CLIENT_LABEL: &str = "quorate client command v2";
 const NODE_LABEL: &str = "quorate node command v1";
 const EVIDENCE_LABEL: &str = "quorate evidence command v1";
 const PROBE_LABEL: &str = "quorate probe grant v1";
+const USAGE_LABEL: &str = "quorate usage grant v1";
 const CONTRIBUTION_LABEL: &str = "quorate recovery contribution v1";
+
+impl ClientCommand {
+    /// How many reports it holds.
+    pub(crate) fn reports(&self) -> usize {
+        match self {
+            Self::Report(reports) => reports.len(),
+            Self::OpenPool(_) | Self::Authorise(_) | Self::RevokeToken(_) => 0,
+        }
+    }
+}
 
 impl ClientSigned {
     /// Signs as a client.
@@ -217,6 +230,32 @@ pub struct ProbeGrant {
     pub pairs: Vec<(NodeId, NodeId)>,
     /// End, at most [`PROBE_GRANT_MS_MAX`] away.
     pub expires: Timestamp,
+}
+
+/// What an admin grants to whoever looks at everybody's usage: the key of its connection, for a while. No command: a node that is asked
+/// checks it, and nothing of it is logged.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct UsageGrant {
+    /// Key of the connection that asks: shown by anybody else it is worth nothing.
+    pub caller_key: PublicKey,
+    /// End, at most [`USAGE_GRANT_MS_MAX`] away.
+    pub expires: Timestamp,
+}
+
+impl UsageGrant {
+    /// The bytes an admin signs, as [`ProbeGrant::statement`].
+    pub fn statement(&self, cluster: Hash) -> Vec<u8> {
+        statement_bytes(USAGE_LABEL, &(cluster, self))
+    }
+}
+
+/// A usage grant and its admin's signature.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct SignedUsageGrant {
+    /// What is granted.
+    pub grant: UsageGrant,
+    /// `ssh-keygen -Y sign -n quorate` over [`UsageGrant::statement`].
+    pub signature: SshSignature,
 }
 
 /// A probe grant and its admin's signature.

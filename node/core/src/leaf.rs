@@ -95,7 +95,7 @@ pub enum LeafBody {
 pub enum AnomalyRule {
     /// More tokens than bytes could carry.
     TokensExceedBytes,
-    /// The relay says complete, the client truncated.
+    /// The relay says complete, the client truncated; or nothing went up, says the relay, and the client had an answer.
     EndsDiffer,
     /// It failed as it would with a wrong key, and counts against its relay and keyer.
     CredentialFault,

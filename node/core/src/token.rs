@@ -14,6 +14,7 @@ use aws_lc_rs::signature::Ed25519KeyPair;
 use borsh::{BorshDeserialize, BorshSerialize};
 
 const LABEL: &str = "quorate client token v1";
+const DIGEST_LABEL: &str = "quorate signed client token v1";
 /// Most routes of a token: a command that carries one stays small.
 pub const TOKEN_ROUTES_MAX: usize = 64;
 
@@ -78,6 +79,10 @@ pub struct SignedToken {
 }
 
 impl SignedToken {
+    /// Digest of token and signature, under which a check of the signature is remembered.
+    pub fn digest(&self) -> Hash {
+        sha256(&statement_bytes(DIGEST_LABEL, self))
+    }
     /// Whether the signature is `issuer`'s, for this cluster.
     pub fn is_by(&self, cluster: Hash, issuer: &PublicKey) -> bool {
         issuer.verify(&self.token.statement(cluster), &self.signature).is_ok()

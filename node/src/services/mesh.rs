@@ -2,17 +2,18 @@
 //!
 //! The caller's identity is the key its connection proved. For Register and Tunnel it must be the key of the client that owns
 //! the pool, judged per call; commands prove themselves by their signatures, so Submit needs that only for a client's own.
-//! Directory, Receipt and Status tell what the public tlog tells, to anyone.
+//! Directory, Receipt and Status tell what the public tlog tells, to anyone; Usage to whom it concerns.
 use crate::directory::Directory;
 use crate::keyer::{Keyer, id};
 use crate::ledger::Ledger;
 use crate::relay::{Down, Relay};
+use crate::services::rate::Places;
 use crate::services::status::Problem;
-use crate::services::usage;
+use crate::services::usage::{self, UsageRates};
 use quorate_attest::evidence::BootKeys;
 use quorate_core::command::{ClientCommand, Command, OpenPool};
 use quorate_core::crypto::{self, Hash, encode, sha256};
-use quorate_core::ids::{ClientId, NodeId, RequestId, TokenId};
+use quorate_core::ids::{NodeId, RequestId, TokenId};
 use quorate_core::policy::{Grant, POLICY_BYTES_MAX};
 use quorate_core::refusal::Refusal;
 use quorate_core::state::{NodeStatus, State, presentable};
@@ -21,9 +22,12 @@ use quorate_proto::v1::mesh_server::{Mesh, MeshServer};
 use quorate_proto::{CLIENT_MESSAGE_BYTES_MAX, COMMAND_BYTES_MAX, v1};
 use quorate_transport::{Channel, PublicKey};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tonic::{Request, Response, Status, Streaming};
 
+/// Commands of one key that are being decided through this node at a time. The leader's lanes count by node; this keeps one client
+/// from filling its node's part of them, proven or not. Requests come through tunnels, which have a bound of their own.
+const SUBMITTED_PER_KEY_MAX: usize = 64;
 /// A command is decided within this or refused.
 const SUBMIT_WAIT: Duration = Duration::from_millis(2_000);
 
@@ -53,6 +57,10 @@ pub struct MeshService {
     pub directory: Directory,
     /// Raft and links.
     pub facts: Arc<dyn NodeFacts>,
+    /// What callers may ask of usage.
+    pub(crate) usage_rates: UsageRates,
+    /// Commands of each key that are being decided.
+    pub(crate) submitting: Places<[u8; 32]>,
     /// The last state digest computed, for status: one caller computes.
     pub digest: tokio::sync::Mutex<Option<(TreeSize, Hash)>>,
 }
@@ -66,7 +74,16 @@ impl MeshService {
         directory: Directory,
         facts: Arc<dyn NodeFacts>,
     ) -> Self {
-        Self { ledger, relay, keyer, directory, facts, digest: tokio::sync::Mutex::new(None) }
+        Self {
+            ledger,
+            relay,
+            keyer,
+            directory,
+            facts,
+            usage_rates: UsageRates::default(),
+            submitting: Places::new(SUBMITTED_PER_KEY_MAX),
+            digest: tokio::sync::Mutex::new(None),
+        }
     }
 
     /// As a tonic service that refuses larger messages than any call takes.
@@ -235,6 +252,8 @@ impl Mesh for MeshService {
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitReply>, Status> {
         let key = peer_key(&request)?;
         let request = request.into_inner();
+        let place = self.submitting.take(*key.as_bytes());
+        let _place = place.ok_or_else(|| Problem::Overloaded.status())?;
         let command = self.check_submission(&key, &request).map_err(|p| p.status())?;
         let view = self.ledger.view();
         let counts = view.counts(self.ledger.me(), self.facts.boot(), crate::clock::now());
@@ -277,8 +296,10 @@ impl Mesh for MeshService {
     }
 
     async fn usage(&self, request: Request<v1::UsageRequest>) -> Result<Response<v1::UsageReply>, Status> {
-        let issuer = ClientId::new(request.into_inner().client).ok();
-        Ok(Response::new(self.ledger.read(|state| usage::reply(self.ledger.me(), state, issuer.as_ref()))))
+        let key = peer_key(&request)?;
+        let now = (crate::clock::now(), Instant::now());
+        let reply = usage::answer(&self.ledger, &self.usage_rates, &key, request.get_ref(), now);
+        Ok(Response::new(reply.map_err(|p| p.status())?))
     }
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
@@ -318,6 +339,7 @@ mod tests {
     use crate::relay::tests::lab::{AGENT, Lab};
     use axum::body::{Body, to_bytes};
     use quorate_core::command::{ClientSigned, NodeCommand, NodeSigned, PolicyCommand, Report};
+    use quorate_core::ids::ClientId;
     use quorate_core::testing::{CLIENT, Fleet, key};
     use quorate_core::token::{SignedToken, Token};
     use tower::ServiceExt;
@@ -436,19 +458,92 @@ mod tests {
         let sealed = lab.connect(1).await.seal(&lab.template, "/v1/chat/completions", 0);
         let (_, command) = lab.authorise(sealed.id, &sealed.head, |_| ());
         lab.order(command);
-        let ask = async |client: &str| {
-            let request = Request::new(v1::UsageRequest { client: client.into() });
-            service(&lab).usage(request).await.unwrap().into_inner()
+        let service = service(&lab);
+        let ask = |caller: &PublicKey, request: &v1::UsageRequest| {
+            let now = (crate::clock::now(), Instant::now());
+            let reply = usage::answer(&service.ledger, &service.usage_rates, caller, request, now);
+            reply.map_err(|p| p.code().to_owned())
         };
-        let reply = ask(CLIENT).await;
+        let own = v1::UsageRequest { client: CLIENT.into(), ..Default::default() };
+        let reply = ask(&Lab::client_key(), &own).unwrap();
         let [client] = reply.clients.as_slice() else { panic!("one client") };
         let day = client.day.unwrap();
         assert_eq!((client.name.as_str(), client.in_flight, day.requests), (CLIENT, 1, 1));
         assert_eq!(day.reserved_bytes, 1000 + (1 << 20));
         let [token] = reply.tokens.as_slice() else { panic!("one token") };
         assert_eq!((token.subject.as_str(), token.used.unwrap().requests), (AGENT, 1));
-        assert_eq!((reply.routes.len(), reply.days.len(), reply.teams.len()), (1, 1, 0));
-        assert!(ask("").await.tokens.is_empty() && ask("no such name!").await.tokens.is_empty());
+        assert_eq!((reply.routes.len(), reply.days.len(), reply.teams.len()), (0, 0, 0));
+        // A token's holder, its own.
+        let signed = lab.token.clone().unwrap();
+        let of = |t: &SignedToken| v1::UsageRequest { token: encode(t).into(), ..own.clone() };
+        assert_eq!(ask(&lab.own_key(), &of(&signed)).unwrap().tokens.len(), 1);
+        let mut forged = signed.clone();
+        forged.token.limits.money = Some(1);
+        let elsewhere = v1::UsageRequest { client: "nobody".into(), ..own.clone() };
+        let stranger = PublicKey::from_bytes([7; 32]);
+        for (caller, request, code) in [
+            (&stranger, own.clone(), "not_the_client"),
+            (&lab.own_key(), own.clone(), "not_the_client"),
+            (&stranger, of(&signed), "not_the_client"),
+            (&lab.own_key(), of(&forged), "not_the_client"),
+            (&Lab::client_key(), elsewhere, "not_the_client"),
+            (&stranger, v1::UsageRequest::default(), "malformed"),
+            (&stranger, v1::UsageRequest { token: vec![0; 9000].into(), ..own.clone() }, "too_large"),
+            (&Lab::client_key(), v1::UsageRequest { after: "x".into(), ..own.clone() }, "malformed"),
+        ] {
+            assert_eq!(ask(caller, &request).unwrap_err(), code, "{request:?}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_admin_lets_one_key_see_everybodys_usage_for_a_while() {
+        use quorate_core::command::{SignedUsageGrant, USAGE_GRANT_MS_MAX, UsageGrant};
+        use quorate_core::ids::Timestamp;
+        let lab = Lab::new().await;
+        let sealed = lab.connect(1).await.seal(&lab.template, "/v1/chat/completions", 0);
+        let (_, command) = lab.authorise(sealed.id, &sealed.head, |_| ());
+        lab.order(command);
+        let (service, now) = (service(&lab), crate::clock::now());
+        let caller = PublicKey::from_bytes([7; 32]);
+        let granted = |edit: &dyn Fn(&mut UsageGrant), signer: &str| {
+            let caller_key = crypto::PublicKey(*caller.as_bytes());
+            let mut grant = UsageGrant { caller_key, expires: now.plus_ms(60_000) };
+            edit(&mut grant);
+            let statement = grant.statement(lab.cluster());
+            let signature = quorate_core::testing::ssh_sign(&self::key(signer), &statement);
+            encode(&SignedUsageGrant { grant, signature })
+        };
+        let ask = |caller: &PublicKey, admin: Vec<u8>, by: v1::UsageBy| {
+            let request = v1::UsageRequest { admin: admin.into(), by: by.into(), ..Default::default() };
+            let now = (now, Instant::now());
+            let reply = usage::answer(&service.ledger, &service.usage_rates, caller, &request, now);
+            reply.map_err(|p| p.code().to_owned())
+        };
+        let admin = "admin 0";
+        let good = granted(&|_| (), admin);
+        let counts = |by| {
+            let reply = ask(&caller, good.clone(), by).unwrap();
+            [reply.clients.len(), reply.teams.len(), reply.routes.len(), reply.days.len(), reply.tokens.len()]
+        };
+        assert_eq!(counts(v1::UsageBy::Client), [1, 0, 0, 0, 0]);
+        assert_eq!(counts(v1::UsageBy::Team), [0, 0, 0, 0, 0]);
+        assert_eq!(counts(v1::UsageBy::Route), [0, 0, 1, 0, 0]);
+        assert_eq!(counts(v1::UsageBy::Day), [0, 0, 0, 1, 0]);
+        let refused = |caller: &PublicKey, admin| ask(caller, admin, v1::UsageBy::Client).unwrap_err();
+        let late = |ms| move |g: &mut UsageGrant| g.expires = ms;
+        assert_eq!(refused(&Lab::client_key(), good.clone()), "not_an_admin");
+        assert_eq!(refused(&caller, granted(&|_| (), CLIENT)), "not_an_admin");
+        assert_eq!(refused(&caller, granted(&late(now), admin)), "not_an_admin");
+        let too_late = now.plus_ms(USAGE_GRANT_MS_MAX + 1);
+        assert_eq!(refused(&caller, granted(&late(too_late), admin)), "not_an_admin");
+        let changed = |g: &mut UsageGrant| g.expires = Timestamp(g.expires.0 + 1);
+        let SignedUsageGrant { mut grant, signature } = borsh::from_slice(&good).unwrap();
+        changed(&mut grant);
+        assert_eq!(refused(&caller, encode(&SignedUsageGrant { grant, signature })), "not_an_admin");
+        assert_eq!(refused(&caller, vec![1, 2, 3]), "malformed");
+        // And no more than its rate.
+        while ask(&caller, good.clone(), v1::UsageBy::Client).is_ok() {}
+        assert_eq!(refused(&caller, good.clone()), "overloaded");
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -2,5 +2,6 @@
 pub mod gate;
 pub mod mesh;
 pub mod peer;
+pub(crate) mod rate;
 pub mod status;
 mod usage;

@@ -11,6 +11,7 @@ use crate::raft::guard::{self, Lie, TermGuard};
 use crate::raft::network::Answer;
 use crate::raft::types::{Entry, Raft, RaftNodeId, Snapshot, SnapshotMeta, TypeConfig, Vote};
 use crate::recovery::Contributor;
+use crate::services::rate::Rate;
 use crate::snapshots::{self, NodeSnapshots, Receiving};
 use futures::{Stream, StreamExt as _};
 use openraft::EntryPayload;
@@ -30,10 +31,10 @@ use quorate_proto::v1::peer_server::Peer;
 use quorate_transport::{Channel, PublicKey};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::Cursor;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -55,45 +56,16 @@ const STATEMENT_BYTES_PER_SECOND: u64 = 512 * 1024;
 /// What each peer may have this node keep.
 #[derive(Debug)]
 pub struct Budgets {
-    blobs: Budget,
-    statements: Budget,
+    blobs: Rate<NodeId>,
+    statements: Rate<NodeId>,
 }
 
 impl Default for Budgets {
     fn default() -> Self {
         Self {
-            blobs: Budget::new(BLOB_BURST_BYTES, BLOB_BYTES_PER_SECOND),
-            statements: Budget::new(STATEMENT_BURST_BYTES, STATEMENT_BYTES_PER_SECOND),
+            blobs: Rate::new(BLOB_BURST_BYTES, BLOB_BYTES_PER_SECOND),
+            statements: Rate::new(STATEMENT_BURST_BYTES, STATEMENT_BYTES_PER_SECOND),
         }
-    }
-}
-
-/// Bytes for each node: so many at once, so many a second.
-#[derive(Debug)]
-struct Budget {
-    burst: u64,
-    per_second: u64,
-    left: Mutex<BTreeMap<NodeId, (u64, Instant)>>,
-}
-
-impl Budget {
-    fn new(burst: u64, per_second: u64) -> Self {
-        Self { burst, per_second, left: Mutex::default() }
-    }
-
-    fn take(&self, node: NodeId, bytes: usize, now: Instant) -> bool {
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        let (have, since) = left.entry(node).or_insert((self.burst, now));
-        let seconds = now.saturating_duration_since(*since).as_secs();
-        if seconds > 0 {
-            *have = have.saturating_add(seconds.saturating_mul(self.per_second)).min(self.burst);
-            *since = now;
-        }
-        let rest = have.checked_sub(bytes as u64);
-        if let Some(rest) = rest {
-            *have = rest;
-        }
-        rest.is_some()
     }
 }
 
@@ -389,7 +361,7 @@ impl PeerService {
             let attested = matches!(standing, Standing::Attested(_));
             if (attested || command.goes_first()) && self.may_propose(from, &command, &request.blobs) {
                 let own = !matches!(command, Command::Client(_));
-                if own && !self.budgets.statements.take(from, bytes.len(), Instant::now()) {
+                if own && !self.budgets.statements.take(from, bytes.len() as u64, Instant::now()) {
                     tracing::warn!(node = from.0, "a node says more than it may: left out");
                     continue;
                 }
@@ -403,7 +375,7 @@ impl PeerService {
             if !named.contains(&digest) || self.blobs.has(&digest) {
                 continue;
             }
-            if !self.budgets.blobs.take(from, blob.len(), Instant::now()) {
+            if !self.budgets.blobs.take(from, blob.len() as u64, Instant::now()) {
                 tracing::warn!(node = from.0, "a node proposes more blobs than it may: not kept");
                 continue;
             }
@@ -673,21 +645,5 @@ impl Peer for PeerService {
         let path = request.get_ref().path.parse().map_err(|_| bad("path"))?;
         let data = self.ledger.tiles().tile(&path).map_err(|_| Status::not_found("no such tile"))?;
         Ok(Response::new(v1::TileReply { data }))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_budget_is_spent_and_comes_back() {
-        let (budget, now) = (Budget::new(100, 10), Instant::now());
-        assert!(budget.take(NodeId(1), 100, now));
-        assert!(!budget.take(NodeId(1), 1, now));
-        assert!(budget.take(NodeId(2), 100, now), "each has its own");
-        assert!(budget.take(NodeId(1), 20, now + Duration::from_secs(2)));
-        assert!(!budget.take(NodeId(1), 1, now + Duration::from_secs(2)));
-        assert!(!budget.take(NodeId(1), 101, now + Duration::from_secs(1000)), "never more than at once");
     }
 }

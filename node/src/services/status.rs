@@ -50,6 +50,9 @@ pub enum Problem {
     /// The channel's key is not the client's.
     #[error("the key of this connection is not that of the client")]
     NotTheClient,
+    /// Everybody's figures, and no admin's word for the key of this connection, or one that is over.
+    #[error("no admin lets the key of this connection see everybody's usage")]
+    NotAnAdmin,
     /// The pool names another node for this.
     #[error("the pool names another node")]
     WrongNode,
@@ -250,6 +253,13 @@ impl Problem {
                 Never,
                 Code::PermissionDenied,
                 "connect with the client's own key",
+            ),
+            Self::NotAnAdmin => row(
+                "not_an_admin",
+                Client,
+                Never,
+                Code::PermissionDenied,
+                "sign with an admin's key: `quorate usage --by client --key SSHKEY`",
             ),
             Self::WrongNode => row(
                 "wrong_node",

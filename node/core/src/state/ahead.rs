@@ -3,7 +3,7 @@
 //! Whether a signature is a key's does not depend on the state, so a check made early is as good as one made in `apply`;
 //! which key it has to be, `apply` alone decides. What is remembered is a command's digest, which covers body, author and
 //! signature, together with the key: under another key the same command is checked anew.
-use crate::command::Command;
+use crate::command::{ClientCommand, ClientSigned, Command};
 use crate::crypto::{Hash, PublicKey};
 use crate::ids::{NodeId, TokenId};
 use crate::policy::Policy;
@@ -22,7 +22,8 @@ pub struct VerifiedAhead {
 
 impl VerifiedAhead {
     /// Checks a command's signature by the key its author has as of now: a client's in `policy`, a token's by `token_key`, a
-    /// node's by `boot_key`. Nothing comes of one that does not verify.
+    /// node's by `boot_key`. Of a token that is shown for the first time, its issuer's signature as well. Nothing comes of one that
+    /// does not verify.
     pub fn verify(
         &self,
         cluster: Hash,
@@ -35,7 +36,7 @@ impl VerifiedAhead {
             Command::Client(c) => {
                 let key = match &c.token {
                     None => policy.clients.get(&c.client).map(|g| g.key),
-                    Some(token) => token_key(token),
+                    Some(token) => token_key(token).or_else(|| self.shown_key(cluster, c, policy)),
                 };
                 key.filter(|k| c.is_by(cluster, k))
             }
@@ -44,12 +45,27 @@ impl VerifiedAhead {
             Command::Evidence(_) | Command::Recover(_) | Command::Policy(_) => None,
         };
         if let Some(key) = key {
-            let mut known = self.known();
-            if known.len() >= REMEMBERED_MAX {
-                known.clear();
-            }
-            known.insert((command.digest(), key));
+            self.remember(command.digest(), key);
         }
+    }
+
+    /// The key of the token that a command shows, if its issuer signed it.
+    fn shown_key(&self, cluster: Hash, c: &ClientSigned, policy: &Policy) -> Option<PublicKey> {
+        let ClientCommand::OpenPool(p) = &c.body else { return None };
+        let (shown, issuer) = (p.token.as_deref()?, policy.clients.get(&c.client)?.key);
+        if !shown.is_by(cluster, &issuer) {
+            return None;
+        }
+        self.remember(shown.digest(), issuer);
+        Some(shown.token.key)
+    }
+
+    fn remember(&self, digest: Hash, key: PublicKey) {
+        let mut known = self.known();
+        if known.len() >= REMEMBERED_MAX {
+            known.clear();
+        }
+        known.insert((digest, key));
     }
 
     /// Whether the command of this digest was signed with this key; forgets it.
@@ -126,6 +142,46 @@ mod tests {
         assert!(matches!(mesh.decide(change), Outcome::PolicyChanged { .. }));
         assert_eq!(remembered(&mesh), 1);
         mesh.refuses(command, Refusal::BadSignature);
+    }
+
+    #[test]
+    fn a_token_that_is_shown_is_checked_with_its_command() {
+        use crate::ids::{ClientId, Timestamp};
+        use crate::token::{SignedToken, Token};
+        let mut mesh = Mesh::new(4, 1, |d| d.client[0].token_lifetime_ms_max = Some(900_000));
+        let (cluster, issuer) = (mesh.fleet.cluster(), ClientId::new(CLIENT).unwrap());
+        let show = |mesh: &mut Mesh, break_it: fn(&mut SignedToken)| {
+            let mut pool = mesh.fleet.pool(&mesh.log.state, 1);
+            pool.expires = mesh.time.plus_ms(60_000);
+            let mut token = Token {
+                serial: pool.pool.0,
+                issuer: issuer.clone(),
+                subject: issuer.clone(),
+                key: crate::crypto::public_key(&key("agent")),
+                routes: vec![crate::testing::route()],
+                limits: Default::default(),
+                not_before: mesh.time,
+                expires: Timestamp(mesh.time.0 + 900_000),
+            }
+            .sign(cluster, &key(CLIENT));
+            break_it(&mut token);
+            let id = Some(token.token.id(cluster));
+            pool.token = Some(Box::new(token));
+            let body = ClientCommand::OpenPool(pool);
+            Command::Client(ClientSigned::sign_as(cluster, issuer.clone(), id, body, &key("agent")))
+        };
+        let good = show(&mut mesh, |_| ());
+        let mut other = mesh.log.clone();
+        ahead(&mesh, &good);
+        assert_eq!(remembered(&mesh), 2, "the command's and the token's");
+        let outcome = mesh.decide(good.clone());
+        assert_eq!((outcome, remembered(&mesh)), (Outcome::PoolOpened, 0));
+        other.apply(mesh.time, vec![good], &mesh.fleet.blobs);
+        assert_eq!(other.state.digest(), mesh.state().digest());
+        let forged = show(&mut mesh, |t| t.signature.0[0] ^= 1);
+        ahead(&mesh, &forged);
+        assert_eq!(remembered(&mesh), 0);
+        mesh.refuses(forged, Refusal::BadToken);
     }
 
     #[test]

@@ -12,10 +12,22 @@
 //! over nothing of it is kept, so what still runs then is charged to it and shows no more; days are the exception, the last
 //! [`DAYS_KEPT`] of the whole cluster are there to be looked up, and late charges reach them.
 //!
-//! Tokens and cost are the client's signed word; one that gives no tokens of an answer is charged for all that the bytes allow. What can be checked without reading is that they fit the bytes the relay
-//! counted: a token has at least a byte, [`SIZE_BUCKET`] allows for what a chat template adds, and a price row may allow for what
-//! providers bill and do not send (hidden reasoning, images by reference). More is an anomaly, and charged at that bound.
-use crate::command::SIZE_BUCKET;
+//! **Whose word money rests on.** Tokens are the client's signed word. What can be checked without reading is that they fit the bytes
+//! the relay counted: a token has at least a byte, [`SIZE_BUCKET`] allows for what a chat template adds, and a price row may allow for
+//! what providers bill and do not send (hidden reasoning, images by reference). More is an anomaly, and charged as said, up to the bound
+//! that was held; it is not cut to what the relay's bytes allow, or a relay that counts too few would make its clients' requests
+//! cheaper. For the same reason its word that nothing went up counts only where the client saw no answer. A client that gives no tokens
+//! of an answer, or never reports, is charged for all that the bytes allow.
+//!
+//! Not bounded here: a client that says too few tokens, that calls fresh ones cached (no more than there are), or that names the
+//! cheaper of two rows that list its route; bytes, which are the relay's word; and a relay that counts too few for a client that does
+//! not report. A price per request, a row without a cheaper cached price, a route for each class of model and the provider's own limits
+//! are what admins have against the first three.
+//!
+//! **Refusals** leave leaves, but no more than [`REFUSAL_LEAVES_MAX`] a minute for a client, and as many for its tokens together: who
+//! asks in vain without end fills the log of nobody. One that leaves none changes nothing either, so that whoever replays the log from
+//! its leaves comes to the same state.
+use crate::command::{Ended, Report, SIZE_BUCKET};
 use crate::ids::{ClientId, RouteId, TeamId, Timestamp, TokenId};
 use crate::policy::{Limits, Moment, Rates, Tokens};
 use crate::refusal::Refusal;
@@ -24,6 +36,8 @@ use std::collections::BTreeMap;
 
 /// Days of the whole cluster that are kept: two months.
 pub const DAYS_KEPT: usize = 62;
+/// Leaves that the refused commands of one client leave in a minute; those of its tokens leave as many more, together.
+pub const REFUSAL_LEAVES_MAX: u32 = 256;
 
 /// One window's figures.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -222,26 +236,53 @@ impl Account {
         (most(up, input), most(down, output))
     }
 
-    /// Tokens and money due, by the relay's bytes up and down and the client's tokens, as far as either has spoken.
-    pub fn due(&self, bytes: Option<(u64, u64)>, said: Option<Tokens>) -> (Tokens, u64) {
+    /// Tokens and money due, by the relay's bytes up and down and the client's word, as far as either has spoken.
+    pub fn due(&self, bytes: Option<(u64, u64)>, said: Option<&Said>) -> (Tokens, u64) {
+        // Whose client had an answer was sent, whatever its relay says.
+        let bytes = bytes.filter(|(up, _)| *up > 0 || !said.is_some_and(|s| s.answered));
         if bytes.is_some_and(|(up, _)| up == 0) {
             // Nothing reached the provider.
             return (Tokens::default(), 0);
         }
         let (mut input, mut output) = self.ceilings;
-        if let Some(bytes) = bytes {
-            let most = self.tokens_in_bytes(bytes);
-            (input, output) = (input.min(most.0), output.min(most.1));
-        }
-        let (tokens, cost) = match (said, &self.rates) {
-            (Some(said), rates) => {
-                let tokens = said.at_most(input, output);
+        let (tokens, cost) = match (said.and_then(|s| s.tokens), &self.rates) {
+            (Some(tokens), rates) => {
+                let tokens = tokens.at_most(input, output);
                 (tokens, rates.map_or(0, |r| r.cost(tokens)))
             }
-            (None, Some(rates)) => (Tokens { input, cached: 0, output }, rates.cost_at_most(input, output)),
+            (None, Some(rates)) => {
+                if let Some(bytes) = bytes {
+                    let most = self.tokens_in_bytes(bytes);
+                    (input, output) = (input.min(most.0), output.min(most.1));
+                }
+                (Tokens { input, cached: 0, output }, rates.cost_at_most(input, output))
+            }
             (None, None) => (Tokens::default(), 0),
         };
         (tokens, cost.min(self.hold.money))
+    }
+}
+
+/// A client's word on a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Said {
+    /// How many it was, if it says so.
+    pub tokens: Option<Tokens>,
+    /// Whether it saw an answer.
+    pub answered: bool,
+    /// How it ended.
+    pub ended: Ended,
+}
+
+impl Said {
+    pub(super) fn of(report: &Report) -> Self {
+        let Report { tokens_in: input, tokens_cached: cached, tokens_out: output, status, ended, .. } =
+            *report;
+        let tokens = Tokens { input, cached, output };
+        // An answer costs tokens. Who says none of one has not said how many.
+        let silent = tokens == Tokens::default() && (200..300).contains(&status);
+        let answered = status != 0 || tokens != Tokens::default();
+        Self { tokens: (!silent).then_some(tokens), answered, ended }
     }
 }
 
@@ -253,6 +294,8 @@ pub(super) struct Budgets {
     routes: BTreeMap<RouteId, Usage>,
     /// By day since the epoch, all clients together. At most [`DAYS_KEPT`].
     days: BTreeMap<u64, Window>,
+    /// The minute of the last refusal, and how many left leaves in it: a client's own, and its tokens'.
+    refusals: (u64, BTreeMap<ClientId, [u32; 2]>),
 }
 
 /// The usage of a name, as of now.
@@ -278,19 +321,39 @@ impl Budgets {
         of(&mut self.clients, client, now)
     }
 
-    /// Whether client and team may hold this much more.
+    /// Pools and running requests of a client.
+    pub(super) fn open(&self, client: &ClientId) -> (u32, u32) {
+        self.clients.get(client).map_or((0, 0), |u| (u.pools, u.in_flight))
+    }
+
+    /// Whether client and team may hold this much more. Changes nothing: a refusal may leave no leaf.
     pub(super) fn check(
-        &mut self,
+        &self,
         account: &Account,
         client: &Limits,
         team: Option<&Limits>,
     ) -> Result<(), Refusal> {
         let now = Moment::of(account.at);
-        self.client(&account.client, now).check(Whose::Client, client, account.hold)?;
+        let as_of = |usage: Option<&Usage>| usage.cloned().unwrap_or_default().at(now);
+        as_of(self.clients.get(&account.client)).check(Whose::Client, client, account.hold)?;
         if let (Some(team), Some(limits)) = (&account.team, team) {
-            of(&mut self.teams, team, now).check(Whose::Team, limits, account.hold)?;
+            as_of(self.teams.get(team)).check(Whose::Team, limits, account.hold)?;
         }
         Ok(())
+    }
+
+    /// Whether one more refusal of a client, or of a token of its, leaves a leaf. If not, nothing has changed.
+    pub(super) fn refusal_leaf(&mut self, client: &ClientId, by_token: bool, now: Moment) -> bool {
+        let (minute, left) = &mut self.refusals;
+        if *minute != now.minute {
+            *minute = now.minute;
+            left.clear();
+        }
+        let [own, tokens] = left.entry(client.clone()).or_default();
+        let count = if by_token { tokens } else { own };
+        let one_more = *count < REFUSAL_LEAVES_MAX;
+        *count += u32::from(one_more);
+        one_more
     }
 
     /// Holds what a request may use, everywhere. Whoever calls it has checked that it fits.

@@ -19,7 +19,7 @@ mod tokens;
 
 pub use ahead::VerifiedAhead;
 pub use attestation::{NodeRecord, NodeStatus, NotAttested, appraise_member, evidence_nonce, recovery_nonce};
-pub use budget::{Account, DAYS_KEPT, Hold, Usage, Window};
+pub use budget::{Account, DAYS_KEPT, Hold, REFUSAL_LEAVES_MAX, Said, Usage, Window};
 pub use metering::{
     CredentialUse, EXCUSED_PER_NODE_MAX, EXCUSED_PER_PAIR_MAX, FREEZING_CLIENTS, FaultKind, HOLD_MS, Meter,
     OPEN_PER_PAIR_MAX, PROBES_PER_PAIR_MAX, Pair, REMEMBERED_PER_PAIR_MAX, STALLS_MAX, SUSPENDING_CLIENTS,
@@ -44,10 +44,11 @@ use crate::tlog::{Checkpoint, Frontier, LeafIndex, Origin, TreeSize, leaf_hash};
 use borsh::{BorshDeserialize, BorshSerialize};
 use quorate_attest::evidence::BootKeys;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 
 /// The state machine's version; a change of rules needs a new one, switched by a logged entry.
-pub const MACHINE_VERSION: u32 = 4;
+pub const MACHINE_VERSION: u32 = 5;
 /// How many anchors are remembered: at one per second, more than any nonce may be old.
 const ANCHORS_MAX: usize = 256;
 /// Batches between anchors are at least this far apart by entry time, unless one changed who is attested.
@@ -303,20 +304,30 @@ impl State {
     pub fn usage(&self, client: &ClientId) -> Option<Usage> {
         self.data.budgets.clients.get(client).map(|u| u.clone().at(Moment::of(self.data.time)))
     }
-    /// What every client has used that ever asked, as of the state's time.
-    pub fn usage_by_client(&self) -> impl Iterator<Item = (&ClientId, Usage)> + '_ {
-        let now = Moment::of(self.data.time);
-        self.data.budgets.clients.iter().map(move |(id, u)| (id, u.clone().at(now)))
+    /// What every client has used that ever asked, as of the state's time; by name, from the one after `after` on.
+    pub fn usage_by_client(&self, after: Option<&ClientId>) -> impl Iterator<Item = (&ClientId, Usage)> + '_ {
+        self.usage_in(&self.data.budgets.clients, after)
     }
-    /// What the clients of each team have used together.
-    pub fn usage_by_team(&self) -> impl Iterator<Item = (&TeamId, Usage)> + '_ {
-        let now = Moment::of(self.data.time);
-        self.data.budgets.teams().iter().map(move |(id, u)| (id, u.clone().at(now)))
+    /// What the clients of each team have used together, likewise.
+    pub fn usage_by_team(&self, after: Option<&TeamId>) -> impl Iterator<Item = (&TeamId, Usage)> + '_ {
+        self.usage_in(self.data.budgets.teams(), after)
     }
-    /// What went over each route.
-    pub fn usage_by_route(&self) -> impl Iterator<Item = (&RouteId, Usage)> + '_ {
+    /// What went over each route, likewise.
+    pub fn usage_by_route(&self, after: Option<&RouteId>) -> impl Iterator<Item = (&RouteId, Usage)> + '_ {
+        self.usage_in(self.data.budgets.routes(), after)
+    }
+    /// What the clients of one team have used together.
+    pub fn usage_of_team(&self, team: &TeamId) -> Option<Usage> {
+        self.data.budgets.teams().get(team).map(|u| u.clone().at(Moment::of(self.data.time)))
+    }
+    fn usage_in<'s, K: Ord>(
+        &self,
+        of: &'s BTreeMap<K, Usage>,
+        after: Option<&K>,
+    ) -> impl Iterator<Item = (&'s K, Usage)> + use<'s, K> {
         let now = Moment::of(self.data.time);
-        self.data.budgets.routes().iter().map(move |(id, u)| (id, u.clone().at(now)))
+        let rest = of.range((after.map_or(Unbounded, Excluded), Unbounded));
+        rest.map(move |(id, u)| (id, u.clone().at(now)))
     }
     /// What all clients used together, by day since the epoch; the last [`DAYS_KEPT`] on which anything was asked.
     pub fn usage_by_day(&self) -> &BTreeMap<u64, Window> {
@@ -463,7 +474,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// A leaf where the author is proven, none for bytes that anybody could have made up.
+    /// A leaf where the author is proven, none for bytes that anybody could have made up; nor for what a client is refused beyond
+    /// its part of them.
     fn record(&mut self, digest: Hash, command: Command, decided: Result<Outcome, Refusal>) {
         let time = self.state.data.time;
         let outcome = decided.unwrap_or_else(Outcome::Refused);
@@ -481,7 +493,20 @@ impl<'a> Run<'a> {
                     | Refusal::UnknownToken
             )
         );
-        let position = (!unproven).then(|| {
+        let in_vain = match &outcome {
+            Outcome::Refused(_) => true,
+            Outcome::Reported(refused) => {
+                matches!(&command, Command::Client(c) if c.body.reports() == refused.len())
+            }
+            _ => false,
+        };
+        let kept = match &command {
+            Command::Client(c) if in_vain && !unproven => {
+                self.state.data.budgets.refusal_leaf(&c.client, c.token.is_some(), Moment::of(time))
+            }
+            _ => !unproven,
+        };
+        let position = kept.then(|| {
             let position = self.leaves.len();
             self.leaf(time, LeafBody::Decided { command, outcome: outcome.clone() });
             position

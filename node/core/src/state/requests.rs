@@ -1,6 +1,6 @@
 //! Pools, authorisations, settlements: nonces, rates and budgets hold exactly, cluster-wide, because they are decided here. What
 //! each may use and is charged is [`budget`](super::budget)'s, what tokens may do [`tokens`](super::tokens)'s.
-use super::budget::{Account, Charge, Hold};
+use super::budget::{Account, Charge, Hold, Said};
 use super::metering::{CredentialUse, HOLD_MS, Pair};
 use super::{Run, State, tokens};
 use crate::command::{
@@ -10,9 +10,7 @@ use crate::command::{
 use crate::crypto::{Hash, PublicKey};
 use crate::ids::{ClientId, ConnectionId, NodeId, RequestId, RouteId, Timestamp, TokenId};
 use crate::leaf::{AnomalyRule, LeafBody, Outcome};
-use crate::policy::{
-    Grant, IN_FLIGHT_MAX, Limits, Moment, Price, REQUEST_LIFETIME_MS_MAX, Rates, Route, Tokens,
-};
+use crate::policy::{Grant, IN_FLIGHT_MAX, Limits, Moment, Price, REQUEST_LIFETIME_MS_MAX, Rates, Route};
 use crate::refusal::Refusal;
 use crate::rendezvous;
 use crate::tlog::LeafIndex;
@@ -22,6 +20,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Pools one client may hold open at a time.
 const POOLS_PER_CLIENT_MAX: u32 = 256;
+/// A pool counts so long at least, however short it lives: opening one leaves a leaf.
+const POOL_COUNTS_MS_MIN: u64 = 60_000;
 
 /// An authorised set of connections.
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -61,8 +61,8 @@ pub struct RequestRecord {
     pub deadline: Timestamp,
     /// The relay's word: bytes up and down, end.
     pub settled: Option<(u64, u64, Ended)>,
-    /// The client's word: tokens if it gave any, end.
-    pub reported: Option<(Option<Tokens>, Ended)>,
+    /// The client's word.
+    pub reported: Option<Said>,
     /// What it used of a credential; `None` on a route without one.
     pub credential: Option<CredentialUse>,
 }
@@ -155,11 +155,10 @@ impl Run<'_> {
             let known = state.data.tokens.get(&id).map(|r| r.token.key);
             Some((id, known.or(shown.map(|s| s.token.key))?))
         });
-        let usage = self.state.data.budgets.client(&grant.id, Moment::of(time));
-        if usage.pools >= POOLS_PER_CLIENT_MAX {
+        if self.state.data.budgets.open(&grant.id).0 >= POOLS_PER_CLIENT_MAX {
             return Err(Refusal::TooManyInFlight);
         }
-        usage.pools += 1;
+        self.state.data.budgets.client(&grant.id, Moment::of(time)).pools += 1;
         if let Some(id) = token {
             self.token_used(grant, id, shown);
         }
@@ -173,7 +172,8 @@ impl Run<'_> {
             used: BTreeSet::new(),
             probe,
         };
-        self.state.data.pool_deadlines.insert((p.expires, p.pool));
+        let counts_until = p.expires.max(time.plus_ms(POOL_COUNTS_MS_MIN));
+        self.state.data.pool_deadlines.insert((counts_until, p.pool));
         self.state.data.pools.insert(p.pool, pool);
         Ok(Outcome::PoolOpened)
     }
@@ -277,7 +277,7 @@ impl Run<'_> {
         let policy = std::sync::Arc::clone(&state.policy);
         let team = policy.team_of(grant).map(|t| &t.limits);
         self.state.data.budgets.check(&account, &grant.limits, team)?;
-        if self.state.data.budgets.client(&grant.id, Moment::of(time)).in_flight >= IN_FLIGHT_MAX {
+        if self.state.data.budgets.open(&grant.id).1 >= IN_FLIGHT_MAX {
             return Err(Refusal::TooManyInFlight);
         }
         if !metered {
@@ -360,10 +360,7 @@ impl Run<'_> {
         if record.reported.is_some() {
             return Err(Refusal::UnknownRequest);
         }
-        let tokens = Tokens { input: r.tokens_in, cached: r.tokens_cached, output: r.tokens_out };
-        // An answer costs tokens. Who says none of one has not said how many, and pays for what its bytes can have carried.
-        let silent = tokens == Tokens::default() && (200..300).contains(&r.status);
-        record.reported = Some(((!silent).then_some(tokens), r.ended));
+        record.reported = Some(Said::of(r));
         self.meter_report(&author.client, r);
         self.compare(r.request);
         Ok(())
@@ -374,10 +371,7 @@ impl Run<'_> {
         let time = self.state.data.time;
         let data = &mut self.state.data;
         let Some(record) = data.requests.get_mut(&request) else { return };
-        let (Some((up, down, relay_end)), Some((said, client_end))) = (record.settled, record.reported)
-        else {
-            return;
-        };
+        let (Some((up, down, relay_end)), Some(said)) = (record.settled, record.reported) else { return };
         let (old, mut expires) = (record.deadline, record.expires);
         if record.credential.as_ref().is_some_and(|used| used.fault.is_some()) {
             // As long as its fault may be held: a repetition, or the keyer's word, can still make it void.
@@ -385,16 +379,16 @@ impl Run<'_> {
         }
         record.deadline = expires;
         let account = &record.account;
-        let over = |(input, output): (u64, u64)| {
-            said.is_some_and(|said: Tokens| said.input > input || said.output > output)
-        };
+        let over =
+            |(input, output): (u64, u64)| said.tokens.is_some_and(|t| t.input > input || t.output > output);
         let exceeds = over(account.tokens_in_bytes((up, down)));
         let over_ceilings = over(account.ceilings);
-        let (tokens, used) = account.due(Some((up, down)), said);
+        let (tokens, used) = account.due(Some((up, down)), Some(&said));
         let charge = Charge::Money { held: account.hold.money, used, tokens };
         data.budgets.charge(account, &charge);
         data.tokens.charge(account, &charge);
-        let differ = relay_end == Ended::Complete && client_end == Ended::Truncated;
+        let differ =
+            (relay_end == Ended::Complete && said.ended == Ended::Truncated) || (up == 0 && said.answered);
         data.request_deadlines.remove(&(old, request));
         data.request_deadlines.insert((expires, request));
         if exceeds {
@@ -441,8 +435,8 @@ impl Run<'_> {
                 data.budgets.charge(account, &charge);
                 data.tokens.charge(account, &charge);
             }
-            let said = record.reported.and_then(|(tokens, _)| tokens);
-            let (tokens, used) = account.due(record.settled.map(|(up, down, _)| (up, down)), said);
+            let bytes = record.settled.map(|(up, down, _)| (up, down));
+            let (tokens, used) = account.due(bytes, record.reported.as_ref());
             let charge = Charge::Money { held: account.hold.money, used, tokens };
             data.budgets.charge(account, &charge);
             data.tokens.charge(account, &charge);
@@ -451,7 +445,7 @@ impl Run<'_> {
             // A client that died says nothing about a relay that settled; a relay that keeps silent may hide an answer, unless
             // the client saw one, or already reported a fault.
             let silent = |end: Ended| end == Ended::Cancelled;
-            let unanswered = record.reported.is_none_or(|(_, end)| silent(end));
+            let unanswered = record.reported.is_none_or(|said| silent(said.ended));
             if let Some(used) = &record.credential
                 && used.metered
                 && relay

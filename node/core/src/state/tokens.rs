@@ -19,6 +19,7 @@ use crate::refusal::Refusal;
 use crate::token::{SignedToken, Token};
 use borsh::{BorshDeserialize, BorshSerialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound::{Excluded, Unbounded};
 
 /// Tokens of one issuer that are remembered at a time.
 pub const TOKENS_PER_ISSUER_MAX: u32 = 1024;
@@ -80,7 +81,7 @@ impl TokenRecord {
 pub(super) struct Tokens {
     known: BTreeMap<TokenId, TokenRecord>,
     deadlines: BTreeSet<(Timestamp, TokenId)>,
-    by_issuer: BTreeMap<ClientId, u32>,
+    by_issuer: BTreeMap<ClientId, BTreeSet<TokenId>>,
 }
 
 impl Tokens {
@@ -92,15 +93,16 @@ impl Tokens {
     }
 
     fn room(&self, issuer: &ClientId, beside: u32) -> Result<(), Refusal> {
-        let own = self.by_issuer.get(issuer).copied().unwrap_or_default();
-        let all = TOKENS_MAX.saturating_add(beside as usize);
-        let full = own >= TOKENS_PER_ISSUER_MAX.saturating_add(beside) || self.known.len() >= all;
+        let own = self.by_issuer.get(issuer).map_or(0, BTreeSet::len);
+        let beside = beside as usize;
+        let full = own >= (TOKENS_PER_ISSUER_MAX as usize).saturating_add(beside)
+            || self.known.len() >= TOKENS_MAX.saturating_add(beside);
         if full { Err(Refusal::TooManyTokens) } else { Ok(()) }
     }
 
     fn insert(&mut self, id: TokenId, record: TokenRecord) {
         self.deadlines.insert((record.token.expires, id));
-        *self.by_issuer.entry(record.token.issuer.clone()).or_default() += 1;
+        self.by_issuer.entry(record.token.issuer.clone()).or_default().insert(id);
         self.known.insert(id, record);
     }
 
@@ -141,9 +143,9 @@ impl Tokens {
     fn forget(&mut self, id: &TokenId) {
         let Some(record) = self.known.remove(id) else { return };
         let issuer = &record.token.issuer;
-        if let Some(count) = self.by_issuer.get_mut(issuer) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
+        if let Some(all) = self.by_issuer.get_mut(issuer) {
+            all.remove(id);
+            if all.is_empty() {
                 self.by_issuer.remove(issuer);
             }
         }
@@ -194,12 +196,16 @@ impl State {
         self.data.tokens.get(id)
     }
 
-    /// The tokens of an issuer that are remembered.
+    /// The tokens of an issuer that are remembered, by digest, from the one after `after` on.
     pub fn tokens_of<'s>(
         &'s self,
-        issuer: &'s ClientId,
+        issuer: &ClientId,
+        after: Option<TokenId>,
     ) -> impl Iterator<Item = (&'s TokenId, &'s TokenRecord)> + 's {
-        self.data.tokens.known.iter().filter(move |(_, r)| r.token.issuer == *issuer)
+        let tokens = &self.data.tokens;
+        let own = tokens.by_issuer.get(issuer).into_iter();
+        let rest = own.flat_map(move |all| all.range((after.map_or(Unbounded, Excluded), Unbounded)));
+        rest.filter_map(|id| tokens.known.get_key_value(id))
     }
 
     /// The key that a command for this token has to be signed with: that of a token that is known, or is shown and its issuer's.
@@ -223,7 +229,8 @@ impl State {
             (None, Some(shown)) => {
                 let its_issuers = shown.token.issuer == grant.id
                     && shown.token.id(self.data.genesis) == *id
-                    && shown.is_by(self.data.genesis, &grant.key);
+                    && (self.ahead.take(shown.digest(), grant.key)
+                        || shown.is_by(self.data.genesis, &grant.key));
                 if its_issuers { Ok(shown.token.key) } else { Err(Refusal::BadToken) }
             }
             (Some(_), Some(_)) => Err(Refusal::BadToken),
@@ -292,8 +299,9 @@ impl Run<'_> {
             tokens.room(&grant.id, REVOKED_PER_ISSUER_MAX)?;
             tokens.insert(id, TokenRecord::new(token.clone(), grant.key));
         }
-        if let Some(record) = tokens.get_mut(&id) {
-            record.revoked = true;
+        match tokens.get_mut(&id) {
+            Some(record) if !record.revoked => record.revoked = true,
+            _ => return Err(Refusal::TokenRevoked),
         }
         Ok(Outcome::TokenRevoked)
     }

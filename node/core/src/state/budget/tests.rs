@@ -4,7 +4,7 @@ use crate::ids::{ClientId, PriceId, RequestId, TeamId, Timestamp};
 use crate::leaf::{AnomalyRule, Leaf, LeafBody, Outcome};
 use crate::policy::{ClientDocument, PolicyDocument, PriceDocument, TeamDocument};
 use crate::refusal::Refusal;
-use crate::state::{Applied, State, Usage};
+use crate::state::{Applied, REFUSAL_LEAVES_MAX, State, Usage};
 use crate::testing::*;
 use proptest::prelude::*;
 
@@ -49,7 +49,7 @@ fn usage(mesh: &Mesh) -> Usage {
 
 fn team(mesh: &Mesh) -> Usage {
     let id = TeamId::new(TEAM).unwrap();
-    mesh.state().usage_by_team().find(|(t, _)| **t == id).map(|(_, u)| u).unwrap_or_default()
+    mesh.state().usage_by_team(None).find(|(t, _)| **t == id).map(|(_, u)| u).unwrap_or_default()
 }
 
 /// A request of so many tokens at most, decided.
@@ -201,7 +201,7 @@ fn money_is_held_then_charged_as_reported() {
             assert_eq!((window.tokens.input, window.tokens.cached, window.tokens.output), (120, 20, 250));
         }
     }
-    let (_, route) = mesh.state().usage_by_route().next().unwrap();
+    let (_, route) = mesh.state().usage_by_route(None).next().unwrap();
     assert_eq!((route.day.money, route.in_flight), (cost(100, 20, 250), 0));
 }
 
@@ -227,7 +227,7 @@ fn an_answer_without_tokens_is_charged_as_one_that_was_never_reported() {
     assert_eq!((usage(&mesh).day.money, usage(&mesh).day.reserved_money), (before + cost(0, 0, 0), 0));
 }
 
-/// More than bytes, or than its own ceilings: an anomaly, and charged at the bound.
+/// More than bytes, or than its own ceilings: an anomaly, and charged as said, up to what was held.
 #[test]
 fn tokens_that_do_not_fit_are_charged_at_the_bound() {
     type Case = ((u64, u64), (u64, u64), (u64, u64), Option<AnomalyRule>, (u64, u64));
@@ -236,9 +236,9 @@ fn tokens_that_do_not_fit_are_charged_at_the_bound() {
     let cases: [Case; 8] = [
         // ceilings, bytes, tokens said; anomaly, tokens charged
         (all, (256, 1024), (512, 1280), None, (512, 1280)),
-        (all, (256, 1024), (513, 0), bytes, (512, 0)),
-        (all, (256, 1024), (0, 1281), bytes, (0, 1280)),
-        (all, (256, 1024), (u64::MAX, u64::MAX), bytes, (512, 1280)),
+        (all, (256, 1024), (513, 0), bytes, (513, 0)),
+        (all, (256, 1024), (0, 1281), bytes, (0, 1281)),
+        (all, (256, 1024), (u64::MAX, u64::MAX), bytes, (1256, 9256)),
         ((100, 200), (256, 1024), (100, 200), None, (100, 200)),
         ((100, 200), (256, 1024), (101, 0), ceilings, (100, 0)),
         ((100, 200), (256, 1024), (0, 201), ceilings, (0, 200)),
@@ -255,6 +255,110 @@ fn tokens_that_do_not_fit_are_charged_at_the_bound() {
         assert_eq!((day.tokens.input, day.tokens.output), charged);
         assert_eq!((day.money, day.reserved_money), (cost(charged.0, 0, charged.1), 0));
     }
+}
+
+/// One relay that counts too few bytes, or none, makes nothing cheaper for a client that says what it had.
+#[test]
+fn a_relay_that_counts_too_few_bytes_takes_nothing_off_the_price() {
+    let said = (700, 100, 3000);
+    let charged = |moved: (u64, u64), word: fn(&mut Report)| {
+        let mut mesh = Mesh::new(4, 1, governed);
+        let pool = mesh.open_pool();
+        let (id, _) = ask(&mut mesh, &pool, (1000, 4000));
+        settled(&mut mesh, &pool, id, moved);
+        let (tokens_in, tokens_cached, tokens_out) = said;
+        let mut report = Report { tokens_in, tokens_cached, tokens_out, ..Fleet::report(id) };
+        word(&mut report);
+        let applied = mesh.apply(vec![mesh.fleet.client(CLIENT, ClientCommand::Report(vec![report]))]);
+        assert_eq!(usage(&mesh).day.reserved_money, 0);
+        (usage(&mesh).day.money, anomaly(&applied))
+    };
+    let due = cost(600, 100, 3000);
+    assert_eq!(charged((1024, 8192), |_| ()), (due, None));
+    assert_eq!(charged((256, 256), |_| ()), (due, Some(AnomalyRule::TokensExceedBytes)));
+    assert_eq!(charged((0, 0), |_| ()), (due, Some(AnomalyRule::TokensExceedBytes)));
+    // Nothing went up, says the relay; an answer came, says the client, and how long it was it does not know.
+    let silent: fn(&mut Report) = |r| (r.tokens_in, r.tokens_cached, r.tokens_out) = (0, 0, 0);
+    assert_eq!(charged((0, 0), silent), (cost(1000, 0, 4000), Some(AnomalyRule::EndsDiffer)));
+    // Both say that nothing came of it.
+    let never: fn(&mut Report) = |r| {
+        (r.tokens_in, r.tokens_cached, r.tokens_out, r.status) = (0, 0, 0, 0);
+        r.ended = Ended::Unreachable;
+    };
+    assert_eq!(charged((0, 0), never), (0, None));
+}
+
+/// Refusals of one client fill nobody's log: so many leaves a minute, and as many of its tokens; and those that leave none change
+/// nothing, so that a replay from the leaves comes to the same state.
+#[test]
+fn refusals_leave_no_more_leaves_than_their_part() {
+    let mut mesh = Mesh::new(4, 1, |d| {
+        governed(d);
+        d.client.push(client_document("mate"));
+        d.client[0].requests_per_minute = 1;
+    });
+    let mut twin = mesh.log.clone();
+    let pool = mesh.open_pool();
+    twin.apply(mesh.time, commands_of(mesh.applied.last().unwrap()), &mesh.fleet.blobs);
+    assert_eq!(ask(&mut mesh, &pool, (1, 1)).1, Outcome::Authorised);
+    twin.apply(mesh.time, commands_of(mesh.applied.last().unwrap()), &mesh.fleet.blobs);
+    let most = REFUSAL_LEAVES_MAX as usize;
+    let mut leaves = 0;
+    let mut in_vain = |mesh: &mut Mesh, twin: &mut Log, at: usize| {
+        let over = mesh.request_with(&pool, |a| a.price = price()).1;
+        let wrong = mesh.request_with(&pool, |a| a.policy.0 += 1).1;
+        let nobodys = Report { request: RequestId([at as u8; 16]), ..Fleet::report(RequestId([0; 16])) };
+        let nobodys = mesh.fleet.client(CLIENT, ClientCommand::Report(vec![nobodys]));
+        let elsewhere = mesh.pool_with(|p| p.expires = Timestamp(1));
+        let applied = mesh.apply(vec![over, wrong, nobodys, elsewhere]);
+        let codes: Vec<_> = applied.outcomes.iter().map(|o| o.1.clone()).collect();
+        let refused = |r| Outcome::Refused(r);
+        assert_eq!(codes[0], refused(Refusal::RateExceeded));
+        assert_eq!(codes[1], refused(Refusal::StalePolicy));
+        assert_eq!(codes[2], Outcome::Reported(vec![(0, Refusal::UnknownRequest)]));
+        assert_eq!(codes[3], refused(Refusal::PoolTooLong));
+        let kept = commands_of(&applied);
+        leaves += kept.len();
+        assert_eq!(applied.outcomes.iter().filter(|o| o.2.is_some()).count(), kept.len());
+        twin.apply(mesh.time, kept, &mesh.fleet.blobs);
+        assert_eq!(twin.state.digest(), mesh.state().digest(), "replayed from its leaves");
+        leaves
+    };
+    for at in 0..most / 4 + 3 {
+        let so_far = in_vain(&mut mesh, &mut twin, at);
+        assert_eq!(so_far, most.min(4 * (at + 1)));
+    }
+    // Others have theirs, what is granted leaves leaves as ever, and the next minute has its own part.
+    let others = mesh.fleet.client("mate", ClientCommand::Report(vec![]));
+    let opened = mesh.pool_with(|_| ());
+    let applied = mesh.apply(vec![others, opened]);
+    assert_eq!(commands_of(&applied).len(), 2);
+    twin.apply(mesh.time, commands_of(&applied), &mesh.fleet.blobs);
+    let from = mesh.log.leaves.len();
+    mesh.time = Timestamp(mesh.time.0.next_multiple_of(60_000));
+    let _next = ask(&mut mesh, &pool, (1, 1));
+    assert_eq!(ask(&mut mesh, &pool, (1, 1)).1, Outcome::Refused(Refusal::RateExceeded));
+    assert_eq!(mesh.log.leaves.len() - from, 4, "each with its batch's end");
+}
+
+/// Pools that end at once count for a minute all the same.
+#[test]
+fn no_more_pools_are_opened_in_a_minute_than_may_be_open() {
+    let mut mesh = Mesh::four();
+    let brief = |mesh: &mut Mesh| {
+        let expires = mesh.time.plus_ms(2);
+        let command = mesh.pool_with(|p| p.expires = expires);
+        mesh.decide(command)
+    };
+    for _ in 0..256 {
+        assert_eq!(brief(&mut mesh), Outcome::PoolOpened);
+    }
+    assert_eq!(brief(&mut mesh), Outcome::Refused(Refusal::TooManyInFlight));
+    for _ in 0..4 {
+        mesh.wait(16_000);
+        mesh.attest_all();
+    }
+    assert_eq!(brief(&mut mesh), Outcome::PoolOpened);
 }
 
 #[test]
@@ -299,7 +403,7 @@ fn what_is_never_reported_is_charged_at_its_deadline() {
         (Some((0, 0)), None, 0),
         (None, Some((10, 20)), cost(10, 0, 20)),
         (None, Some((u64::MAX, u64::MAX)), cost(2000 - 744, 0, 9256)),
-        (Some((0, 0)), Some((10, 20)), 0),
+        (Some((0, 0)), Some((10, 20)), cost(10, 0, 20)),
     ];
     for (bytes, tokens, expected) in cases {
         let mut mesh = Mesh::new(4, 1, |d| {
@@ -442,15 +546,16 @@ impl Sent {
     fn due(&self) -> (u64, u64) {
         let held = self.bytes.0 + self.bytes.1;
         let bytes = self.settled.map_or(held, |(up, down)| held.min(up + down));
-        if matches!(self.settled, Some((0, _))) {
+        if matches!(self.settled, Some((0, _))) && self.reported.is_none() {
             return (bytes, 0);
         }
         let (mut input, mut output) = self.ceilings();
-        if let Some((up, down)) = self.settled {
-            (input, output) = (input.min(up + 256), output.min(down + 256));
-        }
         // No tokens at all of an answer is no word.
         let reported = self.reported.filter(|r| *r != (0, 0, 0));
+        let sent = self.settled.filter(|(up, _)| *up > 0);
+        if let (Some((up, down)), None) = (sent, reported) {
+            (input, output) = (input.min(up + 256), output.min(down + 256));
+        }
         let cached = reported.map_or(0, |r| r.1.min(r.0.min(input)));
         if let Some((i, _, o)) = reported {
             (input, output) = (i.min(input), o.min(output));
@@ -496,10 +601,10 @@ fn within_limits(state: &State) {
             }
         }
     };
-    for (id, usage) in state.usage_by_client() {
+    for (id, usage) in state.usage_by_client(None) {
         check(id.as_str(), &usage, &policy.clients[id].limits);
     }
-    for (id, usage) in state.usage_by_team() {
+    for (id, usage) in state.usage_by_team(None) {
         check(id.as_str(), &usage, &policy.teams[id].limits);
     }
 }
@@ -614,8 +719,8 @@ proptest! {
             mesh.attest_all();
         }
         let over = mesh.state();
-        for (_, usage) in over.usage_by_client().map(|(c, u)| (c.to_string(), u))
-            .chain(over.usage_by_team().map(|(t, u)| (t.to_string(), u)))
+        for (_, usage) in over.usage_by_client(None).map(|(c, u)| (c.to_string(), u))
+            .chain(over.usage_by_team(None).map(|(t, u)| (t.to_string(), u)))
         {
             prop_assert_eq!((usage.in_flight, usage.minute.reserved_money, usage.month.reserved_money), (0, 0, 0));
             prop_assert_eq!((usage.day.reserved_bytes, usage.month.reserved_bytes), (0, 0));
