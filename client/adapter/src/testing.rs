@@ -47,6 +47,8 @@ pub(crate) enum Act {
     Answer(u16, Vec<(&'static str, &'static str)>, Vec<&'static str>, Option<Error>),
     /// The same, after a while.
     Slow(Duration, Box<Act>),
+    /// A stream of events, one after each such time.
+    Drip(Duration, Vec<&'static str>),
     /// A head, then nothing more.
     Hang(u16),
     /// An error, before or after the request left.
@@ -137,12 +139,19 @@ struct Pieces {
     pieces: VecDeque<Bytes>,
     end: Option<Error>,
     hang: bool,
+    every: Option<Duration>,
+    next: Option<Pin<Box<tokio::time::Sleep>>>,
     _held: Held,
 }
 
 impl futures::Stream for Pieces {
     type Item = Result<Bytes, Error>;
-    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(every) = self.every {
+            let next = self.next.get_or_insert_with(|| Box::pin(tokio::time::sleep(every)));
+            std::task::ready!(next.as_mut().poll(cx));
+            self.next = None;
+        }
         match self.pieces.pop_front() {
             Some(piece) => Poll::Ready(Some(Ok(piece))),
             None if self.hang => Poll::Pending,
@@ -182,6 +191,7 @@ impl Upstream for Fake {
             } else if !matches!(act, Act::Unsent | Act::FailUnsent(_)) {
                 began();
             }
+            let every = if let Act::Drip(every, _) = &act { Some(*every) } else { None };
             let answer =
                 |status, headers: Vec<(&'static str, &'static str)>, pieces: Vec<&'static str>, end, hang| {
                     Answer {
@@ -201,12 +211,17 @@ impl Upstream for Fake {
                             pieces: pieces.into_iter().map(|p| Bytes::from_static(p.as_bytes())).collect(),
                             end,
                             hang,
+                            every,
+                            next: None,
                             _held: held,
                         }),
                     }
                 };
             match act {
                 Act::Answer(status, headers, pieces, end) => Ok(answer(status, headers, pieces, end, false)),
+                Act::Drip(_, pieces) => {
+                    Ok(answer(200, vec![("content-type", "text/event-stream")], pieces, None, false))
+                }
                 Act::Hang(status) => {
                     let events = vec![("content-type", "text/event-stream")];
                     Ok(answer(status, events, vec!["data: 1\n\n"], None, true))

@@ -647,6 +647,14 @@ async fn silence_within_an_answer_is_typed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn each_piece_ends_a_silence() {
+    let slow = Act::Drip(Duration::from_millis(700), vec!["data: 1\n\n", "data: 2\n\n", "data: 3\n\n"]);
+    let bench = Bench::new("defaults = { idle_ms = 1000 }", openai(vec![slow]));
+    let got = bench.post(CHAT, r#"{"model":"m","stream":true}"#).await;
+    assert_eq!(got.body.as_deref(), Ok("data: 1\n\ndata: 2\n\ndata: 3\n\n"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_application_that_does_not_read_is_no_silent_provider() {
     let slow = Act::Answer(
         200,

@@ -14,7 +14,7 @@
 //! held until it is whole. **Fails closed**: what cannot be read, an external guard that does not answer in time, a schema that says
 //! more than is understood.
 //!
-//! **Leaves**: spelling a secret backwards, in another alphabet or language. A guard stops accidents and careless prompts; it is no
+//! **Leaves**: a provider's error answers, which pass as they are; headers; spelling a secret backwards, in another alphabet or language. A guard stops accidents and careless prompts; it is no
 //! border against whoever means to get round it.
 mod checksum;
 mod detect;
