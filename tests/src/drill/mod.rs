@@ -186,7 +186,9 @@ pub fn run(report: &mut Report) -> anyhow::Result<()> {
         for (name, attack) in all_outside(report) {
             let lab = whole(&mut lab)?;
             report.row(name, || attack(lab));
-            kept(lab, report);
+            if report.rows.last().is_some_and(|r| r.outcome.is_err()) {
+                kept(lab);
+            }
         }
     }
     if report.wants_any(Phase::Inside) {
@@ -196,16 +198,18 @@ pub fn run(report: &mut Report) -> anyhow::Result<()> {
         crate::hostile_build::build()?;
         let lab = whole(&mut lab)?;
         let ran = keyed::rows(lab, report);
-        kept(lab, report);
+        if report.check().is_err() {
+            kept(lab);
+        }
         ran?;
     }
     Ok(())
 }
 
 /// Traces and data stay where a row did not hold.
-fn kept(lab: &Lab, report: &Report) {
+fn kept(lab: &Lab) {
     let dir = &lab.mesh.dir;
-    if report.rows.iter().any(|r| r.outcome.is_err()) && std::fs::write(dir.join("keep"), "").is_ok() {
+    if std::fs::write(dir.join("keep"), "").is_ok() {
         eprintln!("   kept: {}", dir.display());
     }
 }
