@@ -123,8 +123,28 @@ const REASONS: &[(&str, &str)] = &[
         "environment_variables",
         "environments are their processes' own; keys among them go through `admin credential set`",
     ),
+    ("include", "other files are not read: import each, or join them first"),
+    ("mcp_servers", "tools that a gateway runs would see content in the open: applications call their own"),
+    ("pass_through_endpoints", "a route serves the endpoints of its dialect and no others"),
+    ("user_header_name", PEOPLE),
+    ("key_management_system", "keys are split once, by `admin credential set`, from wherever they are kept"),
+    ("allowed_routes", "a client's routes are named one by one: admin client add --route"),
     ("enable_tag_filtering", "routes are chosen by model, capability, price and speed"),
 ];
+/// Options that say where a deployment is, and with which key.
+const WHERE: [&str; 8] = [
+    "model",
+    "api_base",
+    "base_url",
+    "api_key",
+    "aws_region_name",
+    "region_name",
+    "custom_llm_provider",
+    "litellm_credential_name",
+];
+/// Modes of a model that routes have endpoints for.
+const SERVED: [&str; 4] = ["chat", "completion", "embedding", "responses"];
+const WILD: &str = "a wildcard's models are not listed: name the models that it matters for";
 const DEFAULTS: &str = "applications set their own parameters; the adapter adds none";
 const REDIS: &str = "not needed: the adapter's routing is its own, limits are in the replicated log";
 const CALLBACKS: &str = "telemetry is Prometheus and OpenTelemetry, without content";
@@ -149,12 +169,20 @@ pub(super) fn read(root: &Node) -> Plan {
     let mut reader = Reader::default();
     for entry in root.entries() {
         match entry.key.as_str() {
-            "model_list" => {}
-            "router_settings" | "litellm_settings" | "general_settings" => {
+            "model_list" if !entry.node.list().is_empty() => {}
+            "router_settings" | "litellm_settings" | "general_settings" if entry.node.is_map() => {
                 reader.settings(&entry.key, &entry.node);
             }
+            "model_list" | "router_settings" | "litellm_settings" | "general_settings" => {
+                reader.plan.left(entry.line, &entry.key, "is empty, or of another form than LiteLLM's");
+            }
+            // looked up by name, where a deployment uses one
+            "credential_list" => {}
             _ => reader.leave(&entry.key, entry),
         }
+    }
+    if let Some(list) = root.get("credential_list") {
+        reader.credentials(&list.node);
     }
     if let Some(list) = root.get("model_list") {
         for (index, node) in list.node.list().iter().enumerate() {
@@ -172,10 +200,18 @@ struct Reader {
     strategy: Option<(usize, String)>,
     fallbacks: Vec<(usize, String, Vec<String>)>,
     default_fallbacks: Vec<String>,
+    default_line: usize,
+    credentials: BTreeMap<String, Credential>,
     aliases: Vec<(usize, String, String)>,
     budget: Option<(usize, f64)>,
-    period: Option<String>,
+    period: Option<(usize, String)>,
     rpm: f64,
+}
+
+/// What `credential_list` has under one name.
+struct Credential {
+    key: Option<Source>,
+    base: Option<(usize, String)>,
 }
 
 impl Reader {
@@ -212,16 +248,19 @@ impl Reader {
                 ("routing_strategy", _) if entry.node.text().is_some() => {
                     self.strategy = entry.node.text().map(|text| (entry.line, text.to_owned()));
                 }
-                ("fallbacks", _) => self.fallbacks(&path, &entry.node),
+                ("fallbacks", _) => self.fallbacks(&path, entry),
                 ("default_fallbacks", _) => {
-                    self.default_fallbacks =
-                        entry.node.list().iter().filter_map(Node::text).map(Into::into).collect();
+                    self.default_fallbacks = self.names(&path, entry);
+                    self.default_line = entry.line;
                 }
                 ("model_group_alias", _) => {
                     for alias in entry.node.entries() {
                         match alias.node.text().or_else(|| alias.node.get("model")?.node.text()) {
                             Some(target) => {
-                                self.aliases.push((alias.line, alias.key.clone(), target.to_owned()))
+                                self.aliases.push((alias.line, alias.key.clone(), target.to_owned()));
+                                for more in alias.node.entries().iter().filter(|more| more.key != "model") {
+                                    self.leave(&format!("{path}.{}.{}", alias.key, more.key), more);
+                                }
                             }
                             None => {
                                 self.plan.left(alias.line, format!("{path}.{}", alias.key), "names no model")
@@ -233,24 +272,71 @@ impl Reader {
                     self.budget = entry.node.number().map(|amount| (entry.line, amount));
                 }
                 ("budget_duration", _) if entry.node.text().is_some() => {
-                    self.period = entry.node.text().map(ToOwned::to_owned);
+                    self.period = entry.node.text().map(|period| (entry.line, period.to_owned()));
                 }
                 _ => self.leave(&path, entry),
             }
         }
     }
 
-    fn fallbacks(&mut self, path: &str, node: &Node) {
-        for item in node.list() {
-            for entry in item.entries() {
-                let to: Vec<String> =
-                    entry.node.list().iter().filter_map(Node::text).map(Into::into).collect();
-                if to.is_empty() {
-                    self.plan.left(entry.line, format!("{path}.{}", entry.key), "names no model");
-                } else {
+    /// Names of models in a list; whatever else stands there is reported.
+    fn names(&mut self, path: &str, entry: &Entry) -> Vec<String> {
+        let items = entry.node.list();
+        if items.is_empty() {
+            self.plan.left(entry.line, path, "names no model");
+        }
+        for item in items.iter().filter(|item| item.text().is_none()) {
+            self.plan.left(
+                item.line,
+                path,
+                "a fallback with parameters of its own: only names are carried over",
+            );
+        }
+        items.iter().filter_map(Node::text).map(Into::into).collect()
+    }
+
+    fn fallbacks(&mut self, path: &str, entry: &Entry) {
+        let node = &entry.node;
+        let rules = if node.is_map() { std::slice::from_ref(node) } else { node.list() };
+        if rules.is_empty() {
+            self.plan.left(entry.line, path, "names no model");
+        }
+        for rule in rules {
+            if !rule.is_map() {
+                self.plan.left(rule.line, path, "names no model");
+            }
+            for entry in rule.entries() {
+                let to = self.names(&format!("{path}.{}", entry.key), entry);
+                if !to.is_empty() {
                     self.fallbacks.push((entry.line, entry.key.clone(), to));
                 }
             }
+        }
+    }
+
+    /// Keys that deployments name instead of holding them.
+    fn credentials(&mut self, list: &Node) {
+        for (index, node) in list.list().iter().enumerate() {
+            let at = format!("credential_list[{index}]");
+            let Some(name) = node.get("credential_name").and_then(|e| e.node.text()) else {
+                self.plan.left(node.line, at, "has no credential_name");
+                continue;
+            };
+            let mut found = Credential { key: None, base: None };
+            for entry in node.get("credential_values").map(|e| e.node.entries()).unwrap_or_default() {
+                match entry.key.as_str() {
+                    "api_key" => found.key = Some(source(entry)),
+                    "api_base" => found.base = entry.node.text().map(|url| (entry.line, url.to_owned())),
+                    _ => self.leave(&format!("{at}.credential_values.{}", entry.key), entry),
+                }
+            }
+            for entry in node.entries() {
+                if !["credential_name", "credential_values", "credential_info"].contains(&entry.key.as_str())
+                {
+                    self.leave(&format!("{at}.{}", entry.key), entry);
+                }
+            }
+            self.credentials.insert(name.to_owned(), found);
         }
     }
 
@@ -297,9 +383,15 @@ impl Reader {
                 .or_else(|| deployment.provider.prefix.starts_with("ollama").then_some("ollama")),
         };
         let mut prices = (None, None, None);
-        self.options(&params_at, &params.node, &mut place, &mut prices);
-        if let Some(info) = node.get("model_info") {
-            self.options(&format!("{at}.model_info"), &info.node, &mut place, &mut prices);
+        let info_at = format!("{at}.model_info");
+        let info = node.get("model_info").map(|info| &info.node);
+        let both = [(&params_at, Some(&params.node)), (&info_at, info)];
+        for (at, node) in both.into_iter().filter_map(|(at, node)| Some((at, node?))) {
+            if wild {
+                self.wild_options(at, node);
+            } else {
+                self.options(at, node, &mut place, &mut prices);
+            }
         }
         for entry in node.entries() {
             if !["model_name", "litellm_params", "model_info"].contains(&entry.key.as_str()) {
@@ -321,7 +413,7 @@ impl Reader {
             );
             return;
         }
-        self.price(name, &route, prices);
+        self.price(node.line, name, &route, prices);
         place.price_in = prices.0.map(|cost: f64| cost * 1e6);
         place.price_out = prices.1.map(|cost: f64| cost * 1e6);
         match self.plan.models.iter_mut().find(|known| known.name == name) {
@@ -332,6 +424,25 @@ impl Reader {
                 strategy: "weighted",
                 places: vec![place],
             }),
+        }
+    }
+
+    /// A wildcard's options have no model to belong to.
+    fn wild_options(&mut self, at: &str, node: &Node) {
+        for entry in node.entries().iter().filter(|e| !WHERE.contains(&e.key.as_str())) {
+            let path = format!("{at}.{}", entry.key);
+            match entry.key.as_str() {
+                "weight" | "order" | "rpm" | "max_input_tokens" => {
+                    self.plan.left(entry.line, path, WILD);
+                }
+                key if key.starts_with("supports_")
+                    || key.contains("cost_per")
+                    || key.contains("token_cost") =>
+                {
+                    self.plan.left(entry.line, path, WILD);
+                }
+                _ => self.leave(&path, entry),
+            }
         }
     }
 
@@ -347,16 +458,7 @@ impl Reader {
             let number = entry.node.number().filter(|n| *n >= 0.0);
             let path = format!("{at}.{}", entry.key);
             match (entry.key.as_str(), number) {
-                (
-                    "model"
-                    | "api_base"
-                    | "base_url"
-                    | "api_key"
-                    | "aws_region_name"
-                    | "region_name"
-                    | "custom_llm_provider",
-                    _,
-                ) => {}
+                (key, _) if WHERE.contains(&key) => {}
                 ("weight", Some(weight)) => place.weight = weight,
                 ("order", Some(order)) => place.order = order,
                 ("rpm", Some(rpm)) => {
@@ -373,6 +475,9 @@ impl Reader {
                         "one deployment's own: set tries at its [[model]] in serve.toml",
                     );
                 }
+                ("mode", _) if entry.node.text().is_some_and(|mode| !SERVED.contains(&mode)) => {
+                    self.plan.left(entry.line, path, "no route serves this endpoint");
+                }
                 ("input_cost_per_token", Some(cost)) => prices.0 = Some(cost),
                 ("output_cost_per_token", Some(cost)) => prices.1 = Some(cost),
                 ("cache_read_input_token_cost", Some(cost)) => prices.2 = Some(cost),
@@ -388,14 +493,32 @@ impl Reader {
         }
     }
 
-    fn price(&mut self, name: &str, route: &str, prices: (Option<f64>, Option<f64>, Option<f64>)) {
-        let (Some(input), Some(output), cached) = prices else { return };
+    fn price(
+        &mut self,
+        line: usize,
+        name: &str,
+        route: &str,
+        prices: (Option<f64>, Option<f64>, Option<f64>),
+    ) {
+        let (Some(input), Some(output), cached) = prices else {
+            if prices != (None, None, None) {
+                self.plan.left(
+                    line,
+                    format!("the price of {name}"),
+                    "needs a cost of input and one of output",
+                );
+            }
+            return;
+        };
         // Dollars a token to micro-dollars a million tokens.
         let micro = |cost: f64| (cost * 1e12).round() as u64;
         if let Some(known) = self.plan.prices.iter_mut().find(|price| price.name == name) {
-            if (known.input, known.output) == (micro(input), micro(output))
-                && !known.routes.iter().any(|r| r == route)
-            {
+            let same = (known.input, known.output, known.cached_input)
+                == (micro(input), micro(output), cached.map(micro));
+            if !same {
+                let why = "another deployment of it has another price: add one for this route by hand";
+                self.plan.left(line, format!("the price of {name}"), why);
+            } else if !known.routes.iter().any(|r| r == route) {
                 known.routes.push(route.to_owned());
             }
             return;
@@ -438,27 +561,28 @@ impl Reader {
         {
             return Err((Some(signed.line), format!("{at}.{}", signed.key), SIGV4.to_owned()));
         }
-        let source = match params.get("api_key") {
-            Some(entry) => match entry.node.text() {
-                Some(text) => match text.strip_prefix("os.environ/") {
-                    Some(name) if variable(name) => Source::Variable(name.to_owned()),
-                    _ if ["none", "dummy", "fake", "sk-no-key-required", ""]
-                        .contains(&text.to_lowercase().as_str()) =>
-                    {
-                        Source::None
-                    }
-                    _ => Source::Written(entry.line),
-                },
-                None if matches!(entry.node.value, Value::Null) => Source::None,
-                None => Source::Written(entry.line),
-            },
-            None if provider.key.is_empty()
-                || provider.host.is_none() && provider.prefix != "azure" && provider.prefix != "bedrock" =>
+        let named = params.get("litellm_credential_name");
+        let credential = named.and_then(|entry| self.credentials.get(entry.node.text()?));
+        let source = match (params.get("api_key"), credential, named) {
+            (Some(entry), ..) => source(entry),
+            (None, Some(Credential { key: Some(key), .. }), _) => key.clone(),
+            // it is kept where this importer does not look
+            (None, _, Some(entry)) => Source::Written(entry.line),
+            (None, None, None)
+                if provider.key.is_empty()
+                    || provider.host.is_none()
+                        && provider.prefix != "azure"
+                        && provider.prefix != "bedrock" =>
             {
                 Source::None
             }
-            None => Source::Variable(provider.key.to_owned()),
+            (None, ..) => Source::Variable(provider.key.to_owned()),
         };
+        if let (Some(entry), None) = (named, credential) {
+            let key = format!("{at}.{}", entry.key);
+            self.plan.left(entry.line, key, "credential_list has no such name: find out which key it is");
+        }
+        let kept = credential.and_then(|credential| credential.base.clone());
         let base = params.get("api_base").or_else(|| params.get("base_url"));
         let (host, port, base_path) = match (base, provider.host) {
             (Some(entry), _) => {
@@ -468,7 +592,14 @@ impl Reader {
                     let why = "stands in an environment variable: write the address itself";
                     return Err((Some(entry.line), key, why.to_owned()));
                 }
+                if let Some(why) = lost(url, provider) {
+                    self.plan.changed(entry.line, &key, why);
+                }
                 address(url, provider).map_err(|why| (Some(entry.line), key, why))?
+            }
+            (None, _) if kept.is_some() => {
+                let (line, url) = kept.unwrap_or_default();
+                address(&url, provider).map_err(|why| (Some(line), "credential_list".to_owned(), why))?
             }
             (None, Some(host)) => (host.to_owned(), 443, provider.base_path.to_owned()),
             (None, None) if provider.prefix == "bedrock" => {
@@ -590,6 +721,17 @@ impl Reader {
                 self.plan.left(*line, format!("fallbacks.{from}"), format!("{name} was not carried over"));
             }
         }
+        for name in std::mem::take(&mut self.default_fallbacks) {
+            if own.contains_key(&name) {
+                self.default_fallbacks.push(name);
+            } else {
+                self.plan.left(
+                    self.default_line,
+                    "default_fallbacks",
+                    format!("{name} was not carried over"),
+                );
+            }
+        }
         let mut notes = Vec::new();
         for model in &mut self.plan.models {
             let rule = rules.iter().find(|(_, from, _)| *from == model.name);
@@ -622,10 +764,18 @@ impl Reader {
 
     /// The whole proxy's budget is a team's: put every client into it.
     fn budget(&mut self) {
-        let Some((line, dollars)) = self.budget.filter(|(_, dollars)| *dollars > 0.0) else { return };
+        let Some((line, dollars)) = self.budget else {
+            if let Some((line, _)) = self.period {
+                self.plan.left(line, "litellm_settings.budget_duration", "without a max_budget");
+            }
+            return;
+        };
+        if dollars <= 0.0 {
+            return self.plan.left(line, "litellm_settings.max_budget", "nothing could be asked at all");
+        }
         let micro = Some((dollars * 1e6).round() as u64);
         let mut team = TeamDocument { name: TEAM.to_owned(), ..TeamDocument::default() };
-        match self.period.as_deref() {
+        match self.period.as_ref().map(|(_, period)| period.as_str()) {
             Some("1d" | "24h") => team.money_per_day = micro,
             Some("30d" | "1mo" | "31d") => team.money_per_month = micro,
             _ => {
@@ -639,6 +789,36 @@ impl Reader {
         );
         self.plan.changed(line, "litellm_settings.max_budget", why);
     }
+}
+
+/// Where a key is.
+fn source(entry: &Entry) -> Source {
+    let Some(text) = entry.node.text() else {
+        return if matches!(entry.node.value, Value::Null) {
+            Source::None
+        } else {
+            Source::Written(entry.line)
+        };
+    };
+    match text.strip_prefix("os.environ/") {
+        Some(name) if variable(name) => Source::Variable(name.to_owned()),
+        _ if ["none", "dummy", "fake", "sk-no-key-required", ""].contains(&text.to_lowercase().as_str()) => {
+            Source::None
+        }
+        _ => Source::Written(entry.line),
+    }
+}
+
+/// What of an address is not in the route. Repeats nothing of it: a query may hold a key.
+fn lost(url: &str, provider: &Provider) -> Option<&'static str> {
+    let (_, rest) = url.split_once("://")?;
+    let path = rest.split_once('/').map_or("", |(_, path)| path);
+    if url.contains('?') {
+        return Some("its query is left out: no route has one");
+    }
+    let known = ["", "openai", "openai/v1"].contains(&path.trim_end_matches('/'));
+    (provider.prefix == "azure" && !known)
+        .then_some("its path is left out: the route speaks Azure's v1 API at /openai/v1")
 }
 
 /// The name of an environment variable, fit for a shell.

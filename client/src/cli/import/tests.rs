@@ -47,6 +47,94 @@ fn wildcards_merge_keys_orders_and_default_fallbacks() {
 }
 
 #[test]
+fn everything_at_once() {
+    let (text, plan) = golden("crowded");
+    assert!(!text.contains("SECRET-"), "a value of the file leaks");
+    assert!(text.contains("--from-command 'printenv SHARED_AZURE_KEY'"));
+    assert!(plan.routes.iter().all(|route| crate::head_template(route).is_ok()));
+    let notes: Vec<&str> = plan.notes.iter().map(|note| note.key.as_str()).collect();
+    for key in [
+        "include",
+        "credential_list[0].credential_values.api_version",
+        "credential_list[1]",
+        "model_list[0].litellm_params.api_base",
+        "model_list[0].litellm_params.azure_ad_token",
+        "the price of gpt-4o",
+        "the price of unknown-key",
+        "model_list[4].litellm_params.rpm",
+        "model_list[4].litellm_params.input_cost_per_token",
+        "model_list[4].model_info.supports_vision",
+        "model_list[9].model_info.access_groups",
+        "model_list[9].model_info.supports_vision",
+        "router_settings.model_group_alias.hidden.hidden",
+        "router_settings.fallbacks.gpt-4o",
+        "litellm_settings.default_fallbacks",
+        "default_fallbacks",
+        "litellm_settings.budget_duration",
+        "litellm_settings.true",
+        "general_settings.pass_through_endpoints",
+        "guardrails",
+        "mcp_servers",
+    ] {
+        assert!(notes.contains(&key), "{key} in {notes:?}");
+    }
+}
+
+#[test]
+fn sections_of_another_form_are_reported() {
+    for section in ["model_list", "router_settings", "litellm_settings", "general_settings"] {
+        for form in ["7", "x", "null", "[]"] {
+            let plan = plan(&format!("{section}: {form}\n"));
+            assert!(plan.notes.iter().any(|note| note.key == section), "{section}: {form}");
+        }
+    }
+    for (form, key) in [
+        ("fallbacks: x", "router_settings.fallbacks"),
+        ("fallbacks: [x]", "router_settings.fallbacks"),
+        ("fallbacks: [{a: []}]", "router_settings.fallbacks.a"),
+        ("default_fallbacks: x", "router_settings.default_fallbacks"),
+        ("max_budget: 0", "litellm_settings.max_budget"),
+    ] {
+        let notes = plan(&format!("router_settings: {{{form}}}\n")).notes;
+        assert!(notes.iter().any(|note| note.key == key), "{form}");
+    }
+}
+
+/// What stands in a mapping goes before what is merged into it, wherever the merge stands.
+#[test]
+fn merged_keys_give_way() {
+    let text = "a: &a {x: 1, y: 1}\nb: &b {y: 2, z: 2}\nc:\n  z: 3\n  <<: [*a, *b]\n";
+    let root = yaml::parse(text).unwrap_or_else(|e| panic!("{e}"));
+    let c = &root.get("c").unwrap().node;
+    let number = |key: &str| c.get(key).and_then(|e| e.node.number());
+    assert_eq!((number("x"), number("y"), number("z")), (Some(1.0), Some(1.0), Some(3.0)));
+    assert_eq!(c.entries().len(), 3);
+}
+
+/// A megabyte that stands for gigabytes, that nests without end, or that is looked at again for each of its keys.
+#[test]
+fn files_that_would_be_huge() {
+    use yaml::YamlError as E;
+    let mut laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for n in 1..30 {
+        let before = format!("*a{}", n - 1);
+        laughs += &format!("a{n}: &a{n} [{}]\n", vec![before; 9].join(", "));
+    }
+    assert!(matches!(yaml::parse(&laughs).err(), Some(E::Syntax { .. })));
+    let long = format!("a: &a \"{}\"\nb: [{}]\n", "x".repeat(500_000), "*a,".repeat(100_000));
+    assert_eq!(yaml::parse(&long).err(), Some(E::TooLong { line: 1 }));
+    let lines = format!("b: 1\na: &a |\n{}c: [{}]\n", "  xxxxxxxx\n".repeat(1000), "*a,".repeat(1000));
+    assert!(matches!(yaml::parse(&lines).err(), Some(E::TooLong { .. })));
+    assert_eq!(
+        yaml::parse(&format!("a: 1\nb:\n {}x", "- ".repeat(500_000))).err(),
+        Some(E::TooDeep { line: 3 })
+    );
+    assert_eq!(yaml::parse(&format!("{}x", "? ".repeat(500_000))).err(), Some(E::TooDeep { line: 1 }));
+    let keys: String = (0..60_000).map(|n| format!("k{n}: {n}\n")).collect();
+    assert_eq!(yaml::parse(&keys).unwrap_or_else(|e| panic!("{e}")).entries().len(), 60_000);
+}
+
+#[test]
 fn every_key_of_the_file_is_used_or_reported() {
     // Each option of a deployment and each setting, once with a name nobody knows: it must be in the report.
     let text = "model_list:\n- model_name: a\n  extra: 1\n  litellm_params: {model: openai/a, extra: 1}\n  model_info: {extra: 1}\nrouter_settings: {extra: 1}\nlitellm_settings: {extra: 1}\ngeneral_settings: {extra: 1}\nextra: 1\n";
