@@ -9,6 +9,7 @@
 //! test waits for what it needs, and a bound turns waiting into a failure that names what was awaited.
 #![forbid(unsafe_code)]
 
+pub mod chaos;
 pub mod contrary;
 pub mod drill;
 pub mod hostile;

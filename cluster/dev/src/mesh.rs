@@ -100,6 +100,23 @@ pub struct Site {
     pub tpm_dir: PathBuf,
     /// TPM port.
     pub tpm_port: u16,
+    /// What its commands begin with, such as `ip netns exec n1`; nothing where all nodes share this machine's network.
+    #[serde(default)]
+    pub inside: Vec<String>,
+}
+
+/// Where a node, or the provider, stands in the network.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Its address.
+    pub host: String,
+    /// See [`Site::inside`].
+    pub inside: Vec<String>,
+}
+
+/// All on the loopback interface.
+fn loopback(_: u64) -> Place {
+    Place { host: "127.0.0.1".into(), inside: vec![] }
 }
 
 /// A mesh in a folder.
@@ -188,15 +205,17 @@ pub fn runs(file: &Path) -> bool {
 }
 
 impl Site {
-    fn at(dir: &Path, id: u64, port: u16) -> Self {
+    fn at(dir: &Path, id: u64, port: u16, place: Place) -> Self {
+        let host = place.host;
         Self {
             id,
             name: format!("n{id}"),
             dir: dir.join(format!("n{id}")),
-            grpc: format!("127.0.0.1:{port}"),
-            http: format!("127.0.0.1:{}", port + 1),
+            grpc: format!("{host}:{port}"),
+            http: format!("{host}:{}", port + 1),
             tpm_dir: dir.join(format!("tpm{id}")),
             tpm_port: port + 2,
+            inside: place.inside,
         }
     }
     fn pid_file(&self) -> PathBuf {
@@ -224,12 +243,21 @@ impl Mesh {
     /// Makes everything, starts nothing but TPMs: enrols each node by credential activation, signs the genesis policy, makes
     /// the data folders and the client's trust file. `say` hears what happens.
     pub fn create(plan: &Plan, say: &mut dyn FnMut(&str)) -> anyhow::Result<Self> {
+        Self::create_at(plan, &loopback, say)
+    }
+
+    /// The same, with each node where `place` says; node 0 is the provider, and whoever asks for anything is beside it.
+    pub fn create_at(
+        plan: &Plan,
+        place: &dyn Fn(u64) -> Place,
+        say: &mut dyn FnMut(&str),
+    ) -> anyhow::Result<Self> {
         let dir = &plan.dir;
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let dir = fs::canonicalize(dir)?;
         ensure!(!dir.join("mesh.json").exists(), "{} holds a mesh already", dir.display());
         let first = free_ports(PORTS_PER_NODE * plan.nodes as u16 + 2)?;
-        let site = |id: u64| Site::at(&dir, id, first + PORTS_PER_NODE * (id - 1) as u16);
+        let site = |id: u64| Site::at(&dir, id, first + PORTS_PER_NODE * (id - 1) as u16, place(id));
         let sites: Vec<Site> = (1..=plan.nodes).map(site).collect();
         let key_file = match &plan.key {
             Key::None => None,
@@ -241,7 +269,7 @@ impl Mesh {
         let demo_provider = match &plan.provider {
             Provider::Demo(flags) => {
                 let port = first + PORTS_PER_NODE * plan.nodes as u16;
-                let mut all = vec!["--listen".to_owned(), format!("127.0.0.1:{port}")];
+                let mut all = vec!["--listen".to_owned(), format!("{}:{port}", place(0).host)];
                 all.extend(flags.iter().cloned());
                 if let Some(path) = &key_file {
                     all.extend(["--key-file".to_owned(), path.display().to_string()]);
@@ -283,6 +311,18 @@ impl Mesh {
     /// A command of the binaries' folder.
     pub fn command(&self, name: &str) -> Command {
         Command::new(self.bin.join(name))
+    }
+    /// A command of the binaries' folder, where a node is.
+    fn command_at(&self, site: &Site, name: &str) -> Command {
+        let program = self.bin.join(name);
+        match site.inside.split_first() {
+            None => Command::new(program),
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+        }
     }
     /// `quorate` with this mesh's trust file.
     pub fn quorate(&self, arguments: &[&str]) -> Command {
@@ -405,7 +445,7 @@ impl Mesh {
 
     fn set_up_node(&self, site: &Site, node_config: &str) -> anyhow::Result<()> {
         fs::create_dir_all(&site.dir)?;
-        let mut setup = self.command("quorate-launch");
+        let mut setup = self.command_at(site, "quorate-launch");
         setup
             .args(["tpm", "setup", "--name", &site.name])
             .arg("--dir")
@@ -425,7 +465,7 @@ impl Mesh {
     /// A place for one more node: its ports, its TPM, its configuration. Nothing of it is in the policy yet.
     pub fn new_site(&mut self, id: u64) -> anyhow::Result<Site> {
         let port = free_ports(PORTS_PER_NODE)?;
-        let site = Site::at(&self.dir, id, port);
+        let site = Site::at(&self.dir, id, port, loopback(id));
         self.set_up_node(&site, "")?;
         self.sites.push(site.clone());
         Ok(site)
@@ -433,7 +473,7 @@ impl Mesh {
 
     /// Makes a node's data folder from the genesis policy.
     pub fn init_node(&self, site: &Site, genesis: &Path, joins: bool) -> anyhow::Result<String> {
-        let mut init = self.command("quorated");
+        let mut init = self.command_at(site, "quorated");
         init.arg("--config").arg(site.config()).arg("init").arg("--policy").arg(genesis);
         init.arg("--signature").arg(format!("{}.sig", genesis.display()));
         run(init.args(joins.then_some("--joins")))
@@ -452,7 +492,13 @@ impl Mesh {
             .arg(ca.join("swtpm-localca-rootca-cert.pem"))
             .arg("--ek-intermediates")
             .arg(ca.join("issuercert.pem"));
-        enrol.arg("--").arg(self.bin.join("quorated")).arg("--config").arg(site.config()).arg("enrol");
+        enrol
+            .arg("--")
+            .args(&site.inside)
+            .arg(self.bin.join("quorated"))
+            .arg("--config")
+            .arg(site.config())
+            .arg("enrol");
         run(&mut enrol).map(drop)
     }
 
@@ -640,7 +686,7 @@ impl Mesh {
     pub fn tpm(&self, site: &Site, verb: &str) -> anyhow::Result<()> {
         let port = site.tpm_port.to_string();
         run(self
-            .command("quorate-launch")
+            .command_at(site, "quorate-launch")
             .args(["tpm", verb, "--port", &port])
             .arg("--dir")
             .arg(&site.tpm_dir))
@@ -656,7 +702,7 @@ impl Mesh {
     pub fn start_node_with(&self, id: u64, program: &Path, launch: &[&str]) -> anyhow::Result<()> {
         let site = self.site(id)?;
         ensure!(!site.runs(), "{} runs already", site.name);
-        let mut command = self.command("quorate-launch");
+        let mut command = self.command_at(site, "quorate-launch");
         command.args(["node", "--port", &site.tpm_port.to_string()]).arg("--tpm-dir").arg(&site.tpm_dir);
         command.arg("--event-log").arg(self.dir.join("events")).arg("--log-out").arg(site.dir.join("events"));
         // Should it leave a core dump after all, then where it is looked for.
