@@ -12,13 +12,13 @@ const BYTES: u64 = 2 << 30;
 const BLOCK: usize = 4096;
 
 /// One node's.
-pub struct Disk {
+pub(super) struct Disk {
     data: PathBuf,
 }
 
 impl Disk {
     /// Puts the data folder of a node that does not run onto a disk of its own.
-    pub fn mount(site: &Site) -> anyhow::Result<Self> {
+    pub(super) fn mount(site: &Site) -> anyhow::Result<Self> {
         let (data, image) = (site.dir.join("data"), site.dir.join("disk"));
         let moved = data.with_extension("moved");
         fs::File::create(&image)?.set_len(BYTES)?;
@@ -33,7 +33,7 @@ impl Disk {
     }
 
     /// Takes all the space there is.
-    pub fn fill(&self) -> anyhow::Result<()> {
+    pub(super) fn fill(&self) -> anyhow::Result<()> {
         let filler = self.data.join("filler");
         let free = run(Command::new("df").args(["--output=avail", "-B1"]).arg(&self.data))?;
         let free: u64 = free.lines().last().unwrap_or_default().trim().parse().context("df")?;
@@ -46,17 +46,17 @@ impl Disk {
     }
 
     /// Gives it back.
-    pub fn free(&self) -> anyhow::Result<()> {
+    pub(super) fn free(&self) -> anyhow::Result<()> {
         Ok(fs::remove_file(self.data.join("filler"))?)
     }
 
     /// Every write stands still, or goes on.
-    pub fn freeze(&self, frozen: bool) -> anyhow::Result<()> {
+    pub(super) fn freeze(&self, frozen: bool) -> anyhow::Result<()> {
         run(Command::new("fsfreeze").arg(if frozen { "-f" } else { "-u" }).arg(&self.data)).map(drop)
     }
 
     /// Every write is refused, as by a disk that found itself broken; and mended.
-    pub fn break_down(&self, broken: bool) -> anyhow::Result<()> {
+    pub(super) fn break_down(&self, broken: bool) -> anyhow::Result<()> {
         // An emergency remount: an orderly one waits until nobody has a file open for writing.
         if broken {
             run(Command::new("mount").args(["-o", "remount,abort"]).arg(&self.data)).map(drop)

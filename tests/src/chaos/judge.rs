@@ -105,8 +105,9 @@ fn forwarded(access: &str) -> anyhow::Result<BTreeMap<String, usize>> {
     let mut seen = BTreeMap::new();
     for line in access.lines() {
         let line: serde_json::Value = serde_json::from_str(line)?;
-        if line["event"] == "request" {
-            let body = line["body_sha256"].as_str().context("an access line without its body's digest")?;
+        let word = |name: &str| line.get(name).and_then(serde_json::Value::as_str);
+        if word("event") == Some("request") {
+            let body = word("body_sha256").context("an access line without its body's digest")?;
             *seen.entry(body.to_owned()).or_default() += 1;
         }
     }
@@ -154,7 +155,12 @@ mod tests {
         let trail = Trail::default();
         for id in attempts {
             let request = RequestId([*id; 16]);
-            trail.add(Attempted { request, route: "r".parse().unwrap(), relay: NodeId(1), keyer: NodeId(2) });
+            trail.add(Attempted {
+                request,
+                route: quorate_core::ids::RouteId::new("r").unwrap(),
+                relay: NodeId(1),
+                keyer: NodeId(2),
+            });
         }
         let outcome = outcome.map(|id| RequestId([id; 16])).map_err(ToOwned::to_owned);
         Asked { body: body.into(), trail, times: (Instant::now(), Instant::now()), outcome }

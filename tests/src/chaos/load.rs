@@ -16,19 +16,19 @@ const HANG: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(20);
 
 /// One request of an application.
-pub struct Asked {
+pub(super) struct Asked {
     /// SHA-256 of its body, hex: no two are the same.
-    pub body: String,
+    pub(super) body: String,
     /// Its attempts.
-    pub trail: Trail,
+    pub(super) trail: Trail,
     /// When it was begun, and when it ended.
-    pub times: (Instant, Instant),
+    pub(super) times: (Instant, Instant),
     /// The attempt that was answered with the whole of the answer, or the stable code of the error.
-    pub outcome: Result<RequestId, String>,
+    pub(super) outcome: Result<RequestId, String>,
 }
 
 /// All applications.
-pub struct Load {
+pub(super) struct Load {
     stop: Arc<AtomicBool>,
     asked: Arc<Mutex<Vec<Asked>>>,
     workers: JoinSet<()>,
@@ -36,7 +36,7 @@ pub struct Load {
 
 impl Load {
     /// Starts so many, each of which waits this long between two requests.
-    pub fn start(client: &Client, model: &str, at_once: usize, think: Duration) -> Self {
+    pub(super) fn start(client: &Client, model: &str, at_once: usize, think: Duration) -> Self {
         let (stop, asked, serial) = (Arc::default(), Arc::default(), Arc::new(AtomicU64::new(0)));
         let mut load = Self { stop, asked, workers: JoinSet::new() };
         for worker in 0..at_once {
@@ -57,12 +57,12 @@ impl Load {
     }
 
     /// Reads what was asked so far.
-    pub fn read<T>(&self, read: impl FnOnce(&[Asked]) -> T) -> T {
+    pub(super) fn read<T>(&self, read: impl FnOnce(&[Asked]) -> T) -> T {
         read(&self.asked.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The first answer to a request that was begun after this.
-    pub fn first_after(&self, since: Instant) -> Option<Instant> {
+    pub(super) fn first_after(&self, since: Instant) -> Option<Instant> {
         self.read(|asked| {
             let good = asked.iter().rev().take_while(|a| a.times.1 >= since);
             good.filter(|a| a.outcome.is_ok() && a.times.0 >= since).map(|a| a.times.1).min()
@@ -70,7 +70,7 @@ impl Load {
     }
 
     /// The longest time within these without an answer.
-    pub fn silence(&self, from: Instant, to: Instant) -> Duration {
+    pub(super) fn silence(&self, from: Instant, to: Instant) -> Duration {
         self.read(|asked| {
             let recent = asked.iter().rev().take_while(|a| a.times.1 >= from);
             let mut ends: Vec<Instant> =
@@ -85,7 +85,7 @@ impl Load {
     }
 
     /// Errors by their code.
-    pub fn errors(&self) -> BTreeMap<String, usize> {
+    pub(super) fn errors(&self) -> BTreeMap<String, usize> {
         self.read(|asked| {
             asked.iter().filter_map(|a| a.outcome.as_ref().err()).fold(BTreeMap::new(), |mut by, code| {
                 *by.entry(code.clone()).or_default() += 1;
@@ -95,7 +95,7 @@ impl Load {
     }
 
     /// Lets all of them end.
-    pub async fn end(&mut self) {
+    pub(super) async fn end(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         while self.workers.join_next().await.is_some() {}
     }

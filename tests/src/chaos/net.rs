@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Where the provider and the applications are.
-pub const HUB: &str = "10.231.0.254";
+pub(super) const HUB: &str = "10.231.0.254";
 
 /// The namespaces, made.
 pub struct Net {
@@ -18,7 +18,7 @@ pub struct Net {
 }
 
 /// A node's address.
-pub fn address(node: u64) -> String {
+pub(super) fn address(node: u64) -> String {
     format!("10.231.0.{node}")
 }
 
