@@ -479,6 +479,7 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use quorate_core::testing::{CLIENT, Fleet, Mesh};
 
     fn signed(version: u64) -> SignedPolicy {
         SignedPolicy { document: document(version).into_bytes(), signatures: Vec::new() }
@@ -527,5 +528,54 @@ mod tests {
         }
         std::fs::write(folder.path().join("policy-00000002"), b"x").unwrap();
         assert!(matches!(PolicyChain::open(folder.path(), signed(1)), Err(ChainError::Damaged(_))));
+    }
+
+    #[test]
+    fn the_index_forgets_the_oldest() {
+        let index = RequestIndex::default();
+        let id = |n: u64| {
+            let mut id = [0; 16];
+            id[..8].copy_from_slice(&n.to_be_bytes());
+            RequestId(id)
+        };
+        let count = INDEX_MAX as u64;
+        for n in 0..count {
+            index.insert(id(n), LeafIndex(3 * n));
+        }
+        index.update(&id(0), |leaves| leaves.settled = Some(LeafIndex(7)));
+        assert_eq!(index.leaves(&id(0)).unwrap().settled, Some(LeafIndex(7)));
+        index.insert(id(count), LeafIndex(3 * count));
+        assert_eq!(index.leaves(&id(count / 2 - 1)), None);
+        let kept = index.leaves(&id(count / 2)).unwrap();
+        assert_eq!((kept.authorised, kept.settled), (Some(LeafIndex(3 * (count / 2))), None));
+        assert!(index.leaves(&id(count)).is_some());
+    }
+
+    /// Where nobody settles a request, the log's word takes the settlement's place: whoever waits for a receipt gets it.
+    #[test]
+    fn the_index_knows_what_the_log_closed() {
+        let mut mesh = Mesh::new(4, 1, |d| d.attestation.settle_ms = 1000);
+        let index = RequestIndex::default();
+        let pool = mesh.open_pool();
+        let (silent, heard) = (mesh.authorise(&pool), mesh.authorise(&pool));
+        let reports = ClientCommand::Report(vec![Fleet::report(heard)]);
+        let report = mesh.fleet.client(CLIENT, reports);
+        mesh.apply(vec![report]);
+        let deadline = [silent, heard].map(|id| mesh.state().request(&id).unwrap().deadline);
+        mesh.time = deadline[0].max(deadline[1]);
+        mesh.apply(vec![]);
+        let mut closed = HashMap::new();
+        for leaf in mesh.applied.iter().flat_map(|applied| &applied.leaves) {
+            index.on_leaf(leaf);
+            let Leaf::V1 { body, .. } = leaf.leaf();
+            if let LeafBody::Unsettled { request, .. } = body {
+                closed.insert(*request, leaf.index());
+            }
+        }
+        let (silent, at) = (index.leaves(&silent).unwrap(), closed[&silent]);
+        assert_eq!((silent.settled, silent.reported), (Some(at), Some(at)));
+        let (heard, at) = (index.leaves(&heard).unwrap(), closed[&heard]);
+        assert_eq!(heard.settled, Some(at));
+        assert!(heard.reported.is_some_and(|own| own < at), "its client's report stays");
     }
 }

@@ -764,6 +764,37 @@ mod tests {
     use super::*;
     use quorate_core::testing::{CLIENT, Fleet, Mesh};
 
+    /// Time bounds what is remembered, not only a number that a quiet mesh takes days to reach.
+    #[test]
+    fn what_nobody_asks_for_is_forgotten() {
+        let mut mesh = Mesh::four();
+        let pool = mesh.open_pool();
+        let (first, second) = (mesh.authorise(&pool), mesh.authorise(&pool));
+        let found = |id| -> Found {
+            let mut leaves =
+                mesh.applied.iter().flat_map(|a| a.leaves.iter().map(|l| (l, a.checkpoint.size)));
+            let mine =
+                |(leaf, _): &(&AppliedLeaf, TreeSize)| authorised(leaf).is_some_and(|a| a.request == id);
+            let (leaf, size) = leaves.find(mine).unwrap();
+            (leaf.clone(), size)
+        };
+        let mut remembered = Authorisations::default();
+        let begun = Instant::now();
+        remembered.keep(first, found(first), begun);
+        let later = begun + AUTHORISATION_KEPT;
+        remembered.keep(second, found(second), later);
+        assert_eq!(remembered.seen.len(), 2, "a request may live as long");
+        remembered.keep(second, found(second), later + Duration::from_secs(1));
+        assert!(remembered.seen.contains_key(&second) && remembered.seen.len() == 1);
+        assert_eq!(remembered.order.len(), 1);
+
+        let mut decided = DecidedLately::default();
+        decided.push([Hash([1; 32])].into_iter(), begun);
+        decided.push([Hash([2; 32])].into_iter(), begun + DECIDED_KEPT + Duration::from_secs(1));
+        assert!(!decided.seen.contains(&Hash([1; 32])) && decided.seen.contains(&Hash([2; 32])));
+        assert_eq!((decided.seen.len(), decided.order.len()), (1, 1));
+    }
+
     #[test]
     fn who_acts_on_a_batch_hears_of_it_at_once_and_everybody_of_anything_unusual() {
         let mut mesh = Mesh::four();

@@ -206,7 +206,7 @@ fn what_happened_shows_and_nothing_else() {
         events,
         &[
             "more tokens than the bytes could carry",
-            "the relay says complete, the client truncated",
+            "relay and client tell different ends",
             "neither relay nor client said how it ended",
         ],
     );
