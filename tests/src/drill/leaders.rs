@@ -105,6 +105,18 @@ fn redirected(lab: &Lab) -> anyhow::Result<(Command, Vec<Vec<u8>>)> {
     Ok((Command::Policy(command), vec![signed.document]))
 }
 
+/// The policy in force with one more route, to the attacker, signed likewise. The drill's own routes have keys, and another
+/// check stands behind their hosts: without new shares they cannot change.
+fn added(lab: &Lab) -> anyhow::Result<(Command, Vec<Vec<u8>>)> {
+    let file = lab.mesh.dir.join("added.toml");
+    fs::write(&file, run(&mut lab.mesh.quorate(&["admin", "policy", "--next"]))?)?;
+    let words = ["admin", "route", "add", "--name", "elsewhere", "--host", ELSEWHERE, "--dialect", "openai"];
+    run(lab.mesh.quorate(&words).args(["--model", "elsewhere", "--policy"]).arg(&file))?;
+    let signed = signed_by_stranger(lab, &fs::read(file)?)?;
+    let command = PolicyCommand { document: sha256(&signed.document), signatures: signed.signatures };
+    Ok((Command::Policy(command), vec![signed.document]))
+}
+
 /// What `quorate admin sign` makes of it with the key of nobody the policy knows.
 fn signed_by_stranger(lab: &Lab, document: &[u8]) -> anyhow::Result<SignedPolicy> {
     let mesh = &lab.mesh;
@@ -125,10 +137,13 @@ fn signed_by_stranger(lab: &Lab, document: &[u8]) -> anyhow::Result<SignedPolicy
 fn redirect(lab: &Lab, owned: (u64, u64)) -> anyhow::Result<Held> {
     let client = lab.client("app")?;
     let version = policy_version(lab, &client)?;
-    let command = redirected(lab)?;
-    let (outcome, detect) = injected(lab, owned.0, &vec![command])?;
+    // Signed by a key that the policy does not know it leaves no leaf: anybody could fill the log with such. Unsigned it does.
+    let (signed, blobs) = redirected(lab)?;
+    let Command::Policy(PolicyCommand { document, .. }) = &signed else { anyhow::bail!("no policy") };
+    let unsigned = Command::Policy(PolicyCommand { document: *document, signatures: vec![] });
+    let (outcome, detect) = injected(lab, owned.0, &vec![(signed, blobs.clone()), (unsigned, blobs)])?;
     let code = code(&outcome);
-    ensure!(["unknown_signer", "too_few_signers", "bad_signature"].contains(&code.as_str()), "{code}");
+    ensure!(code == "too_few_signers", "{code}");
     ensure!(policy_version(lab, &client)? == version, "the policy changed");
     let directory = lab.client("app")?.directory();
     let hosts: Vec<String> =
@@ -137,7 +152,10 @@ fn redirect(lab: &Lab, owned: (u64, u64)) -> anyhow::Result<Held> {
     lab.ask(&client)?;
     let held = Held::new(
         format!("every node's state machine: {code}"),
-        format!("leaf Decided(Policy, Refused({code})), proposed by n{}", owned.0),
+        format!(
+            "leaf Decided(Policy, Refused({code})), proposed by n{}; signed by a stranger it leaves none",
+            owned.0
+        ),
         detect,
     );
     Ok(held.twin("the same change signed by an admin is in force (the routes of this drill)"))
@@ -156,7 +174,7 @@ pub(super) fn signatures_off(f: &Field<'_>, report: &mut Report) -> anyhow::Resu
     for site in &lab.mesh.sites {
         order(lab, site.id, &["off:AdminSignatures"])?;
     }
-    inject(lab, owned.0, &vec![redirected(lab)?])?;
+    inject(lab, owned.0, &vec![added(lab)?])?;
     wait_for("the redirected policy is in force", SHOWS, || {
         let now = policy_version(lab, &client)?;
         ensure!(now == version + 1, "version {now}");
