@@ -184,7 +184,7 @@ pub(super) fn signatures_off(f: &Field<'_>, report: &mut Report) -> anyhow::Resu
     report.bites_later(
         &SIGNED,
         &format!(
-            "off in all nodes: version {} with the attacker's host is in force there; a client that checks the chain itself still refuses ({})",
+            "off in all nodes: version {} with a route to the attacker's host added is in force there (a keyed route's host stays: it needs new shares); a client that checks the chain itself still refuses ({})",
             version + 1,
             format!("{error:#}").lines().next().unwrap_or_default()
         ),
