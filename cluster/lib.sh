@@ -48,6 +48,7 @@ missing_packages() {
   has swtpm_setup && has swtpm_cert || echo swtpm-tools
   has cc || has gcc || echo gcc
   has c++ || has g++ || echo g++
+  has make || echo make
   has ip || echo iproute2
   has nft || echo nftables
   has openssl || echo openssl
