@@ -4,10 +4,11 @@
 //! is that the parts belong together: cosignatures, batch end, evidence and consistency proofs are all of one checkpoint.
 //!
 //! A receipt names leaves by position. Positions of what ended are kept in a bounded [`RequestIndex`], because the state
-//! forgets requests after their deadline; a node that restarted finds older requests only through the tiles.
+//! forgets requests after their deadline; a node that restarts reads the newest leaves again, and finds no older requests.
 use crate::blobs::BlobStore;
 use crate::ledger::{Certified, Ledger};
 use crate::services::status::Problem;
+use crate::tilestore::{StoreError, TileReader};
 use bytes::Bytes;
 use quorate_core::command::{ClientCommand, Command, NodeCommand};
 use quorate_core::crypto::{Hash, encode};
@@ -16,7 +17,7 @@ use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_core::policy::{Policy, SignedPolicy};
 use quorate_core::proof::{PROOF_BYTES_MAX, Proof, ProvenEvidence, ProvenLeaf, taken};
 use quorate_core::state::{AppliedLeaf, Blobs};
-use quorate_core::tlog::{LeafIndex, TreeSize, sha256};
+use quorate_core::tlog::{LeafIndex, TILE_WIDTH, TileKind, TilePath, TreeSize, decode_bundle, sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write as _;
@@ -32,6 +33,8 @@ const REBUILD_AFTER: Duration = Duration::from_millis(200);
 const SETTLEMENT_WAIT: Duration = Duration::from_secs(5);
 /// Requests whose leaves are remembered at the most, and half as many at the least, some 50 bytes each: minutes at 800 a second.
 const INDEX_MAX: usize = 393_216;
+/// Leaves that a starting node reads again for its index: some 80 MB at the most, read in well under a second.
+const RECALLED: u64 = 131_072;
 
 /// Every policy version from genesis on, as files.
 #[derive(Clone)]
@@ -230,10 +233,44 @@ impl Packed {
 impl RequestIndex {
     /// To be called for each applied leaf, in order.
     pub fn on_leaf(&self, applied: &AppliedLeaf) {
-        let Leaf::V1 { body, .. } = applied.leaf();
+        self.enter(applied.leaf(), applied.index());
+    }
+
+    /// Reads the newest leaves again, oldest first, so that a node which restarts still finds the requests of before. What cannot
+    /// be read is left out: nothing here decides anything, and the store says of what is damaged wherever that matters.
+    pub fn recall(&self, tiles: &TileReader) {
+        let size = tiles.size().0;
+        let mut at = size.saturating_sub(RECALLED) / TILE_WIDTH * TILE_WIDTH;
+        while at < size {
+            if let Err(error) = self.recall_bundle(tiles, at) {
+                tracing::warn!(
+                    error = crate::report::chain(&error),
+                    at,
+                    "leaves before the start are not indexed"
+                );
+            }
+            at += TILE_WIDTH;
+        }
+    }
+
+    fn recall_bundle(&self, tiles: &TileReader, at: u64) -> Result<(), StoreError> {
+        let width = u16::try_from((tiles.size().0 - at).min(TILE_WIDTH)).unwrap_or(u16::MAX);
+        let damaged = |source| StoreError::Damaged { path: TilePath::bundle_of(LeafIndex(at)).0, source };
+        let path = TilePath::of_width(TileKind::Entries, at / TILE_WIDTH, width).map_err(damaged)?;
+        let bundle = tiles.tile(&path)?;
+        for (index, bytes) in (at..).zip(decode_bundle(&bundle, width).map_err(damaged)?) {
+            if let Ok(leaf) = borsh::from_slice::<Leaf>(bytes) {
+                self.enter(&leaf, LeafIndex(index));
+            }
+        }
+        Ok(())
+    }
+
+    fn enter(&self, leaf: &Leaf, index: LeafIndex) {
+        let Leaf::V1 { body, .. } = leaf;
         if let LeafBody::Unsettled { request, relay, client } = body {
             self.update(request, |leaves| {
-                let at = Some(applied.index());
+                let at = Some(index);
                 leaves.settled = if *relay { at } else { leaves.settled };
                 leaves.reported = if *client { at } else { leaves.reported };
             });
@@ -243,19 +280,19 @@ impl RequestIndex {
         match (command, outcome) {
             (Command::Client(c), Outcome::Authorised) => {
                 if let ClientCommand::Authorise(a) = &c.body {
-                    self.insert(a.request, applied.index());
+                    self.insert(a.request, index);
                 }
             }
             (Command::Client(c), Outcome::Reported(refused)) => {
                 let ClientCommand::Report(reports) = &c.body else { return };
                 for report in taken(reports, refused) {
-                    self.update(&report.request, |leaves| leaves.reported = Some(applied.index()));
+                    self.update(&report.request, |leaves| leaves.reported = Some(index));
                 }
             }
             (Command::Node(n), Outcome::Settled(refused)) => {
                 let NodeCommand::Settle(settlements) = &n.body else { return };
                 for settlement in taken(settlements, refused) {
-                    self.update(&settlement.request, |leaves| leaves.settled = Some(applied.index()));
+                    self.update(&settlement.request, |leaves| leaves.settled = Some(index));
                 }
                 self.settled.notify_waiters();
             }
@@ -479,6 +516,7 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tilestore::TileStore;
     use quorate_core::testing::{CLIENT, Fleet, Mesh};
 
     fn signed(version: u64) -> SignedPolicy {
@@ -577,5 +615,32 @@ mod tests {
         let (heard, at) = (index.leaves(&heard).unwrap(), closed[&heard]);
         assert_eq!(heard.settled, Some(at));
         assert!(heard.reported.is_some_and(|own| own < at), "its client's report stays");
+    }
+
+    #[test]
+    fn a_node_that_restarts_knows_the_requests_of_before() {
+        let mut mesh = Mesh::new(4, 1, |_| {});
+        let (folder, before, after) =
+            (tempfile::tempdir().unwrap(), RequestIndex::default(), RequestIndex::default());
+        let mut tiles = TileStore::create(folder.path()).unwrap();
+        let pool = mesh.open_pool();
+        let requests: Vec<RequestId> = (0..300).map(|_| mesh.authorise(&pool)).collect();
+        let reports = ClientCommand::Report(vec![Fleet::report(requests[0]), Fleet::report(requests[299])]);
+        let report = mesh.fleet.client(CLIENT, reports);
+        mesh.apply(vec![report]);
+        // The genesis leaf is none of the mesh's own.
+        let first = mesh.applied[0].leaves[0].index().0;
+        tiles.append(&vec![b"not a leaf".to_vec(); usize::try_from(first).unwrap()]).unwrap();
+        for applied in &mesh.applied {
+            applied.leaves.iter().for_each(|leaf| before.on_leaf(leaf));
+            tiles.append(&applied.leaf_bytes).unwrap();
+        }
+        assert!(tiles.head().0.0 > 2 * TILE_WIDTH);
+        after.recall(&tiles.reader());
+        for request in &requests {
+            let (before, after) = (before.leaves(request).unwrap(), after.leaves(request).unwrap());
+            assert_eq!((before.authorised, before.reported), (after.authorised, after.reported));
+        }
+        assert!(after.leaves(&requests[299]).unwrap().reported.is_some());
     }
 }

@@ -135,6 +135,7 @@ impl Node {
         };
 
         let index = Arc::new(RequestIndex::default());
+        index.recall(&tiles.reader());
         let metrics = Arc::new(Metrics::traced(traces(&config)?));
         let relay_cell = Arc::new(OnceLock::new());
         let on_leaf = leaf_hook(Arc::clone(&index), chain.clone(), blobs.clone(), Arc::clone(&relay_cell));

@@ -272,16 +272,26 @@ pub fn soak(mesh: &Mesh, plan: &Plan, say: &mut dyn FnMut(&str)) -> anyhow::Resu
     let places: Vec<_> = adapters.iter().map(|a| (a.address.clone(), a.folder.clone())).collect();
     let pids: Vec<_> = adapters.iter().map(|a| (a.name.to_owned(), a.child.id())).collect();
     let load_is_over = AtomicBool::new(false);
+    let runtime = &tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let clients = runtime.block_on(async {
+        let mut clients = Vec::new();
+        for (adapter, trust) in adapters.iter().zip([mesh.trust(), frugal_trust]) {
+            clients.push((adapter.folder.clone(), Client::connect(TrustFile::load(&trust)?).await?));
+        }
+        anyhow::Ok(clients)
+    })?;
     let mut checked = std::thread::scope(|scope| {
         let (run, load_is_over) = (&shared, &load_is_over);
         scope.spawn(move || sample(run, &pids));
         scope.spawn(move || reap(run));
+        let clients = &clients;
         let checker = scope.spawn(move || {
             let mut checker = Checker::new(genesis);
             while !load_is_over.load(Ordering::Relaxed) {
                 std::thread::sleep(LOOK_EVERY);
                 to_check.try_iter().for_each(|awaited| checker.push(awaited));
                 checker.look(false);
+                runtime.block_on(checker.close(clients));
             }
             checker
         });
@@ -322,15 +332,10 @@ pub fn soak(mesh: &Mesh, plan: &Plan, say: &mut dyn FnMut(&str)) -> anyhow::Resu
         }
     }
     checked.look(true);
-    let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(async {
-        let mut clients = Vec::new();
-        for (adapter, trust) in adapters.iter().zip([mesh.trust(), frugal_trust]) {
-            clients.push((adapter.folder.clone(), Client::connect(TrustFile::load(&trust)?).await?));
-        }
-        checked.close(&clients).await;
-        anyhow::Ok(())
-    })?;
+    while checked.open() > 0 {
+        std::thread::sleep(LOOK_EVERY);
+        runtime.block_on(checked.close(&clients));
+    }
     let tally = shared.tally(std::mem::take);
     let long = plan.length >= COVERAGE_MIN;
     Ok(Report {

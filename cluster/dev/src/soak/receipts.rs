@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 /// The adapter writes a receipt when the log settled the request, or after 20 s without: a relay that was killed never settles.
 /// Several may wait before this one.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// The log closes by itself what nobody settles: after the longest request and the policy's `settle_ms`.
-const CLOSES: Duration = Duration::from_secs(60);
+/// The log closes by itself what nobody settles: after the longest request and the policy's `settle_ms`. Not asked before, and
+/// not much later: nodes that restarted know the requests of some time only.
+const CLOSES: Duration = Duration::from_secs(40);
 /// Failures whose text is kept.
 const SHOWN: usize = 8;
 
@@ -86,32 +87,37 @@ impl Checker {
         self.waiting.len()
     }
 
-    /// Asks the mesh about those that were open: settled by a relay that was slow, or closed by the log.
+    /// How many were not settled when last looked at.
+    pub(super) fn open(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Asks the mesh, once, about those that were open and by now must be settled by a relay that was slow, or closed by the log.
     pub(super) async fn close(&mut self, clients: &[(PathBuf, Client)]) {
-        let deadline = Instant::now() + CLOSES;
-        while let Some(awaited) = self.open.pop_front() {
+        for _ in 0..self.open.len() {
+            let Some(awaited) = self.open.pop_front() else { break };
+            let age = awaited.since.elapsed();
+            if age < CLOSES {
+                self.open.push_back(awaited);
+                continue;
+            }
             let client = clients.iter().find(|(folder, _)| *folder == awaited.folder);
             let (Some((_, client)), Ok(id)) = (client, awaited.request.parse::<RequestId>()) else {
+                self.lost(&awaited, "nobody to ask about it");
                 continue;
             };
-            loop {
-                let settled = match client.receipt_so_far(id).await {
-                    Ok((receipt, _)) => self.verify(id, &receipt.to_text()),
-                    Err(error) => Err(error.into()),
-                };
-                match settled {
-                    Ok(Settled::ByRelay) => self.found.settled += 1,
-                    Ok(Settled::Closed) => self.found.closed_by_the_log += 1,
-                    _ if Instant::now() < deadline => {
-                        tokio::time::sleep(Duration::from_millis(500)).await;
-                        continue;
-                    }
-                    Ok(Settled::Open { reported }) => {
-                        self.lost(&awaited, &format!("it stays open; reported by its client: {reported}"));
-                    }
-                    Err(error) => self.lost(&awaited, &format!("{error:#}")),
+            let settled = match client.receipt_so_far(id).await {
+                Ok((receipt, _)) => self.verify(id, &receipt.to_text()),
+                Err(error) => Err(error.into()),
+            };
+            match settled {
+                Ok(Settled::ByRelay) => self.found.settled += 1,
+                Ok(Settled::Closed) => self.found.closed_by_the_log += 1,
+                _ if age < PATIENCE => self.open.push_back(awaited),
+                Ok(Settled::Open { reported }) => {
+                    self.lost(&awaited, &format!("it stays open; reported by its client: {reported}"));
                 }
-                break;
+                Err(error) => self.lost(&awaited, &format!("{error:#}")),
             }
         }
     }
