@@ -27,6 +27,7 @@ mod client;
 mod directory;
 mod error;
 pub mod http1;
+mod known_chains;
 mod openai;
 mod pool;
 mod request;

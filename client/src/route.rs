@@ -1,8 +1,9 @@
 //! What a policy's route means for a connection: the head's template, the TLS configuration.
 use crate::error::Error;
+use crate::known_chains::KnownChains;
 use quorate_core::policy::RouteDocument;
 use quorate_splitkey::head::{CredentialScheme, CredentialSlot, HeadTemplate};
-use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::sign::CertifiedKey;
@@ -54,10 +55,15 @@ impl RouteTls {
                 .collect(),
             ..default
         };
-        let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
+        let provider = Arc::new(provider);
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider.clone())
+            .build()
+            .map_err(|e| bad(e.to_string()))?;
+        let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
             .map_err(|e| bad(e.to_string()))?
-            .with_root_certificates(roots)
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(KnownChains::new(verifier)))
             .with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         config.resumption = Resumption::disabled();
