@@ -59,7 +59,7 @@ pub(crate) fn main() -> ExitCode {
     // Before anything secret is in memory.
     let hardened = quorated::hardening::harden().map_err(anyhow::Error::from);
     let runtime =
-        hardened.and_then(|()| tokio::runtime::Runtime::new().context("cannot start the async runtime"));
+        hardened.and_then(|()| quorate_transport::runtime().context("cannot start the async runtime"));
     match runtime.and_then(|r| r.block_on(run(Args::parse()))) {
         Ok(Ended::Stopped) => ExitCode::SUCCESS,
         Ok(Ended::GaveUp) => start_over(),

@@ -30,6 +30,7 @@ mod error;
 mod identity;
 mod io;
 mod link;
+mod runtime;
 mod server;
 mod tls;
 
@@ -41,6 +42,7 @@ pub use error::{
 pub use identity::{Identity, PublicKey};
 pub use io::CloseReason;
 pub use link::{Link, LinkOptions, LinkState, Target};
+pub use runtime::runtime;
 pub use server::{Channel, Incoming, Limits, ListenerStats, ServerIo, grpc_server};
 
 /// The label under which both ends of a connection derive its exporter value (RFC 8446 §7.5).

@@ -4,7 +4,15 @@
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-#[tokio::main]
-async fn main() -> std::process::ExitCode {
-    quorate_client::cli::main_with(quorate_adapter::serve::command(), quorate_adapter::serve::run).await
+fn main() -> std::process::ExitCode {
+    match quorate_transport::runtime() {
+        Ok(runtime) => runtime.block_on(quorate_client::cli::main_with(
+            quorate_adapter::serve::command(),
+            quorate_adapter::serve::run,
+        )),
+        Err(error) => {
+            eprintln!("quorate: error: cannot start the async runtime: {error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
 }
