@@ -73,6 +73,11 @@ pub(crate) fn read_usage(mut o: Object<'_>) -> Result<Usage, DialectError> {
     })
 }
 
+/// `metrics`, which an answer must have: without a clock, nothing was measured.
+pub(super) fn metrics() -> Obj {
+    Obj::new().with("latencyMs", 0_u64)
+}
+
 pub(super) fn write_usage(usage: &Usage) -> Obj {
     let uncached = usage.input.saturating_sub(usage.cached_input).saturating_sub(usage.cache_write_input);
     Obj::new()
@@ -92,5 +97,6 @@ pub(crate) fn write_reply(reply: &Reply) -> String {
         .with("output", Obj::new().with("message", message))
         .with("stopReason", finish_name(reply.finish.unwrap_or(Finish::Stop)))
         .with("usage", write_usage(&reply.usage.unwrap_or_default()))
+        .with("metrics", metrics())
         .text()
 }

@@ -1,5 +1,5 @@
 //! Streamed answers, in frames.
-use crate::bedrock::answer::{finish_name, read_finish, read_usage, write_usage};
+use crate::bedrock::answer::{finish_name, metrics, read_finish, read_usage, write_usage};
 use crate::common::{Block, Blocks, Decode, Delta, Encode};
 use crate::dialect::Operation;
 use crate::error::DialectError;
@@ -178,7 +178,11 @@ impl Encode for Encoder {
                 let reason = finish_name(self.finish.unwrap_or(Finish::Stop));
                 eventstream::write_event(out, "messageStop", &Obj::new().with("stopReason", reason).text());
                 let usage = write_usage(&self.usage.unwrap_or_default());
-                eventstream::write_event(out, "metadata", &Obj::new().with("usage", usage).text());
+                eventstream::write_event(
+                    out,
+                    "metadata",
+                    &Obj::new().with("usage", usage).with("metrics", metrics()).text(),
+                );
             }
         }
         Ok(())

@@ -79,9 +79,10 @@ pub(super) fn finished(
     };
     let status = if incomplete.is_some() { "incomplete" } else { "completed" };
     let details = incomplete.map_or(Json::Null, |reason| Obj::new().with("reason", reason).into());
+    let cached = Obj::new().with("cached_tokens", usage.cached_input);
     let usage = Obj::new()
         .with("input_tokens", usage.input)
-        .with("input_tokens_details", Obj::new().with("cached_tokens", usage.cached_input))
+        .with("input_tokens_details", cached.with("cache_write_tokens", usage.cache_write_input))
         .with("output_tokens", usage.output)
         .with("output_tokens_details", Obj::new().with("reasoning_tokens", usage.reasoning))
         .with("total_tokens", usage.input.saturating_add(usage.output));
@@ -111,7 +112,6 @@ pub(super) fn response(
         .with("output", output)
         .with("parallel_tool_calls", true)
         .with("previous_response_id", Json::Null)
-        .with("store", false)
         .with("tool_choice", "auto")
         .with("tools", Vec::<Json>::new())
         .with("usage", usage)

@@ -156,7 +156,7 @@ impl Encoder {
             }
             Kind::Tool { call: call_id, name } => {
                 let item = call(&id, "completed", call_id, name, &text);
-                let done = self.about("response.function_call_arguments.done").with("name", name);
+                let done = self.about("response.function_call_arguments.done");
                 self.event(done.with("arguments", &text), out);
                 item
             }
