@@ -41,8 +41,11 @@ pub(crate) fn refuse_some<T>(
     field.as_ref().map_or(Ok(()), |f| Err(f.refuse(target, why)))
 }
 
-/// Refuses a temperature that Claude and Bedrock do not take. Elsewhere the highest is 2.
-pub(crate) fn refuse_hot(c: &Conversation, target: Dialect) -> Result<(), DialectError> {
+/// Refuses ways of sampling that Claude and Bedrock do not know. Elsewhere the highest temperature is 2.
+pub(crate) fn refuse_sampling(c: &Conversation, target: Dialect) -> Result<(), DialectError> {
+    refuse_some(&c.seed, target, "no seed there")?;
+    refuse_some(&c.presence_penalty, target, "no penalties there")?;
+    refuse_some(&c.frequency_penalty, target, "no penalties there")?;
     match &c.temperature {
         Some(t) if t.v.is_above(1.0) => Err(t.refuse(target, "the highest temperature there is 1")),
         _ => Ok(()),
@@ -92,6 +95,16 @@ pub(crate) struct Conversation {
 pub(crate) enum Role {
     User,
     Assistant,
+}
+
+impl Role {
+    /// What every dialect but Gemini's calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
 }
 
 /// One turn.
@@ -441,6 +454,11 @@ pub(crate) trait Decode: Send {
 pub(crate) trait Encode: Send {
     /// One delta.
     fn write(&mut self, delta: Delta, out: &mut Vec<u8>) -> Result<(), DialectError>;
+
+    /// Ends a stream that is one JSON array by an item from outside. `false`: it has ended, or is none.
+    fn last_item(&mut self, _json: &str, _out: &mut Vec<u8>) -> bool {
+        false
+    }
 }
 
 /// Puts a description into a schema that has none: dialects without a field for it.

@@ -250,7 +250,9 @@ impl Endpoint {
             if method != "POST" {
                 return None;
             }
-            let sse = query.is_some_and(|q| q.split('&').any(|pair| pair == "alt=sse"));
+            // Google's own clients of the REST API write the name of the parameter as `$alt`, escaped
+            let sse = |pair: &str| matches!(pair, "alt=sse" | "$alt=sse" | "%24alt=sse");
+            let sse = query.is_some_and(|q| q.split('&').any(sse));
             let json_array = operation == (Operation::GenerateContent { stream: true }) && !sse;
             return Some(Self { operation, model: Some(unescape(model)?), json_array });
         }

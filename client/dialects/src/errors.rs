@@ -334,6 +334,11 @@ pub(crate) fn object(dialect: Dialect, kind: ErrorKind, message: &str) -> Obj {
     }
 }
 
+/// An object as the one item of an array: what those get who asked Gemini for a stream without `alt=sse`, errors included.
+pub fn in_array(object: &[u8]) -> Bytes {
+    [b"[", object, b"]\n"].concat().into()
+}
+
 /// An error as the last event of a stream that has begun, in the form of the caller's operation.
 pub fn error_event(operation: Operation, kind: ErrorKind, message: &str) -> Bytes {
     let dialect = operation.dialect();

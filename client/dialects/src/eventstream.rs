@@ -50,6 +50,11 @@ impl Frames {
         Ok(())
     }
 
+    /// Whether no frame is begun.
+    pub(crate) fn is_border(&self) -> bool {
+        self.pending.is_empty()
+    }
+
     /// The stream is over: nothing may be left.
     pub(crate) fn finish(&self) -> Result<(), DialectError> {
         if self.pending.is_empty() { Ok(()) } else { Err(DialectError::Truncated) }

@@ -1,17 +1,89 @@
 //! Headers: which of a caller's go to a route, which of a route's come back, and the names of rate limits.
 //!
+//! A caller's header that changes what is asked is sent on, where the route's dialect is the caller's own and the route takes
+//! it, or refused: see [`bears_meaning`] and [`lost`]. None is dropped in silence.
+//!
 //! OpenAI's rate limits reset after a duration (`6m0s`), Anthropic's at a time (RFC 3339): the time is an argument.
 //! <https://platform.openai.com/docs/guides/rate-limits>, <https://docs.anthropic.com/en/api/rate-limits>
 use crate::dialect::Dialect;
 
-/// Headers of a caller that belong to its dialect; to be sent on, if the caller's and the route's dialect agree. Lower
-/// case.
-pub fn forwarded(dialect: Dialect) -> &'static [&'static str] {
-    match dialect {
-        Dialect::OpenAi => &["openai-beta"],
-        Dialect::Anthropic => &["anthropic-version", "anthropic-beta"],
-        Dialect::Gemini | Dialect::Bedrock => &[],
+/// What vendors, and other gateways, begin the names of their own headers with. Clouds add headers of theirs on the way, so of
+/// AWS and Azure only what is about models.
+const VENDORS: [&str; 13] = [
+    "openai-",
+    "anthropic-",
+    "x-openai-",
+    "x-anthropic-",
+    "x-goog-",
+    "x-vertex-",
+    "x-amzn-bedrock-",
+    "x-ms-oai-",
+    // instructions to a gateway that this is not
+    "x-portkey-",
+    "x-litellm-",
+    "helicone-",
+    "cf-aig-",
+    // asks that a repetition is not done twice, which nobody here promises
+    "idempotency-key",
+];
+
+/// Those among them that change nothing of what is asked.
+const HARMLESS: [&str; 8] = [
+    // a key, which stays here, and a browser's leave to have one
+    "x-goog-api-key",
+    "anthropic-dangerous-direct-browser-access",
+    // who asks, for the vendor's statistics
+    "x-goog-api-client",
+    "x-openai-client-user-agent",
+    // the request line once more
+    "x-goog-request-params",
+    // what Google's proxy says to a service behind it
+    "x-goog-authenticated-user-email",
+    "x-goog-authenticated-user-id",
+    "x-goog-iap-jwt-assertion",
+];
+
+/// Whether a header of a caller changes what is asked, beside the body. Such a one is sent on or refused. Lower case.
+///
+/// By the vendors' prefixes, so that one which is new tomorrow is refused and not dropped.
+pub fn bears_meaning(name: &str) -> bool {
+    VENDORS.iter().any(|prefix| name.starts_with(prefix)) && !HARMLESS.contains(&name)
+}
+
+/// Anthropic's API in whose forms translations are read and written: what callers of these versions send and expect.
+const ANTHROPIC_VERSIONS: [&str; 2] = ["2023-06-01", "2026-10-21"];
+
+/// Betas of Anthropic that a translation can leave out, and nothing that was asked for is lost.
+const BETAS: [&str; 11] = [
+    // generally available since: they say nothing any more
+    "prompt-caching-2024-07-31",
+    "pdfs-2024-09-25",
+    "token-counting-2024-11-01",
+    "message-batches-2024-09-24",
+    // only open fields of the body, and each of these is translated or refused by itself
+    "structured-outputs-2025-11-13",
+    "extended-cache-ttl-2025-04-11",
+    "files-api-2025-04-14",
+    // how finely arguments of tools are cut
+    "fine-grained-tool-streaming-2025-05-14",
+    // larger bounds of one vendor's models: prompt and `max_tokens` go on whole, and another's model has its own bounds
+    "output-128k-2025-02-19",
+    "context-1m-2025-08-07",
+    // about a key, which stays here
+    "oauth-2025-04-20",
+];
+
+/// What of a header's value would be lost if the call were said in another dialect; `None` if nothing would.
+pub fn lost<'a>(caller: Dialect, name: &str, value: &'a str) -> Option<&'a str> {
+    if !bears_meaning(name) {
+        return None;
     }
+    let known: &[&str] = match (caller, name) {
+        (Dialect::Anthropic, "anthropic-version") => &ANTHROPIC_VERSIONS,
+        (Dialect::Anthropic, "anthropic-beta") => &BETAS,
+        _ => return Some(value),
+    };
+    value.split(',').map(str::trim).find(|one| !one.is_empty() && !known.contains(one))
 }
 
 /// Headers of an answer that mean the same in every dialect.
@@ -159,6 +231,49 @@ mod tests {
 
     fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
         list.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
+    }
+
+    #[test]
+    fn what_bears_meaning_is_known_by_its_prefix() {
+        for name in [
+            "openai-beta",
+            "openai-organization",
+            "openai-project",
+            "openai-made-tomorrow",
+            "anthropic-beta",
+            "anthropic-workspace-id",
+            "x-goog-user-project",
+            "x-goog-fieldmask",
+            "x-amzn-bedrock-guardrailidentifier",
+            "x-portkey-config",
+            "idempotency-key",
+        ] {
+            assert!(bears_meaning(name), "{name}");
+        }
+        let harmless = ["user-agent", "x-stainless-lang", "authorization", "x-amzn-trace-id", "x-amz-cf-id"];
+        for name in harmless.iter().chain(&HARMLESS) {
+            assert!(!bears_meaning(name), "{name}");
+        }
+        for name in HARMLESS {
+            assert!(VENDORS.iter().any(|prefix| name.starts_with(prefix)), "{name} needs no entry");
+        }
+    }
+
+    #[test]
+    fn what_would_be_lost_is_named() {
+        let beta = |value| lost(Dialect::Anthropic, "anthropic-beta", value);
+        assert_eq!(beta("prompt-caching-2024-07-31, ,structured-outputs-2025-11-13"), None);
+        assert_eq!(
+            beta("prompt-caching-2024-07-31,interleaved-thinking-2025-05-14"),
+            Some("interleaved-thinking-2025-05-14")
+        );
+        assert_eq!(beta("prompt-caching-2024-07-32"), Some("prompt-caching-2024-07-32"));
+        let version = |value| lost(Dialect::Anthropic, "anthropic-version", value);
+        assert_eq!((version("2023-06-01"), version("2023-01-01")), (None, Some("2023-01-01")));
+        // a header of the route's vendor is no part of the caller's dialect
+        assert_eq!(lost(Dialect::OpenAi, "anthropic-version", "2023-06-01"), Some("2023-06-01"));
+        assert_eq!(lost(Dialect::OpenAi, "openai-organization", "org"), Some("org"));
+        assert_eq!(lost(Dialect::OpenAi, "x-stainless-lang", "python"), None);
     }
 
     #[test]

@@ -71,6 +71,12 @@ impl Events {
         self.extend(bytes)
     }
 
+    /// Whether nothing of an event is begun that more bytes would go into.
+    pub(crate) fn is_border(&self) -> bool {
+        let Event { name, data, bytes } = &self.event;
+        self.line.is_empty() && !self.any_data && name.is_empty() && data.is_empty() && bytes.is_empty()
+    }
+
     /// The stream is over: an event that lacks its blank line.
     pub(crate) fn finish(&mut self, out: &mut Vec<Event>) -> Result<(), DialectError> {
         let line = std::mem::take(&mut self.line);

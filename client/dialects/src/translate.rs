@@ -57,6 +57,8 @@ pub struct AnswerTranslator {
     outcome: Outcome,
     /// What ended the stream, to be told after the bytes before it.
     failed: Option<DialectError>,
+    /// What the caller got so far ends where an event does.
+    border: bool,
 }
 
 enum Mode {
@@ -67,6 +69,9 @@ enum Mode {
     /// Embeddings of another dialect, and what was asked for.
     Embeddings { asked: Bytes },
 }
+
+/// What a stream that is one JSON array is.
+const ARRAY_TYPE: &str = "application/json; charset=UTF-8";
 
 /// What one call of [`AnswerTranslator::feed`] comes to: bytes, and perhaps why there are no more.
 type Step = (Vec<u8>, Result<(), DialectError>);
@@ -121,7 +126,17 @@ impl AnswerTranslator {
             Mode::Embeddings { asked: call.expose_body().clone() }
         };
         let (stream, array, from) = (call.stream(), call.is_json_array(), target.dialect);
-        Self { operation, stream, array, from, framing, mode, outcome: Outcome::default(), failed: None }
+        Self {
+            operation,
+            stream,
+            array,
+            from,
+            framing,
+            mode,
+            outcome: Outcome::default(),
+            failed: None,
+            border: true,
+        }
     }
 
     /// Status and headers, as soon as they are there. Says whether the body is a stream.
@@ -140,7 +155,7 @@ impl AnswerTranslator {
 
     fn stream_type(&self) -> &'static str {
         match self.operation.dialect() {
-            _ if self.array => "application/json; charset=UTF-8",
+            _ if self.array => ARRAY_TYPE,
             Dialect::Bedrock => "application/vnd.amazon.eventstream",
             Dialect::OpenAi | Dialect::Anthropic | Dialect::Gemini => "text/event-stream; charset=utf-8",
         }
@@ -168,7 +183,8 @@ impl AnswerTranslator {
         let (content_type, body) = match &mut self.mode {
             Mode::Pass { observer, .. } => {
                 observer.whole(&body, &mut self.outcome);
-                (upstream_type, body)
+                // the provider did not stream
+                if self.array { (ARRAY_TYPE, as_array(body)) } else { (upstream_type, body) }
             }
             Mode::Translate { encoder, .. } => {
                 let root = Value::root(&body).map_err(DialectError::in_answer)?;
@@ -224,7 +240,7 @@ impl AnswerTranslator {
             let mut out = self.headers(headers, content_type);
             // the SDK finds the error's name there
             out.extend(headers.iter().filter(|(name, _)| name == "x-amzn-errortype").cloned());
-            return Answer { status, headers: out, body };
+            return Answer { status, headers: out, body: if self.array { as_array(body) } else { body } };
         }
         let answer = errors::error_answer(self.operation.dialect(), error.kind, &error.message);
         let mut out = self.headers(headers, "");
@@ -232,7 +248,8 @@ impl AnswerTranslator {
             out.push(("retry-after".into(), seconds.to_string()));
         }
         out.extend(answer.headers);
-        Answer { status: answer.status, headers: out, body: answer.body }
+        let body = if self.array { as_array(answer.body) } else { answer.body };
+        Answer { status: answer.status, headers: out, body }
     }
 
     /// The next bytes of a stream, cut anywhere; the bytes for the caller, perhaps none. What was whole before an error is
@@ -261,31 +278,34 @@ impl AnswerTranslator {
         if self.outcome.complete { Ok(out.into()) } else { Err(DialectError::Truncated) }
     }
 
-    /// An error of ours, as the last bytes of a stream that has begun.
+    /// An error of ours, as the last bytes of a stream that has begun; none where the stream has ended and can hold no more.
     pub fn error_event(&mut self, kind: ErrorKind, message: &str) -> Bytes {
-        if !self.array {
-            return errors::error_event(self.operation, kind, message);
+        if self.array {
+            let text = errors::object(Dialect::Gemini, kind, message).text();
+            return self.last_item(&text).unwrap_or_default();
         }
+        errors::error_event(self.operation, kind, message)
+    }
+
+    /// Ends a stream that is one JSON array by an item of the adapter's. `None`: it is no array, or has ended.
+    pub fn last_item(&mut self, json: &str) -> Option<Bytes> {
         let mut out = Vec::new();
-        let text = errors::object(Dialect::Gemini, kind, message).text();
-        match &mut self.mode {
+        let open = match &mut self.mode {
             Mode::Pass { watch: Watch::Array(_, form), .. } => {
-                form.item(&text, &mut out);
+                let open = form.is_open();
+                form.item(json, &mut out);
                 form.end(&mut out);
+                open
             }
-            Mode::Translate { encoder, .. } => {
-                let error = errors::ProviderError { kind, message: message.to_owned(), retry_after: None };
-                // an encoder writes every error
-                let _written = encoder.write(Delta::Error(error), &mut out);
-            }
-            Mode::Pass { .. } | Mode::Embeddings { .. } => {}
-        }
-        out.into()
+            Mode::Translate { encoder, .. } => encoder.last_item(json, &mut out),
+            Mode::Pass { .. } | Mode::Embeddings { .. } => false,
+        };
+        (self.array && open).then(|| out.into())
     }
 
     /// Bytes, or the end of them.
     fn step(&mut self, bytes: Option<&[u8]>) -> Step {
-        let outcome = &mut self.outcome;
+        let (outcome, border) = (&mut self.outcome, &mut self.border);
         let asker = self.operation.dialect();
         let mut out = Vec::new();
         let end = match &mut self.mode {
@@ -298,6 +318,7 @@ impl AnswerTranslator {
                 seen.iter().for_each(|frame| observer.frame(frame, outcome));
                 if end.is_ok() {
                     out.extend_from_slice(bytes.unwrap_or_default());
+                    *border = frames.is_border();
                 }
                 end
             }
@@ -305,8 +326,9 @@ impl AnswerTranslator {
                 let (seen, end) = cut(events, bytes);
                 let some = seen.iter().filter(|event| !event.data.is_empty());
                 some.for_each(|event| observer.event(&event.data, outcome));
-                if end.is_ok() {
+                if end.is_ok() && bytes.is_some() {
                     out.extend_from_slice(bytes.unwrap_or_default());
+                    *border = events.is_border();
                 }
                 end
             }
@@ -361,10 +383,20 @@ impl AnswerTranslator {
         (out, end)
     }
 
+    /// Whether an event of ours may follow what the caller got so far: it would be read as part of one that is half there.
+    pub fn is_border(&self) -> bool {
+        self.border
+    }
+
     /// What was observed so far.
     pub fn outcome(&self) -> &Outcome {
         &self.outcome
     }
+}
+
+/// One JSON object as callers who asked for an array get it: Google's answers to them are arrays too, errors among them.
+fn as_array(body: Bytes) -> Bytes {
+    if Value::root(&body).is_ok_and(|value| value.is_object()) { errors::in_array(&body) } else { body }
 }
 
 fn header<'a>(headers: &'a [(String, String)], wanted: &str) -> Option<&'a str> {

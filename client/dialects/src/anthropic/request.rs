@@ -1,7 +1,7 @@
 //! Requests: read from callers, written to routes.
 use crate::common::{
     At, Conversation, Effort, Format, Image, Part, ResultPart, Role, Thinking, Tool, ToolChoice, ToolResult,
-    Turn, Writing, described, refuse_hot, refuse_some,
+    Turn, Writing, described, refuse_sampling,
 };
 use crate::dialect::Dialect;
 use crate::error::DialectError;
@@ -239,10 +239,7 @@ pub(crate) fn has_images(messages: &Value<'_>) -> Result<bool, DialectError> {
 /// Writes a body.
 pub(crate) fn write_request(c: &Conversation, to: &Writing<'_>) -> Result<String, DialectError> {
     let target = Dialect::Anthropic;
-    refuse_some(&c.seed, target, "no seed there")?;
-    refuse_some(&c.presence_penalty, target, "no penalties there")?;
-    refuse_some(&c.frequency_penalty, target, "no penalties there")?;
-    refuse_hot(c, target)?;
+    refuse_sampling(c, target)?;
     let max = c.max_output.as_ref().map_or(to.max_output_default, |m| m.v);
     let mut o = Obj::new().with("model", to.model).with("max_tokens", max);
     if !c.system.is_empty() {
@@ -250,8 +247,9 @@ pub(crate) fn write_request(c: &Conversation, to: &Writing<'_>) -> Result<String
     }
     let mut messages = Vec::<Json>::new();
     for turn in &c.turns {
-        let role = if turn.role == Role::User { "user" } else { "assistant" };
-        messages.push(Obj::new().with("role", role).with("content", write_content(&turn.parts)?).into());
+        messages.push(
+            Obj::new().with("role", turn.role.name()).with("content", write_content(&turn.parts)?).into(),
+        );
     }
     o.put("messages", messages);
     let value = |field: &Option<At<Raw>>| field.as_ref().map(|f| Json::from(&f.v));

@@ -2,7 +2,7 @@
 use crate::anthropic::{effort_fields, read_effort, read_thinking, thinking_fields};
 use crate::common::{
     At, Conversation, Format, Image, Part, ResultPart, Role, Tool, ToolChoice, ToolResult, Turn, Writing,
-    base64_canonical, refuse_hot, refuse_some,
+    base64_canonical, refuse_sampling, refuse_some,
 };
 use crate::dialect::Dialect;
 use crate::error::DialectError;
@@ -265,18 +265,16 @@ pub(crate) fn has_images(messages: &Value<'_>) -> Result<bool, DialectError> {
 /// Writes a body.
 pub(crate) fn write_request(c: &Conversation, to: &Writing<'_>) -> Result<String, DialectError> {
     let target = Dialect::Bedrock;
-    refuse_some(&c.seed, target, "no seed there")?;
-    refuse_some(&c.presence_penalty, target, "no penalties there")?;
-    refuse_some(&c.frequency_penalty, target, "no penalties there")?;
-    refuse_hot(c, target)?;
+    refuse_sampling(c, target)?;
     if let Some(parallel) = c.parallel_tools.as_ref().filter(|p| !p.v) {
         return Err(parallel.refuse(target, "parallel calls cannot be forbidden there"));
     }
     let mut o = Obj::new();
     let mut messages = Vec::<Json>::new();
     for turn in &c.turns {
-        let role = if turn.role == Role::User { "user" } else { "assistant" };
-        messages.push(Obj::new().with("role", role).with("content", write_blocks(&turn.parts)?).into());
+        messages.push(
+            Obj::new().with("role", turn.role.name()).with("content", write_blocks(&turn.parts)?).into(),
+        );
     }
     o.put("messages", messages);
     if !c.system.is_empty() {

@@ -112,23 +112,38 @@ pub(crate) enum Form {
     /// `alt=sse`.
     Events,
     /// One JSON array, an item at a time: Google's own way without `alt=sse`.
-    Array {
-        /// Its bracket is written.
-        begun: bool,
-    },
+    Array(Brackets),
+}
+
+/// How far an array is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Brackets {
+    /// Nothing of it is written.
+    None,
+    /// `[` is.
+    Open,
+    /// `]` is: nothing may follow.
+    Closed,
 }
 
 impl Form {
     pub(crate) fn new(array: bool) -> Self {
-        if array { Self::Array { begun: false } } else { Self::Events }
+        if array { Self::Array(Brackets::None) } else { Self::Events }
+    }
+
+    /// Whether an item may follow.
+    pub(crate) fn is_open(&self) -> bool {
+        !matches!(self, Self::Array(Brackets::Closed))
     }
 
     /// Writes one response.
     pub(crate) fn item(&mut self, json: &str, out: &mut Vec<u8>) {
         match self {
             Self::Events => sse::write(out, None, json),
-            Self::Array { begun } => {
-                let before: &[u8] = if std::mem::replace(begun, true) { b",\r\n" } else { b"[" };
+            Self::Array(Brackets::Closed) => {}
+            Self::Array(brackets) => {
+                let before: &[u8] = if *brackets == Brackets::Open { b",\r\n" } else { b"[" };
+                *brackets = Brackets::Open;
                 out.extend_from_slice(before);
                 out.extend_from_slice(json.as_bytes());
             }
@@ -137,11 +152,13 @@ impl Form {
 
     /// Nothing follows.
     pub(crate) fn end(&mut self, out: &mut Vec<u8>) {
-        match self {
-            Self::Events => {}
-            Self::Array { begun: true } => out.extend_from_slice(b"]\n"),
-            Self::Array { begun: false } => out.extend_from_slice(b"[]\n"),
-        }
+        let Self::Array(brackets) = self else { return };
+        out.extend_from_slice(match brackets {
+            Brackets::None => b"[]\n",
+            Brackets::Open => b"]\n",
+            Brackets::Closed => b"",
+        });
+        *brackets = Brackets::Closed;
     }
 }
 
@@ -176,6 +193,13 @@ impl Encoder {
 }
 
 impl Encode for Encoder {
+    fn last_item(&mut self, json: &str, out: &mut Vec<u8>) -> bool {
+        let open = self.form.is_open();
+        self.form.item(json, out);
+        self.form.end(out);
+        open
+    }
+
     fn write(&mut self, delta: Delta, out: &mut Vec<u8>) -> Result<(), DialectError> {
         match delta {
             Delta::Begin { model } => self.model = model,

@@ -270,6 +270,8 @@ fn an_array_ends_with_its_bracket_or_with_an_error() {
             let items: Vec<serde_json::Value> = serde_json::from_slice(&out).unwrap();
             assert_eq!(items.len(), 1 + usize::from(begun));
             assert_eq!(items.last().unwrap()["error"]["message"], "cut \"off\"");
+            assert_eq!(translator.last_item("{}"), None, "nothing follows the bracket");
+            assert!(translator.error_event(ErrorKind::BadGateway, "again").is_empty());
         }
     }
     // an event that is no JSON would break the array
@@ -292,6 +294,27 @@ fn a_route_that_answers_whole_makes_an_array_of_one() {
     let items: Vec<serde_json::Value> = serde_json::from_slice(&answer.body).unwrap();
     assert_eq!(items[0]["candidates"][0]["content"]["parts"][0]["text"], "hi");
     assert_eq!(answer.headers[0].1, "application/json; charset=UTF-8");
+    // so does one of the same dialect, and what is an array already stays as it is
+    let own = TargetRoute::new(Dialect::Gemini, "g");
+    let json = [("content-type".to_owned(), "application/json".to_owned())];
+    for (body, expected) in
+        [(GEMINI[1].to_owned(), format!("[{}]\n", GEMINI[1])), ("[{}]".into(), "[{}]".into())]
+    {
+        let mut translator = AnswerTranslator::new(&array(), &own, stamp());
+        assert!(!translator.head(200, &json).stream);
+        let answer = translator.whole(200, &json, Bytes::from(body)).unwrap();
+        assert_eq!(std::str::from_utf8(&answer.body).unwrap(), expected);
+    }
+    // and errors, as Google has them
+    for (from, error) in [
+        (Dialect::Gemini, r#"{"error":{"code":429,"message":"m","status":"RESOURCE_EXHAUSTED"}}"#),
+        (Dialect::OpenAi, r#"{"error":{"message":"m","type":"x","code":"rate_limit_exceeded"}}"#),
+    ] {
+        let mut translator = AnswerTranslator::new(&array(), &TargetRoute::new(from, "g"), stamp());
+        let answer = translator.whole(429, &json, Bytes::from(error)).unwrap();
+        let items: Vec<serde_json::Value> = serde_json::from_slice(&answer.body).unwrap();
+        assert_eq!((items.len(), items[0]["error"]["status"].as_str()), (1, Some("RESOURCE_EXHAUSTED")));
+    }
 }
 
 #[test]
