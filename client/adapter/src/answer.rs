@@ -2,7 +2,18 @@
 //!
 //! Dropping it, which hyper does when the application hangs up, cancels the request in the mesh. A stream that breaks is never
 //! ended as if it were whole: at the border of an event it gets an error event in the caller's dialect, anywhere else the
-//! connection is cut. Silence for longer than `idle_ms`, counted only while the application waits, is such a break: `stream_idle`.
+//! connection is cut. Where borders are seen, by the way an answer goes:
+//!
+//! | answer | border |
+//! |---|---|
+//! | one document | none: cut |
+//! | events as they are | after a blank line, whatever its line ends ([`Tail`]) |
+//! | frames of bytes as they are | none is seen: cut |
+//! | watched on the way (a priced route) | where its reader is between two events or frames ([`AnswerTranslator::is_border`]) |
+//! | translated | after all that was sent: only whole events are |
+//! | one JSON array | the error is its last item ([`AnswerTranslator::last_item`]); behind its bracket: cut |
+//!
+//! Silence for longer than `idle_ms`, counted only while the application waits, is such a break: `stream_idle`.
 use crate::cache::{Cache, Meta};
 use crate::errors::Failure;
 use crate::metrics::{Labels, Metrics};
@@ -37,6 +48,8 @@ pub(crate) struct Live {
     pub(crate) translator: Option<Box<AnswerTranslator>>,
     /// What was asked for, if the answer is a stream of events.
     pub(crate) events: Option<Operation>,
+    /// The events are items of one JSON array.
+    pub(crate) array: bool,
     pub(crate) last: Tail,
     pub(crate) over: bool,
     /// Longest silence, and the silence now.
@@ -77,6 +90,8 @@ pub(crate) struct Keep {
     pub(crate) name: String,
     pub(crate) meta: Meta,
     pub(crate) body: Vec<u8>,
+    /// Says whether a stream that passes as it is has come to its end: the provider's connection ending well is no proof.
+    pub(crate) proof: Option<Box<AnswerTranslator>>,
 }
 
 impl Keep {
@@ -88,7 +103,13 @@ impl Keep {
     }
 
     /// It is whole.
-    pub(crate) fn whole(self) {
+    pub(crate) fn whole(mut self) {
+        if let Some(mut proof) = self.proof.take() {
+            let read = proof.feed(&self.body).and_then(|_| proof.finish());
+            if read.is_err() || proof.outcome().error.is_some() {
+                return;
+            }
+        }
         tokio::spawn(self.cache.put(self.name, self.meta, self.body));
     }
 }
@@ -109,10 +130,12 @@ impl Tail {
         }
     }
 
-    /// Whether an event may follow.
+    /// Whether an event may follow: what was sent ends with a line's end behind a line's end, in any spelling of the two.
     fn is_border(self) -> bool {
         let Self(last, begun) = self;
-        !begun || last == *b"\r\n\r\n" || last.ends_with(b"\n\n") || last.ends_with(b"\r\r")
+        let line = last.strip_suffix(b"\r\n").or_else(|| last.strip_suffix(b"\n"));
+        let line = line.or_else(|| last.strip_suffix(b"\r"));
+        !begun || line.is_some_and(|before| before.ends_with(b"\n") || before.ends_with(b"\r"))
     }
 }
 
@@ -310,7 +333,11 @@ impl Live {
                 }
                 (None, Some(translator)) => {
                     self.over = true;
-                    translator.finish().map_err(|e| Error::ProviderAnswer(e.to_string()))
+                    let last = translator.finish().map_err(|e| Error::ProviderAnswer(e.to_string()));
+                    if translator.outcome().error.is_some() {
+                        self.keep = None;
+                    }
+                    last
                 }
             };
             match said {
@@ -347,13 +374,17 @@ impl Live {
         self.over = true;
         self.keep = None;
         self.watch.failed(&failure.code);
-        // A translation ends with whole events. Frames of bytes have no border that could be seen here.
-        let is_border = self.translator.is_some()
-            || (self.last.is_border() && !matches!(self.events, Some(Operation::Converse { .. })));
-        match self.events.filter(|_| is_border) {
-            Some(operation) => Some(Ok(failure.event(operation))),
-            None => Some(Err(error)),
-        }
+        let Some(operation) = self.events else { return Some(Err(error)) };
+        let event = match &mut self.translator {
+            Some(translator) if self.array => {
+                translator.last_item(&failure.body(operation.dialect()).to_string())
+            }
+            Some(translator) => translator.is_border().then(|| failure.event(operation)),
+            // Frames of bytes have no border that could be seen here.
+            None if matches!(operation, Operation::Converse { .. }) => None,
+            None => self.last.is_border().then(|| failure.event(operation)),
+        };
+        Some(event.ok_or(error))
     }
 }
 
@@ -401,6 +432,11 @@ mod tests {
         assert!(after(&["data: x\n", "\n"]));
         assert!(after(&["data: x\r\n\r\n"]));
         assert!(after(&["data: x\r", "\n\r", "\n"]));
+        assert!(after(&["data: x\r", "\r"]) && after(&["data: x\n\r\n"]) && after(&["data: x\n\r"]));
+        assert!(after(&["data: x\r\n\n"]) && after(&["data: x\r\n\r"]));
+        assert!(after(&[": a comment\n\n"]) && after(&["data: x\ndata: y\n\n"]));
+        assert!(!after(&["data: x\n\n: a comment\n"]) && !after(&["data: x\ndata: y\n"]));
+        assert!(!after(&["data: x\r"]) && !after(&["data: x\r", "\n"]) && !after(&["data: x\n\nevent: y\n"]));
         assert!(!after(&["data: x"]));
         assert!(!after(&["data: x\n\n", "d"]));
         assert!(!after(&["data: x\r\n"]));

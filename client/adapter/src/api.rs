@@ -2,18 +2,51 @@
 //! operation. Pure.
 //!
 //! **Refuses** queries that say what no route can carry: a query never goes on, but for the fixed one that admins listed.
-use crate::errors::Failure;
+use crate::errors::{Allow, Failure};
 use http::{HeaderMap, Method, StatusCode};
 use quorate_dialects::{Dialect, Endpoint, Operation};
 
 /// Longest model name that is looked at.
 pub(crate) const MODEL_BYTES_MAX: usize = 256;
 
+/// Paths of this process's own.
+pub(crate) const LOCAL: [&str; 2] = ["/healthz", "/metrics"];
+
+/// The ends of paths by which one that is nearly right is known, and what it should have been.
+const NEARLY: [(&str, &str, &str); 8] = [
+    ("/chat/completions", "/v1/chat/completions", OPENAI_BASE),
+    ("/responses", "/v1/responses", OPENAI_BASE),
+    ("/completions", "/v1/completions", OPENAI_BASE),
+    ("/embeddings", "/v1/embeddings", OPENAI_BASE),
+    ("/messages", "/v1/messages", ANTHROPIC_BASE),
+    ("/messages/count_tokens", "/v1/messages/count_tokens", ANTHROPIC_BASE),
+    ("/models", "/v1/models", OPENAI_BASE),
+    ("/model", "/v1/models", OPENAI_BASE),
+];
+const OPENAI_BASE: &str = "for OpenAI's SDKs the base URL is this adapter's with /v1 behind it";
+const ANTHROPIC_BASE: &str = "for Anthropic's SDKs the base URL is this adapter's with nothing behind it";
+const GEMINI_BASE: &str = "for Google's SDKs the base URL is this adapter's with nothing behind it";
+
+fn not_found(path: &str) -> Failure {
+    let bare = path.trim_end_matches('/').to_ascii_lowercase();
+    let nearly = NEARLY.iter().find(|(end, ..)| bare.ends_with(end));
+    let gemini = bare.contains("/models/") && bare.rsplit('/').next().is_some_and(|last| last.contains(':'));
+    let hint = match nearly {
+        _ if gemini => format!("is it /v1beta/models/MODEL:generateContent? {GEMINI_BASE}"),
+        Some((_, right, base)) => format!("is it {right}? {base}"),
+        None => format!("`quorate serve --help` lists the endpoints; {OPENAI_BASE}"),
+    };
+    Failure::new(StatusCode::NOT_FOUND, "endpoint_not_found", "no such endpoint", hint)
+}
+
 /// Whose errors a caller of this path and these headers reads, before anything else is known.
 pub(crate) fn dialect_of(path: &str, headers: &HeaderMap) -> Dialect {
-    if path.starts_with("/v1beta/") || headers.contains_key("x-goog-api-key") {
+    let verb = path.contains("/models/") && path.rsplit('/').next().is_some_and(|last| last.contains(':'));
+    if path.starts_with("/v1beta/") || verb || headers.contains_key("x-goog-api-key") {
         Dialect::Gemini
-    } else if path.starts_with("/v1/messages") || headers.contains_key("anthropic-version") {
+    } else if path.starts_with("/model/") {
+        Dialect::Bedrock
+    } else if path.contains("/messages") || headers.contains_key("anthropic-version") {
         Dialect::Anthropic
     } else {
         Dialect::OpenAi
@@ -28,32 +61,24 @@ pub(crate) fn endpoint(
     headers: &HeaderMap,
 ) -> Result<Endpoint, Failure> {
     let version = headers.contains_key("anthropic-version");
-    let Some(endpoint) = Endpoint::of(method.as_str(), path, query, version) else {
-        let other = if *method == Method::GET { "POST" } else { "GET" };
-        if Endpoint::of(other, path, query, version).is_some() {
-            let status = StatusCode::METHOD_NOT_ALLOWED;
-            return Err(Failure::new(
-                status,
-                "method_not_allowed",
-                format!("this endpoint takes {other}"),
-                "",
-            ));
-        }
-        return Err(Failure::new(
-            StatusCode::NOT_FOUND,
-            "endpoint_not_found",
-            "no such endpoint",
-            "`quorate serve --help` lists the endpoints; for OpenAI SDKs the base URL ends with /v1",
-        ));
+    let of = |method: &str, path: &str| Endpoint::of(method, path, query, version);
+    let like = if *method == Method::HEAD { &Method::GET } else { method };
+    let Some(endpoint) = of(like.as_str(), path) else {
+        // `MODEL:verb` may be the name of a model too, but nobody posts to one.
+        let odd = *method == Method::POST && path.rsplit('/').next().is_some_and(|last| last.contains(':'));
+        let get = !odd && of("GET", path).is_some() || LOCAL.contains(&path);
+        let allow = match (get, of("POST", path).is_some()) {
+            (true, true) => Allow::Both,
+            (true, false) => Allow::Get,
+            (false, true) => Allow::Post,
+            (false, false) => return Err(not_found(path)),
+        };
+        let hint = match *method {
+            Method::OPTIONS => "web pages cannot use this adapter: it answers no preflight",
+            _ => "",
+        };
+        return Err(Failure { hint: hint.into(), ..Failure::method(allow) });
     };
-    if endpoint.json_array {
-        return Err(Failure::new(
-            StatusCode::BAD_REQUEST,
-            "stream_without_sse",
-            "streams are server-sent events here",
-            "add ?alt=sse, as Google's SDKs do",
-        ));
-    }
     if endpoint.model.as_ref().is_some_and(|m| m.len() > MODEL_BYTES_MAX) {
         let hint = "shorten it";
         return Err(Failure::new(
@@ -67,6 +92,12 @@ pub(crate) fn endpoint(
     Ok(endpoint)
 }
 
+/// Whether a caller reads one JSON array, errors included.
+pub(crate) fn wants_array(parts: &http::request::Parts) -> bool {
+    Endpoint::of(parts.method.as_str(), parts.uri.path(), parts.uri.query(), false)
+        .is_some_and(|e| e.json_array)
+}
+
 fn check_query(operation: Operation, query: Option<&str>) -> Result<(), Failure> {
     let known = |pair: &str| match operation {
         // Pages of a list that is short.
@@ -77,8 +108,22 @@ fn check_query(operation: Operation, query: Option<&str>) -> Result<(), Failure>
         | Operation::CountContent
         | Operation::EmbedContent
         | Operation::BatchEmbedContents => {
-            // Gemini's older way to bring a key, which is dropped like any other.
-            pair.starts_with("key=") || pair.starts_with("alt=") || pair.starts_with("$alt=json")
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let stream = operation == Operation::GenerateContent { stream: true };
+            match name {
+                // Gemini's older way to bring a key, which is dropped like any other.
+                "key" => true,
+                // Whatever says how enums are written has both ways read by it.
+                "alt" | "$alt" | "%24alt" => {
+                    (value == "sse" && stream)
+                        || value == "json"
+                        || value.starts_with("json;")
+                        || value.starts_with("json%3B")
+                }
+                // JSON without needless spaces, or with them.
+                "prettyPrint" | "$prettyPrint" | "%24prettyPrint" => true,
+                _ => false,
+            }
         }
         Operation::Chat
         | Operation::Responses
@@ -166,6 +211,8 @@ mod tests {
             ("/v1/chat/completions", O::Chat, None),
             ("/v1/messages?beta=true", O::Messages, None),
             ("/v1beta/models/g:1:streamGenerateContent?alt=sse", stream, Some("g:1")),
+            ("/v1beta/models/g:streamGenerateContent", stream, Some("g")),
+            ("/v1beta/models/g:streamGenerateContent?%24alt=json%3Benum-encoding%3Dint", stream, Some("g")),
             ("/v1beta/models/e:embedContent?key=secret", O::EmbedContent, Some("e")),
         ];
         for (uri, operation, model) in table {
@@ -177,9 +224,58 @@ mod tests {
         assert_eq!(get(Method::GET, "/v1/messages", &[]), Err("method_not_allowed".into()));
         assert_eq!(post("/v1/chat/completions?x=1"), Err("query_not_allowed".into()));
         assert_eq!(post("/v1/messages?x=1"), Err("query_not_allowed".into()));
-        assert_eq!(post("/v1beta/models/g:streamGenerateContent"), Err("stream_without_sse".into()));
+        let array = |uri: &str| post(uri).unwrap().json_array;
+        assert!(array("/v1beta/models/g:streamGenerateContent?key=x"));
+        assert!(!array("/v1beta/models/g:streamGenerateContent?$alt=sse"));
+        for odd in
+            ["g:streamGenerateContent?alt=proto", "g:generateContent?alt=sse", "g:generateContent?fields=x"]
+        {
+            assert_eq!(post(&format!("/v1beta/models/{odd}")), Err("query_not_allowed".into()), "{odd}");
+        }
         let long = format!("/v1beta/models/{}:generateContent", "g".repeat(257));
         assert_eq!(post(&long), Err("model_too_long".into()));
+    }
+
+    #[test]
+    fn what_is_nearly_right_is_told_so() {
+        let failure = |method, path: &str| endpoint(&method, path, None, &HeaderMap::new()).unwrap_err();
+        for (path, hint) in [
+            ("/chat/completions", "is it /v1/chat/completions? for OpenAI's"),
+            ("/v1/v1/chat/completions", "is it /v1/chat/completions?"),
+            ("/v1/chat/completions/", "is it /v1/chat/completions?"),
+            ("//v1/Chat/Completions", "is it /v1/chat/completions?"),
+            ("/openai/deployments/x/chat/completions", "is it /v1/chat/completions?"),
+            ("/v1/v1/messages", "is it /v1/messages? for Anthropic's"),
+            ("/messages/count_tokens", "is it /v1/messages/count_tokens?"),
+            ("/models/g:generateContent", "is it /v1beta/models/MODEL:generateContent? for Google's"),
+            ("/v1beta/models/g:predict", "is it /v1beta/models/MODEL:generateContent?"),
+            ("/v1/files", "`quorate serve --help` lists"),
+            ("/", "`quorate serve --help` lists"),
+        ] {
+            let failure = failure(Method::POST, path);
+            assert_eq!(failure.code, "endpoint_not_found", "{path}");
+            assert!(failure.hint.starts_with(hint), "{path}: {}", failure.hint);
+        }
+        for (method, path, allow) in [
+            (Method::DELETE, "/v1/chat/completions", "POST"),
+            (Method::HEAD, "/v1/embeddings", "POST"),
+            (Method::OPTIONS, "/v1/messages", "POST"),
+            (Method::PUT, "/v1/models/m", "GET"),
+            (Method::GET, "/v1/messages", "POST"),
+            (Method::POST, "/healthz", "GET"),
+        ] {
+            let failure = failure(method, path);
+            assert_eq!((&*failure.code, failure.allow.text()), ("method_not_allowed", allow), "{path}");
+        }
+    }
+
+    #[test]
+    fn errors_are_in_the_dialect_of_the_path() {
+        let of = |path| dialect_of(path, &HeaderMap::new());
+        assert_eq!(of("/v1/models/g:generateContent"), Dialect::Gemini);
+        assert_eq!(of("/model/b/converse"), Dialect::Bedrock);
+        assert_eq!(of("/v1/v1/messages"), Dialect::Anthropic);
+        assert_eq!(of("/v1/models"), Dialect::OpenAi);
     }
 
     #[test]
@@ -189,6 +285,7 @@ mod tests {
         let version = [("anthropic-version", "2023-06-01")];
         assert_eq!(list(&version, "/v1/models?limit=3"), Operation::Models(Dialect::Anthropic));
         assert_eq!(list(&[], "/v1beta/models"), Operation::Models(Dialect::Gemini));
+        assert!(get(Method::HEAD, "/v1/models", &[]).is_ok());
     }
 
     #[test]

@@ -152,7 +152,8 @@ impl Cache {
         headers: &[(String, String)],
     ) -> String {
         let mut context = hmac::Context::with_key(&self.naming);
-        let operation = format!("{:?}", call.operation());
+        let form = if call.is_json_array() { " as an array" } else { "" };
+        let operation = format!("{:?}{form}", call.operation());
         let parts = [LABEL, who.unwrap_or_default(), route, model, call.model(), &operation];
         let mut headers: Vec<&(String, String)> = headers.iter().collect();
         headers.sort();
@@ -378,6 +379,12 @@ mod tests {
         ] {
             assert_ne!(other, name);
         }
+        let stream = |json_array| {
+            let operation = Operation::GenerateContent { stream: true };
+            let endpoint = Endpoint { operation, model: Some("g".into()), json_array };
+            again.name(None, ("r", "g"), &Call::read(endpoint, Bytes::from_static(b"{}")).unwrap(), &[])
+        };
+        assert_ne!(stream(true), stream(false), "an array is no stream of events");
         let file = dir.path().join("answers").join(&name);
         let bytes = std::fs::read(&file).unwrap();
         assert!(!bytes.windows(6).any(|w| w == b"answer") && !bytes.windows(4).any(|w| w == b"json"));

@@ -23,8 +23,9 @@ use futures::StreamExt as _;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use quorate_client::{Error, Provenance, Request, Target as Aim};
+use quorate_dialects::errors::ErrorKind;
 use quorate_dialects::{
-    AnswerTranslator, Call, Dialect, DialectError, Fault, Operation, Stamp, TargetRoute, models,
+    AnswerTranslator, Call, Dialect, DialectError, Fault, Operation, Stamp, TargetRoute, headers, models,
 };
 use quorate_telemetry::{Attribute, Name, Traces};
 use std::collections::BTreeSet;
@@ -35,6 +36,11 @@ use tokio::sync::Semaphore;
 
 /// Longest time in which a request's body must be there.
 const BODY_TIME_MAX: Duration = Duration::from_secs(60);
+/// How much is taken of a body that was refused already, and for how long.
+const DRAIN_BYTES_MAX: u64 = 256 * 1024 * 1024;
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
+/// Characters of a header's value that an error repeats.
+const VALUE_CHARS_MAX: usize = 64;
 /// Largest whole answer that is translated.
 const TRANSLATED_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Said to callers beyond the bound of requests at once.
@@ -92,6 +98,8 @@ struct Asked {
     tracing: Option<Tracing>,
     /// What guards did with the prompt.
     notes: Vec<Note>,
+    /// Over HTTP/1.0, where the end of a connection is all that ends a body of no announced length.
+    old: bool,
 }
 
 impl Asked {
@@ -113,7 +121,7 @@ impl Adapter {
     {
         let (parts, body) = request.into_parts();
         match (&parts.method, parts.uri.path()) {
-            (&Method::GET, "/healthz") => return self.health(),
+            (&(Method::GET | Method::HEAD), "/healthz") => return self.health(),
             // A page whose name was made to resolve here reads what it is given, without an origin.
             (&Method::GET, "/metrics") if self.gate.knows_host(&parts.headers) => {
                 self.metrics.spans(self.traces.counts());
@@ -123,16 +131,23 @@ impl Adapter {
             _ => {}
         }
         let dialect = api::dialect_of(parts.uri.path(), &parts.headers);
+        let array = api::wants_array(&parts);
+        // Whoever waits for `100 Continue` has sent nothing yet, and reads the refusal first.
+        let waits = parts.headers.contains_key(header::EXPECT);
+        let mut body = body;
         let mut told = Told::default();
-        match self.serve(parts, body, &mut told).await {
+        match self.serve(parts, &mut body, &mut told).await {
             Ok(response) => response,
             Err((failure, known)) => {
+                if !waits && failure.status != StatusCode::REQUEST_TIMEOUT {
+                    drain(&mut body).await;
+                }
                 self.metrics.refused(&failure.code);
                 if let Some(tracing) = told.tracing {
                     let code = Attribute::Error(Name::new(&self.metrics.known(&failure.code)));
                     tracing.end(told.operation, &told.model, vec![code]);
                 }
-                failure.response(known.unwrap_or(dialect)).map(|b| Reply::Whole(Some(b)))
+                told_to(&failure, known.unwrap_or(dialect), array)
             }
         }
     }
@@ -150,7 +165,7 @@ impl Adapter {
     async fn serve<B>(
         &self,
         parts: Parts,
-        body: B,
+        body: &mut B,
         told: &mut Told,
     ) -> Result<Response<Reply>, (Failure, Option<Dialect>)>
     where
@@ -158,7 +173,12 @@ impl Adapter {
     {
         let begun = Instant::now();
         let (path, query) = (parts.uri.path(), parts.uri.query());
-        let who = self.gate.check(&parts.headers, query).map_err(|f| (f, None))?.map(str::to_owned);
+        // Browsers send no key with a preflight, which gets nothing but a refusal.
+        let preflight = parts.method == Method::OPTIONS && matches!(self.gate, Gate::Tokens(_));
+        let who = match preflight {
+            true => None,
+            false => self.gate.check(&parts.headers, query).map_err(|f| (f, None))?.map(str::to_owned),
+        };
         let endpoint = api::endpoint(&parts.method, path, query, &parts.headers).map_err(|f| (f, None))?;
         let dialect = endpoint.operation.dialect();
         let known = |failure| (failure, Some(dialect));
@@ -180,7 +200,8 @@ impl Adapter {
             Told { tracing: tracing.clone(), operation: endpoint.operation.name(), model: "other".into() };
         let body = self.read(&parts.headers, body, &mut in_flight).await.map_err(known)?;
         let call = Call::read(endpoint.clone(), body).map_err(|e| known(of_dialect(&e).0))?;
-        let mut asked = Asked { call, who, headers: parts.headers, tracing, notes: vec![] };
+        let old = parts.version < http::Version::HTTP_11;
+        let mut asked = Asked { call, who, headers: parts.headers, tracing, notes: vec![], old };
         if self.table.is_configured(asked.call.model()) {
             asked.call.model().clone_into(&mut told.model);
         }
@@ -228,7 +249,7 @@ impl Adapter {
         })
     }
 
-    /// Has guards look at an answer, held until it is whole.
+    /// Has guards look at an answer, held until it is whole. A provider's error is one too: it may quote the prompt.
     async fn guard_answer(
         &self,
         asked: &Asked,
@@ -238,21 +259,37 @@ impl Adapter {
         let mut response = response;
         let mut notes = asked.notes.clone();
         if self.guards.has_answer_rules(asked.call.model()) {
-            let events = response.headers().get(header::CONTENT_TYPE).is_some_and(is_events);
+            let content_type = response.headers().get(header::CONTENT_TYPE);
+            let form = match content_type.is_some_and(is_events) {
+                _ if response.status().as_u16() >= 400 => guards::Form::Error,
+                true => guards::Form::Events,
+                false if asked.call.is_json_array() => guards::Form::Items,
+                false => guards::Form::Document,
+            };
             let body = match response.body_mut() {
                 Reply::Whole(body) => body.clone().unwrap_or_default(),
                 Reply::Live(live) => {
                     live.whole(TRANSLATED_BYTES_MAX).await.inspect_err(|f| live.watch.failed(&f.code))?
                 }
             };
-            let looked = self.guards.answer(asked.of(), &body, events).await;
-            let passed = self.noted("answer", looked).inspect_err(|failure| match response.body_mut() {
-                Reply::Live(live) => live.watch.failed(&failure.code),
-                Reply::Whole(_) => more.iter_mut().for_each(|watch| watch.failed(&failure.code)),
-            })?;
-            notes.extend(passed.notes);
-            *response.body_mut() = Reply::Whole(Some(passed.body));
-            response.headers_mut().remove(header::CONTENT_LENGTH);
+            let looked = self.guards.answer(asked.of(), &body, form).await;
+            match self.noted("answer", looked) {
+                Ok(passed) => {
+                    notes.extend(passed.notes);
+                    *response.body_mut() = Reply::Whole(Some(passed.body));
+                    response.headers_mut().remove(header::CONTENT_LENGTH);
+                }
+                Err(failure) if form == guards::Form::Error => {
+                    return Ok(kept_back(asked, response, failure));
+                }
+                Err(failure) => {
+                    match response.body_mut() {
+                        Reply::Live(live) => live.watch.failed(&failure.code),
+                        Reply::Whole(_) => more.iter_mut().for_each(|watch| watch.failed(&failure.code)),
+                    }
+                    return Err(failure);
+                }
+            }
         }
         if let Some(Ok(said)) = said_of(&notes).map(|said| HeaderValue::from_str(&said)) {
             response.headers_mut().insert(guards::GUARD_HEADER, said);
@@ -360,7 +397,7 @@ impl Adapter {
         };
         let place = (target.route.name.as_str(), target.model.as_str());
         let name = cache.name(asked.who.as_deref(), place, &asked.call, &request.headers);
-        Some(Keep { cache: cache.clone(), name, meta, body: Vec::new() })
+        Some(Keep { cache: cache.clone(), name, meta, body: Vec::new(), proof: None })
     }
 
     fn watch(&self, asked: &Asked, target: &Target, begun: Instant, in_flight: InFlight) -> Watch {
@@ -426,7 +463,10 @@ impl Adapter {
         }
         let failure = match ended {
             Ended::Answered(answer) => return self.answered(asked, (by, idle), answer, named, watch).await,
-            Ended::Held(held) => return held_back(asked, target, held, named, watch),
+            Ended::Held(held) => {
+                let response = held_back(asked, target, held, named, watch)?;
+                return self.guard_answer(asked, response, &mut None).await;
+            }
             Ended::Failed(error) => Failure::of(&error),
             Ended::TimedOut(what, allowed) => {
                 let allowed_ms = u64::try_from(allowed.as_millis()).unwrap_or(u64::MAX);
@@ -445,7 +485,7 @@ impl Adapter {
         };
         watch.failed(&failure.code);
         self.metrics.refused(&failure.code);
-        let mut response = failure.response(asked.dialect()).map(|b| Reply::Whole(Some(b)));
+        let mut response = told_to(&failure, asked.dialect(), asked.call.is_json_array());
         response.headers_mut().extend(named);
         Ok(response)
     }
@@ -464,16 +504,31 @@ impl Adapter {
         }
         let dialect = asked.dialect();
         let counted = asked.call.stream() && !target.route.prices.is_empty();
-        if target.route.dialect == dialect && !counted {
+        if target.route.dialect == dialect && !counted && !asked.call.is_json_array() {
             let is_events = answer.headers.get(header::CONTENT_TYPE).is_some_and(is_events);
             let content_type = answer.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
-            let keep = self.keep(asked, by, &answer, content_type.unwrap_or("application/json"));
+            let mut keep = self.keep(asked, by, &answer, content_type.unwrap_or("application/json"));
+            if let Some(keep) = keep.as_mut().filter(|_| asked.call.stream()) {
+                keep.proof =
+                    Some(Box::new(translator(asked, target).inspect_err(|f| watch.failed(&f.code))?));
+            }
             let mut response = Response::new(Reply::Whole(None));
             *response.status_mut() = answer.status;
             *response.headers_mut() = kept(answer.headers);
             response.headers_mut().extend(named);
             let events = is_events.then_some(asked.call.operation());
-            *response.body_mut() = live(answer.body, None, events, idle, keep, watch);
+            let length = response.headers().contains_key(header::CONTENT_LENGTH);
+            *response.body_mut() = live(answer.body, None, (events, false), idle, keep, watch);
+            if let Reply::Live(live) = response.body_mut()
+                && asked.old
+                && events.is_none()
+                && !length
+            {
+                // One that broke off would look whole.
+                let whole =
+                    live.whole(TRANSLATED_BYTES_MAX).await.inspect_err(|f| live.watch.failed(&f.code))?;
+                *response.body_mut() = Reply::Whole(Some(whole));
+            }
             return self.guard_answer(asked, response, &mut None).await;
         }
         let mut translator = Box::new(translator(asked, target).inspect_err(|f| watch.failed(&f.code))?);
@@ -485,12 +540,16 @@ impl Adapter {
             let keep = self.keep(asked, by, &answer, content_type);
             let mut response = built(head.status, &head.headers, Reply::Whole(None))?;
             response.headers_mut().extend(named);
-            *response.body_mut() =
-                live(answer.body, Some(translator), Some(asked.call.operation()), idle, keep, watch);
+            let events = (Some(asked.call.operation()), asked.call.is_json_array());
+            *response.body_mut() = live(answer.body, Some(translator), events, idle, keep, watch);
             return self.guard_answer(asked, response, &mut None).await;
         }
         let status = answer.status.as_u16();
-        let keep = self.keep(asked, by, &answer, "application/json");
+        let content_type = match head.headers.iter().find(|(name, _)| name == "content-type") {
+            Some((_, content_type)) if asked.call.stream() => content_type.as_str(),
+            _ => "application/json",
+        };
+        let keep = self.keep(asked, by, &answer, content_type);
         let body =
             collect(answer, idle, &mut watch.in_flight).await.inspect_err(|f| watch.failed(&f.code))?;
         let whole = translator.whole(status, &given, body).map_err(|e| of_dialect(&e).0);
@@ -526,7 +585,12 @@ impl Adapter {
         Ok(response)
     }
 
-    async fn read<B>(&self, headers: &HeaderMap, body: B, in_flight: &mut InFlight) -> Result<Bytes, Failure>
+    async fn read<B>(
+        &self,
+        headers: &HeaderMap,
+        body: &mut B,
+        in_flight: &mut InFlight,
+    ) -> Result<Bytes, Failure>
     where
         B: hyper::body::Body<Data = Bytes> + Unpin,
     {
@@ -605,7 +669,7 @@ fn is_events(content_type: &HeaderValue) -> bool {
     content_type.as_bytes().get(..17).is_some_and(|v| v.eq_ignore_ascii_case(b"text/event-stream"))
 }
 
-async fn gather<B>(mut body: B, bound: usize, in_flight: &mut InFlight) -> Result<Bytes, Gather>
+async fn gather<B>(body: &mut B, bound: usize, in_flight: &mut InFlight) -> Result<Bytes, Gather>
 where
     B: hyper::body::Body<Data = Bytes> + Unpin,
 {
@@ -614,7 +678,7 @@ where
     }
     let mut first = Bytes::new();
     let mut more = BytesMut::new();
-    while let Some(frame) = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await {
+    while let Some(frame) = next_frame(body).await {
         let Ok(data) = frame.map_err(|_| Gather::Ended)?.into_data() else { continue };
         if first.len() + more.len() + data.len() > bound {
             return Err(Gather::TooLarge);
@@ -631,6 +695,39 @@ where
         }
     }
     Ok(if more.is_empty() { first } else { more.freeze() })
+}
+
+async fn next_frame<B>(body: &mut B) -> Option<Result<hyper::body::Frame<Bytes>, B::Error>>
+where
+    B: hyper::body::Body<Data = Bytes> + Unpin,
+{
+    std::future::poll_fn(|cx| std::pin::Pin::new(&mut *body).poll_frame(cx)).await
+}
+
+/// Takes what is left of a body that was refused: many clients read no answer before they have sent all, and would find their
+/// connection reset in place of the reason.
+async fn drain<B>(body: &mut B)
+where
+    B: hyper::body::Body<Data = Bytes> + Unpin,
+{
+    if body.size_hint().lower() > DRAIN_BYTES_MAX {
+        return;
+    }
+    let all = async {
+        let mut left = DRAIN_BYTES_MAX;
+        while let Some(Ok(frame)) = next_frame(body).await {
+            let taken = frame.data_ref().map_or(0, |data| data.len() as u64);
+            let Some(rest) = left.checked_sub(taken) else { break };
+            left = rest;
+        }
+    };
+    let _late = tokio::time::timeout(DRAIN_TIME_MAX, all).await;
+}
+
+/// The answer to a request that failed.
+fn told_to(failure: &Failure, dialect: Dialect, array: bool) -> Response<Reply> {
+    let response = if array { failure.response_in_array() } else { failure.response(dialect) };
+    response.map(|body| Reply::Whole(Some(body)))
 }
 
 fn plain(status: StatusCode, kind: &'static str, text: String) -> Response<Reply> {
@@ -653,6 +750,7 @@ fn prepare(asked: &Asked, target: &Target, repeat: bool) -> Result<Request, (Fai
     let said = asked.call.for_route(&aim(target)).map_err(|e| of_dialect(&e))?;
     let mut headers: Vec<_> =
         said.headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    heed(&asked.headers, asked.dialect(), route, said.passthrough).map_err(|f| (f, false))?;
     if said.passthrough {
         passed_on(&asked.headers, route, &mut headers).map_err(|f| (f, false))?;
     }
@@ -704,19 +802,35 @@ fn of_dialect(error: &DialectError) -> (Failure, bool) {
     }
 }
 
-/// The caller's headers that the route takes. One that changes what is asked, but that the route does not take, is refused:
-/// the answer would be another than asked for.
-fn passed_on(given: &HeaderMap, route: &Route, headers: &mut Vec<(String, String)>) -> Result<(), Failure> {
-    for name in quorate_dialects::headers::forwarded(route.dialect) {
-        if given.contains_key(*name) && !route.headers.iter().any(|h| h == name) {
-            return Err(Failure::new(
-                StatusCode::BAD_REQUEST,
-                "header_not_on_route",
-                format!("route {:?} does not take the header {name}", route.name),
-                "leave it out, or ask an admin to add it to the route's headers",
-            ));
+/// Refuses headers that change what is asked and cannot go on: the answer would be another than asked for.
+fn heed(given: &HeaderMap, caller: Dialect, route: &Route, passes: bool) -> Result<(), Failure> {
+    let on_route = |name: &HeaderName| passes && route.headers.iter().any(|h| name == h.as_str());
+    for name in given.keys().filter(|name| headers::bears_meaning(name.as_str()) && !on_route(name)) {
+        let hint = match name.as_str() {
+            "openai-organization" | "openai-project" => {
+                "the provider's key is the mesh's and says who pays: unset OPENAI_ORG_ID and OPENAI_PROJECT_ID"
+            }
+            "idempotency-key" => "leave it out: nothing here promises that a repetition is not done twice",
+            _ if passes => "leave it out, or ask an admin to add it to the route's headers",
+            _ => "leave it out, or use a model whose provider speaks this API",
+        };
+        if passes {
+            let message = format!("route {:?} does not take the header {name}", route.name);
+            return Err(Failure::new(StatusCode::BAD_REQUEST, "header_not_on_route", message, hint));
+        }
+        for value in given.get_all(name) {
+            let text = value.to_str().unwrap_or("(not ASCII)");
+            let Some(lost) = headers::lost(caller, name.as_str(), text) else { continue };
+            let (dialect, lost): (_, String) = (route.dialect, lost.chars().take(VALUE_CHARS_MAX).collect());
+            let message = format!("{dialect} cannot say the header {name}: {lost}");
+            return Err(Failure::new(StatusCode::BAD_REQUEST, "header_untranslatable", message, hint));
         }
     }
+    Ok(())
+}
+
+/// The caller's headers that the route takes.
+fn passed_on(given: &HeaderMap, route: &Route, headers: &mut Vec<(String, String)>) -> Result<(), Failure> {
     for name in &route.headers {
         let values =
             given.get_all(name.as_str()).iter().map(HeaderValue::to_str).collect::<Result<Vec<_>, _>>();
@@ -801,13 +915,14 @@ fn built(status: u16, headers: &[(String, String)], body: Reply) -> Result<Respo
 fn live(
     body: std::pin::Pin<Box<dyn crate::upstream::Body>>,
     translator: Option<Box<AnswerTranslator>>,
-    events: Option<Operation>,
+    (events, array): (Option<Operation>, bool),
     idle: Duration,
     keep: Option<Keep>,
     watch: Watch,
 ) -> Reply {
-    let (last, silence) = (Tail::default(), Silence::default());
-    Reply::Live(Box::new(Live { body, translator, events, last, over: false, idle, silence, keep, watch }))
+    let (last, silence, over) = (Tail::default(), Silence::default(), false);
+    let live = Live { body, translator, events, array, last, over, idle, silence, keep, watch };
+    Reply::Live(Box::new(live))
 }
 
 async fn collect(mut answer: Answer, idle: Duration, in_flight: &mut InFlight) -> Result<Bytes, Failure> {
@@ -826,6 +941,21 @@ async fn collect(mut answer: Answer, idle: Duration, in_flight: &mut InFlight) -
     Ok(all.freeze())
 }
 
+/// A provider's error without what it said, which guards do not let through: its status and when to come back stay.
+fn kept_back(asked: &Asked, response: Response<Reply>, failure: Failure) -> Response<Reply> {
+    let (mut parts, _) = response.into_parts();
+    let message = format!("the provider answered with status {}; {}", parts.status.as_u16(), failure.message);
+    let again = ErrorKind::of_status(parts.status.as_u16()).is_retryable();
+    let failure = Failure { status: parts.status, message, again, ..failure };
+    let (own, body) = told_to(&failure, asked.dialect(), asked.call.is_json_array()).into_parts();
+    for name in [header::CONTENT_LENGTH, header::CONTENT_ENCODING, header::ETAG] {
+        parts.headers.remove(name);
+    }
+    // Later entries of one name take the place of earlier ones.
+    parts.headers.extend(own.headers);
+    Response::from_parts(parts, body)
+}
+
 /// A provider's error answer, whole.
 fn held_back(
     asked: &Asked,
@@ -835,7 +965,7 @@ fn held_back(
     mut watch: Watch,
 ) -> Result<Response<Reply>, Failure> {
     watch.failed(held.status.as_str());
-    let mut response = if target.route.dialect == asked.dialect() {
+    let mut response = if target.route.dialect == asked.dialect() && !asked.call.is_json_array() {
         let mut response = Response::new(Reply::Whole(Some(held.body)));
         *response.status_mut() = held.status;
         *response.headers_mut() = kept(held.headers);

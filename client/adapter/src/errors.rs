@@ -2,7 +2,7 @@
 //!
 //! A provider's own error answer is not among these: it passes through as it is.
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use quorate_client::{Error, Fault, Retry, chain};
 use quorate_dialects::errors::ErrorKind;
 use quorate_dialects::{Dialect, Operation};
@@ -32,6 +32,29 @@ pub(crate) struct Failure {
     pub(crate) again: bool,
     /// Which guards did something.
     pub(crate) guards: Option<Box<str>>,
+    /// Methods that the path takes, where it does not take this one.
+    pub(crate) allow: Allow,
+}
+
+/// See there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Allow {
+    #[default]
+    Unsaid,
+    Get,
+    Post,
+    Both,
+}
+
+impl Allow {
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::Unsaid => "",
+            Self::Get => "GET",
+            Self::Post => "POST",
+            Self::Both => "GET, POST",
+        }
+    }
 }
 
 impl Failure {
@@ -43,7 +66,24 @@ impl Failure {
         hint: impl Into<String>,
     ) -> Self {
         let (message, hint) = (message.into(), hint.into());
-        Self { status, code: code.into(), message, hint, retry_after: None, again: false, guards: None }
+        let code = code.into();
+        Self {
+            status,
+            code,
+            message,
+            hint,
+            retry_after: None,
+            again: false,
+            guards: None,
+            allow: Allow::Unsaid,
+        }
+    }
+
+    /// The path is there, and does not take this method.
+    pub(crate) fn method(allow: Allow) -> Self {
+        let message = format!("this endpoint takes {}", allow.text());
+        let failure = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message, "");
+        Self { allow, ..failure }
     }
 
     /// The same, to be tried again after a while.
@@ -69,14 +109,20 @@ impl Failure {
     pub(crate) fn of(error: &Error) -> Self {
         let code = error.code().to_owned();
         let (status, retry_after) = status_of(error, &code);
+        let hint = match error {
+            // Whoever asks here may have no command line of the mesh's.
+            Error::UnknownModel { .. } => "GET /v1/models lists what may be asked for",
+            _ => error.hint(),
+        };
         Self {
             status,
             code: code.into(),
             message: chain(error),
-            hint: error.hint().to_owned(),
+            hint: hint.to_owned(),
             retry_after,
             again: matches!(error.retry(), Retry::Now | Retry::Later),
             guards: None,
+            allow: Allow::Unsaid,
         }
     }
 
@@ -92,6 +138,18 @@ impl Failure {
         if let Some(Ok(guards)) = self.guards.as_deref().map(HeaderValue::from_str) {
             headers.insert(crate::guards::GUARD_HEADER, guards);
         }
+        if self.allow != Allow::Unsaid {
+            headers.insert(header::ALLOW, HeaderValue::from_static(self.allow.text()));
+        }
+        if dialect == Dialect::Bedrock {
+            // AWS's SDKs tell errors apart by it.
+            let kind = ErrorKind::of_status(self.status.as_u16());
+            for (name, value) in quorate_dialects::errors::error_answer(dialect, kind, "").headers {
+                if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+                    headers.insert(name, value);
+                }
+            }
+        }
         if let Some(after) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
         }
@@ -100,6 +158,11 @@ impl Failure {
             headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
         response
+    }
+
+    /// The answer to whoever asked for a stream as one JSON array: Google's errors are in one too.
+    pub(crate) fn response_in_array(&self) -> Response<Bytes> {
+        self.response(Dialect::Gemini).map(|body| quorate_dialects::errors::in_array(&body))
     }
 
     /// The last event of a stream that broke.
@@ -269,5 +332,9 @@ mod tests {
             assert!(own, "{dialect:?}");
             assert_eq!(failure.response(dialect).headers()[CODE_HEADER], "rate_exceeded");
         }
+        let aws = failure.response(Dialect::Bedrock);
+        assert_eq!(aws.headers()["x-amzn-errortype"], "ThrottlingException");
+        let array: serde_json::Value = serde_json::from_slice(failure.response_in_array().body()).unwrap();
+        assert_eq!(array[0], body(Dialect::Gemini));
     }
 }

@@ -59,13 +59,16 @@ Point an SDK at it (any word will do as the key, or one of your tokens):
 Endpoints:
   POST /v1/chat/completions  /v1/responses  /v1/completions  /v1/embeddings        OpenAI
   POST /v1/messages  /v1/messages/count_tokens                                     Anthropic
-  POST /v1beta/models/MODEL:generateContent  :streamGenerateContent?alt=sse        Gemini
-       :countTokens  :embedContent  :batchEmbedContents
+  POST /v1beta/models/MODEL:generateContent  :streamGenerateContent (events with   Gemini
+       ?alt=sse, else an array)  :countTokens  :embedContent  :batchEmbedContents
+  POST /model/MODEL/converse  /model/MODEL/converse-stream                         Bedrock
   GET  /v1/models  /v1beta/models  /healthz  /metrics
 
 Answers say how they came: x-quorate-request (ask a receipt for it), x-quorate-attempts (all that were made, each
 authorised on its own), x-quorate-route, -relay, -keyer. Errors of ours carry x-quorate-code; a provider's own errors
-pass through as they are.
+pass through as they are, unless a guard is for answers. What a route cannot be told is refused, never dropped: a field that
+another provider's API has no word for, or a header that changes what is asked (anthropic-beta, openai-organization, ...) and
+that the route does not list.
 
 Configuration (all of it may be left out):
   [[model]]

@@ -379,17 +379,15 @@ async fn a_route_of_another_dialect_is_spoken_to_in_its_own() {
     assert_eq!(bench.fake.sent().len(), 0);
 }
 
+fn caching(dir: &std::path::Path, any: bool) -> crate::config::CacheConfig {
+    let (dir, key_file) = (dir.join("answers"), dir.join("key"));
+    crate::config::CacheConfig { dir, key_file, bytes_max: 1 << 20, entry_bytes_max: 1 << 16, ttl_s: 60, any }
+}
+
 #[tokio::test]
 async fn the_same_request_is_answered_from_the_cache() {
     let dir = tempfile::tempdir().unwrap();
-    let config = crate::config::CacheConfig {
-        dir: dir.path().join("answers"),
-        key_file: dir.path().join("key"),
-        bytes_max: 1 << 20,
-        entry_bytes_max: 1 << 16,
-        ttl_s: 60,
-        any: false,
-    };
+    let config = caching(dir.path(), false);
     let with_cache = |acts| {
         let mut bench = Bench::new("", openai(acts));
         let cache = Cache::open(&config).unwrap();
@@ -573,14 +571,7 @@ async fn a_guarded_stream_is_refused_or_held() {
 #[tokio::test]
 async fn a_kept_answer_passes_the_guards_again_and_not_beyond_a_grant() {
     let dir = tempfile::tempdir().unwrap();
-    let config = crate::config::CacheConfig {
-        dir: dir.path().join("answers"),
-        key_file: dir.path().join("key"),
-        bytes_max: 1 << 20,
-        entry_bytes_max: 1 << 16,
-        ttl_s: 60,
-        any: true,
-    };
+    let config = caching(dir.path(), true);
     let leak = r#"{"choices":[{"message":{"content":"AKIAIOSFODNN7EXAMPLE"}}]}"#;
     let with_cache = |rules: &str| {
         let mut bench = guarded(rules, vec![chat_answer(leak)]);
@@ -892,4 +883,442 @@ async fn spans_say_how_it_went_and_nothing_that_was_said() {
         (hex::encode(&second.links[0].trace_id), value(second, "quorate.request")),
         (id.clone(), Some(id))
     );
+}
+
+const ARRAY: &str = "/v1beta/models/g:streamGenerateContent";
+const ITEMS: [&str; 2] = [
+    r#"{"candidates": [{"content":{"role":"model","parts":[{"text":"he"}]},"index":0}]}"#,
+    r#"{"candidates":[{"content":{"role":"model","parts":[{"text":"y"}]},"finishReason":"STOP","index":0}],"usageMetadata":{"promptTokenCount":3,"candidatesTokenCount":2,"totalTokenCount":5},"modelVersion":"g-1"}"#,
+];
+const PARTS: &str = r#"{"contents":[{"role":"user","parts":[{"text":"hi"}]}]}"#;
+
+/// Text that stands in an act for as long as the test runs.
+fn events(items: &[&str], end: &str) -> &'static str {
+    let text = items.iter().map(|item| format!("data: {item}{end}{end}")).collect::<String>();
+    Box::leak(text.into_boxed_str())
+}
+
+fn sse(pieces: Vec<&'static str>, end: Option<Error>) -> Act {
+    Act::Answer(200, vec![("content-type", "text/event-stream")], pieces, end)
+}
+
+fn gemini(acts: Vec<Act>) -> Fake {
+    Fake::new(vec![route("r", Dialect::Gemini, &["g"])]).acts("r", acts)
+}
+
+#[tokio::test]
+async fn a_stream_as_one_json_array_is_asked_for_as_events() {
+    let all = events(&ITEMS, "\r\n");
+    for cut in [1, 6, 40, all.len() - 1] {
+        let (first, second) = all.split_at(cut);
+        let bench = Bench::new("", gemini(vec![sse(vec![first, second], None)]));
+        let got = bench.post(ARRAY, PARTS).await;
+        assert_eq!(got.body.as_deref(), Ok(format!("[{},\r\n{}]\n", ITEMS[0], ITEMS[1]).as_str()));
+        assert_eq!(
+            (got.status, got.headers["content-type"].as_bytes()),
+            (200, &b"application/json; charset=UTF-8"[..])
+        );
+        assert_eq!(bench.fake.last().path, format!("{ARRAY}?alt=sse"));
+        let text = bench.adapter.metrics.text(0);
+        assert!(text.contains("gen_ai_token_type=\"input\"} 3"), "{text}");
+    }
+    let answer = r#"{"id":"c","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"hey"},"finish_reason":"stop"}]}"#;
+    let openai = |act| Fake::new(vec![route("r", Dialect::OpenAi, &["g"])]).acts("r", vec![act]);
+    let bench = Bench::new("", openai(ok(answer)));
+    let got = bench.post(ARRAY, PARTS).await;
+    let list = got.json();
+    let text: String = list
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|i| i["candidates"][0]["content"]["parts"][0]["text"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        (text.as_str(), bench.fake.last().path.as_str()),
+        ("hey", CHAT),
+        "of a provider of another dialect"
+    );
+}
+
+#[tokio::test]
+async fn an_array_that_breaks_ends_with_an_error_or_not_at_all() {
+    let (first, second) = (events(&ITEMS[..1], "\n"), events(&ITEMS[1..], "\n"));
+    for (pieces, items) in
+        [(vec![], 1), (vec![first], 2), (vec![first, "data: {\"cand"], 2), (vec![first, second], 3)]
+    {
+        let bench = Bench::new("", gemini(vec![sse(pieces, Some(cut()))]));
+        let list = bench.post(ARRAY, PARTS).await.json();
+        let list = list.as_array().unwrap();
+        assert_eq!(list.len(), items);
+        assert_eq!(list[items - 1]["error"]["details"][0]["reason"], "TRUNCATED");
+    }
+    // An end that the provider's connection calls a good one, but that comes too early.
+    for pieces in [vec![first], vec![first, "data: {\"cand"]] {
+        let bench = Bench::new("", gemini(vec![sse(pieces, None)]));
+        let list = bench.post(ARRAY, PARTS).await.json();
+        assert_eq!(list[1]["error"]["details"][0]["reason"], "PROVIDER_ANSWER");
+    }
+    // The provider's own error is an item like others.
+    let own = r#"{"error":{"code":503,"message":"busy","status":"UNAVAILABLE"}}"#;
+    let bench = Bench::new("", gemini(vec![sse(vec![events(&[ITEMS[0], own], "\n")], None)]));
+    assert_eq!(bench.post(ARRAY, PARTS).await.json()[1]["error"]["message"], "busy");
+    // Behind the closing bracket nothing can be said: the connection is cut.
+    let done = r#"{"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"hey"},"finish_reason":"stop"}]}"#;
+    let whole = events(&[done, "[DONE]"], "\n");
+    let openai =
+        Fake::new(vec![route("r", Dialect::OpenAi, &["g"])]).acts("r", vec![sse(vec![whole], Some(cut()))]);
+    let bench = Bench::new("", openai);
+    assert_eq!(bench.post(ARRAY, PARTS).await.body, Err("truncated".into()));
+}
+
+#[tokio::test]
+async fn errors_to_whoever_reads_an_array_are_in_one() {
+    let own = r#"{"error":{"code":429,"message":"slow down","status":"RESOURCE_EXHAUSTED"}}"#;
+    let limited = || {
+        Act::Answer(429, vec![("content-type", "application/json"), ("retry-after", "7")], vec![own], None)
+    };
+    let bench = Bench::new("", gemini(vec![limited()]));
+    let got = bench.post(ARRAY, PARTS).await;
+    assert_eq!((got.status, got.json()[0]["error"]["message"].as_str()), (429, Some("slow down")));
+    assert_eq!(got.headers["retry-after"], "7");
+    let sse = bench.post(&format!("{ARRAY}?alt=sse"), PARTS).await;
+    assert_eq!(sse.body.as_deref(), Ok(own), "events: as it is");
+    for (uri, body, code) in [
+        ("/v1beta/models/other:streamGenerateContent", PARTS, "MODEL_NOT_FOUND"),
+        (ARRAY, "nonsense", "INVALID_REQUEST"),
+        (&format!("{ARRAY}?fields=x"), PARTS, "QUERY_NOT_ALLOWED"),
+    ] {
+        let got = bench.post(uri, body).await;
+        assert_eq!(got.json()[0]["error"]["details"][0]["reason"], code);
+    }
+    let bench = Bench::new("", gemini(vec![Act::Fail(crate::testing::lost())]));
+    let got = bench.post(ARRAY, PARTS).await;
+    assert!(got.status >= 500 && got.json()[0]["error"]["status"].is_string(), "{:?}", got.body);
+}
+
+#[tokio::test]
+async fn dropping_an_array_cancels_it() {
+    let bench = Bench::new("", gemini(vec![Act::Hang(200)]));
+    let request = Bench::request("POST", ARRAY, &[("content-type", "application/json")], &[PARTS]);
+    let response = bench.adapter.clone().answer(request).await;
+    assert_eq!((bench.fake.open(), response.status().as_u16()), (1, 200));
+    drop(response);
+    assert_eq!(bench.fake.open(), 0);
+}
+
+#[tokio::test]
+async fn an_array_is_kept_as_one_and_only_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = caching(dir.path(), true);
+    let cache = Arc::new(Cache::open(&config).unwrap());
+    let with_cache = |act| {
+        let mut bench = Bench::new("", gemini(vec![act]));
+        Arc::get_mut(&mut bench.adapter).unwrap().cache = Some(cache.clone());
+        bench
+    };
+    let (uri, all) = (format!("{ARRAY}?alt=sse"), events(&ITEMS, "\n"));
+    // None of these is an end: half a stream whose connection ended well, one with an error in it.
+    let own = r#"{"error":{"code":503,"message":"busy","status":"UNAVAILABLE"}}"#;
+    for broken in [events(&ITEMS[..1], "\n"), events(&[ITEMS[0], own], "\n")] {
+        for uri in [uri.as_str(), ARRAY] {
+            let bench = with_cache(sse(vec![broken], None));
+            for sent in 1..=3 {
+                let got = bench.post(uri, PARTS).await;
+                assert!(!got.headers.contains_key("x-quorate-cache"), "{uri}");
+                assert_eq!(bench.fake.sent().len(), sent);
+                // What is written behind an answer is there soon, if it is at all.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+    let bench = with_cache(sse(vec![all], None));
+    for (uri, kind) in [(ARRAY, "application/json; charset=UTF-8"), (uri.as_str(), "text/event-stream")] {
+        let first = bench.post(uri, PARTS).await;
+        let sent = bench.fake.sent().len();
+        let hit = async {
+            loop {
+                let again = bench.post(uri, PARTS).await;
+                if again.headers.contains_key("x-quorate-cache") {
+                    break again;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let again = tokio::time::timeout(Duration::from_secs(20), hit).await.unwrap();
+        assert_eq!((again.body, again.headers["content-type"].as_bytes()), (first.body, kind.as_bytes()));
+        assert!(bench.fake.sent().len() >= sent);
+    }
+}
+
+#[tokio::test]
+async fn a_guarded_array_is_held_and_looked_at_across_its_items() {
+    let item = |text: &str| {
+        format!(r#"{{"candidates":[{{"content":{{"parts":[{{"text":"{text}"}}]}},"finishReason":"STOP"}}]}}"#)
+    };
+    let of = |texts: &[&str]| {
+        let items: Vec<String> = texts.iter().map(|t| item(t)).collect();
+        sse(vec![events(&items.iter().map(String::as_str).collect::<Vec<_>>(), "\n")], None)
+    };
+    let rule = r#"guard = [{ name = "keys", kind = "secrets", on = "answer" }]"#;
+    let bench = Bench::new(rule, gemini(vec![of(&["hi"])]));
+    let got = bench.post(ARRAY, PARTS).await;
+    assert_eq!((got.status, got.code(), bench.fake.sent().len()), (400, "guard_stream_refused", 0));
+    let held = format!("{rule}\n[guards]\nstreams = \"buffer\"");
+    let bench = Bench::new(&held, gemini(vec![of(&["h", "i"])]));
+    assert_eq!(bench.post(ARRAY, PARTS).await.body.unwrap(), format!("[{},\r\n{}]\n", item("h"), item("i")));
+    let bench = Bench::new(&held, gemini(vec![of(&["AKIAIOS", "FODNN7", "EXAMPLE"])]));
+    let got = bench.post(ARRAY, PARTS).await;
+    assert_eq!((got.status, got.code()), (403, "guard_blocked"));
+    assert_eq!(got.json()[0]["error"]["status"], "PERMISSION_DENIED");
+}
+
+/// A priced route's stream is watched on its way: its own bytes pass, and what breaks within an event must not get another into it.
+#[tokio::test]
+async fn a_watched_stream_that_breaks_within_an_event_is_cut() {
+    let start = "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"id\":\"m\",\"type\":\"message\",\"role\":\"assistant\",\"model\":\"c\",\"content\":[],\"stop_reason\":null,\"stop_sequence\":null,\"usage\":{\"input_tokens\":5,\"output_tokens\":1}}}\n\n";
+    for (end, expected) in [
+        ("", true),
+        (": a comment\n", true),
+        ("event: ping\r\ndata: {\"type\":\"ping\"}\r\n\r\n", true),
+        ("event: ping\n", false),
+        ("event: ping\ndata: {\"type\":\"pi", false),
+        ("data: {\n", false),
+    ] {
+        let mut there = Arc::unwrap_or_clone(route("r", Dialect::Anthropic, &["m"]));
+        there.prices = priced(quorate_dialects::Flavour::OpenAi).prices.clone();
+        let fake = Fake::new(vec![Arc::new(there)]).acts("r", vec![sse(vec![start, end], Some(cut()))]);
+        let bench = Bench::new("", fake);
+        let got =
+            bench.post("/v1/messages", r#"{"model":"m","max_tokens":9,"messages":[],"stream":true}"#).await;
+        match got.body {
+            Ok(text) => {
+                assert!(expected, "{end:?}: {text}");
+                assert!(text.starts_with(&format!("{start}{end}event: error\ndata: {{")), "{text}");
+            }
+            Err(code) => assert_eq!((code.as_str(), expected), ("truncated", false), "{end:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_header_that_changes_what_is_asked_goes_on_or_is_refused() {
+    let answer = r#"{"id":"c","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"hey"},"finish_reason":"stop"}]}"#;
+    let messages = r#"{"model":"m","max_tokens":9,"messages":[{"role":"user","content":"hi"}]}"#;
+    let openai = || Bench::new("", openai(vec![ok(answer)]));
+    let ask = async |bench: &Bench, uri: &str, body: &str, name: &str, value: &str| {
+        let headers = [("content-type", "application/json"), (name, value)];
+        bench.get(Bench::request("POST", uri, &headers, &[body])).await
+    };
+    // Translated: what nobody loses passes, all else is named.
+    for (name, value, lost) in [
+        ("anthropic-version", "2023-06-01", ""),
+        ("anthropic-version", "2023-01-01", "anthropic-version: 2023-01-01"),
+        ("anthropic-beta", "prompt-caching-2024-07-31", ""),
+        ("anthropic-beta", "pdfs-2024-09-25,made-tomorrow", "anthropic-beta: made-tomorrow"),
+        ("anthropic-workspace-id", "w", "anthropic-workspace-id: w"),
+        ("idempotency-key", "k", "idempotency-key: k"),
+        ("x-stainless-lang", "python", ""),
+        ("anthropic-dangerous-direct-browser-access", "true", ""),
+    ] {
+        let bench = openai();
+        let got = ask(&bench, "/v1/messages", messages, name, value).await;
+        if lost.is_empty() {
+            assert_eq!(got.status, 200, "{name}: {value}");
+            continue;
+        }
+        assert_eq!(
+            (got.status, got.code(), bench.fake.sent().len()),
+            (400, "header_untranslatable", 0),
+            "{name}"
+        );
+        let error = got.json();
+        assert_eq!(error["error"]["type"], "invalid_request_error");
+        assert!(error["error"]["message"].as_str().unwrap().contains(lost), "{error}");
+    }
+    // Of one dialect: to routes that list it.
+    let chat = r#"{"model":"m","messages":[]}"#;
+    for (name, hint) in [
+        ("openai-organization", "OPENAI_ORG_ID"),
+        ("openai-project", "OPENAI_ORG_ID"),
+        ("openai-beta", "admin"),
+        ("openai-made-tomorrow", "admin"),
+        ("x-portkey-config", "admin"),
+    ] {
+        let bench = openai();
+        let got = ask(&bench, CHAT, chat, name, "x").await;
+        assert_eq!((got.status, got.code()), (400, "header_not_on_route"), "{name}");
+        let error = got.json();
+        let message = error["error"]["message"].as_str().unwrap();
+        assert!(message.contains(name) && message.contains(hint), "{message}");
+        let mut there = Arc::unwrap_or_clone(route("r", Dialect::OpenAi, &["*"]));
+        there.headers.push(name.into());
+        let bench = Bench::new("", Fake::new(vec![Arc::new(there)]).acts("r", vec![ok(answer)]));
+        assert_eq!(ask(&bench, CHAT, chat, name, "x").await.status, 200, "{name}");
+        assert!(bench.fake.last().headers.contains(&(name.to_owned(), "x".to_owned())));
+    }
+    for (uri, body, name) in
+        [("/v1beta/models/m:generateContent", PARTS, "x-goog-user-project"), (CHAT, chat, "anthropic-beta")]
+    {
+        let got = ask(&openai(), uri, body, name, "prompt-caching-2024-07-31").await;
+        assert!(
+            ["header_untranslatable", "header_not_on_route"].contains(&got.code()),
+            "{name}: {}",
+            got.code()
+        );
+    }
+    // Another route may take it.
+    let fake = Fake::new(vec![route("a", Dialect::OpenAi, &[]), route("b", Dialect::Anthropic, &[])])
+        .acts("a", vec![ok(answer)])
+        .acts("b", vec![ok("{}")]);
+    let bench = Bench::new(r#"model = [{ name = "m", routes = [{ route = "a" }, { route = "b" }] }]"#, fake);
+    assert_eq!(ask(&bench, "/v1/messages", messages, "anthropic-version", "2023-01-01").await.status, 200);
+    assert_eq!(bench.fake.sent(), ["b"]);
+}
+
+/// A provider's error may quote the prompt, or what it knows.
+#[tokio::test]
+async fn guards_look_at_providers_errors_too() {
+    let quoting =
+        r#"{"error":{"message":"bad key AKIAIOSFODNN7EXAMPLE","type":"x","param":null,"code":null}}"#;
+    let failing = |status, body, kind| {
+        Act::Answer(
+            status,
+            vec![("content-type", kind), ("retry-after", "7"), ("etag", "x")],
+            vec![body],
+            None,
+        )
+    };
+    let json = |status, body| failing(status, body, "application/json");
+    let rule = |action: &str| {
+        format!(r#"guard = [{{ name = "keys", kind = "secrets", on = "answer", action = "{action}" }}]"#)
+    };
+    let get = async |rule: &str, act| guarded(rule, vec![act]).post(CHAT, &said("x")).await;
+    let got = get(&rule("block"), json(429, quoting)).await;
+    assert_eq!(
+        (got.status, got.code(), got.headers["retry-after"].as_bytes()),
+        (429, "guard_blocked", &b"7"[..])
+    );
+    assert_eq!(got.headers["x-quorate-guard"], "keys=blocked");
+    assert!(!got.headers.contains_key("x-should-retry") && !got.headers.contains_key("etag"));
+    assert!(got.headers.contains_key("x-quorate-request"), "how it came stays");
+    let message = got.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("status 429") && !message.contains("AKIA"), "{message}");
+    let got = get(&rule("block"), json(400, quoting)).await;
+    assert_eq!((got.status, got.headers["x-should-retry"].as_bytes()), (400, &b"false"[..]));
+    let got = get(&rule("redact"), json(400, quoting)).await;
+    assert_eq!((got.status, got.body.unwrap()), (400, quoting.replace(KEY, "[redacted:aws]")));
+    let got = get(&rule("flag"), json(400, quoting)).await;
+    assert_eq!(
+        (got.body.as_deref(), got.headers["x-quorate-guard"].as_bytes()),
+        (Ok(quoting), &b"keys=flagged"[..])
+    );
+    // What is no JSON is one text; it is left alone where nothing is found.
+    let page = "<html>AKIAIOSFODNN7EXAMPLE</html>";
+    for (action, body, blocked) in [
+        ("block", page, true),
+        ("redact", page, true),
+        ("block", "<html>busy</html>", false),
+        ("block", "", false),
+    ] {
+        let got = get(&rule(action), failing(502, body, "text/html")).await;
+        assert_eq!((got.status, got.code() == "guard_blocked"), (502, blocked), "{action} {body}");
+        assert!(blocked || got.body.as_deref() == Ok(body));
+    }
+    // What says how a good answer is says nothing of an error.
+    for other in [
+        r#"guard = [{ name = "only", kind = "allow", patterns = ["z"], on = "answer" }]"#,
+        r#"guard = [{ name = "shape", kind = "schema" }]"#,
+    ] {
+        let got = get(other, json(400, quoting)).await;
+        assert_eq!((got.status, got.body.as_deref()), (400, Ok(quoting)), "{other}");
+    }
+    // Rules for prompts alone leave it.
+    let got = get(r#"guard = [{ name = "keys", kind = "secrets" }]"#, json(400, quoting)).await;
+    assert_eq!(got.body.as_deref(), Ok(quoting));
+    // Translated, and too long to be held back: the same.
+    let long: &'static str = Box::leak(quoting.replace("bad", &"bad ".repeat(20_000)).into_boxed_str());
+    assert_eq!(get(&rule("block"), json(400, long)).await.code(), "guard_blocked");
+    let bench = Bench::new(
+        &rule("block"),
+        Fake::new(vec![route("r", Dialect::OpenAi, &["m"])]).acts("r", vec![json(400, quoting)]),
+    );
+    let got = bench
+        .post("/v1/messages", r#"{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"x"}]}"#)
+        .await;
+    assert_eq!((got.code(), got.json()["type"].as_str()), ("guard_blocked", Some("error")));
+}
+
+#[tokio::test]
+async fn methods_and_paths_that_are_wrong_are_named_in_the_callers_dialect() {
+    let bench = Bench::new("", openai(vec![ok("{}")]));
+    let ask = |method, uri, headers: &[(&str, &str)]| bench.get(Bench::request(method, uri, headers, &[]));
+    let got = ask("DELETE", CHAT, &[]).await;
+    assert_eq!(
+        (got.status, got.code(), got.headers["allow"].as_bytes()),
+        (405, "method_not_allowed", &b"POST"[..])
+    );
+    let got = ask("GET", "/v1/messages", &[]).await;
+    assert_eq!((got.status, got.json()["type"].as_str()), (405, Some("error")));
+    let got = ask("POST", "/v1/v1/messages", &[("anthropic-version", "2023-06-01")]).await;
+    assert_eq!((got.status, got.json()["error"]["type"].as_str()), (404, Some("not_found_error")));
+    let got = ask("GET", "/model/b/converse", &[]).await;
+    assert_eq!((got.status, got.headers["x-amzn-errortype"].as_bytes()), (405, &b"ValidationException"[..]));
+    for uri in ["/healthz", "/v1/models"] {
+        assert_eq!(ask("HEAD", uri, &[]).await.status, 200, "{uri}");
+    }
+    let preflight = [("origin", "https://page.example"), ("access-control-request-method", "POST")];
+    assert_eq!(ask("OPTIONS", CHAT, &preflight).await.code(), "origin_not_allowed");
+    let mut open = Bench::new("", openai(vec![ok("{}")]));
+    Arc::get_mut(&mut open.adapter).unwrap().gate = Gate::Tokens(vec![]);
+    let got = open.get(Bench::request("OPTIONS", CHAT, &preflight, &[])).await;
+    assert_eq!((got.status, got.code()), (405, "method_not_allowed"));
+    assert!(got.json()["error"]["message"].as_str().unwrap().contains("preflight"));
+    assert_eq!(open.get(Bench::request("POST", CHAT, &preflight, &["{}"])).await.code(), "invalid_token");
+    let nobody = Bench::new("", Fake::new(vec![route("r", Dialect::OpenAi, &["m"])]));
+    let got = nobody.post(CHAT, r#"{"model":"M"}"#).await;
+    assert!(got.json()["error"]["message"].as_str().unwrap().contains("GET /v1/models"));
+}
+
+/// Over HTTP/1.0 the end of the connection ends a body: one that breaks off must not be there at all.
+#[tokio::test]
+async fn over_http_1_0_a_document_is_whole_or_an_error() {
+    let ask = async |act| {
+        let bench = Bench::new("", openai(vec![act]));
+        let mut request =
+            Bench::request("POST", CHAT, &[("content-type", "application/json")], &[r#"{"model":"m"}"#]);
+        *request.version_mut() = http::Version::HTTP_10;
+        bench.get(request).await
+    };
+    let json = |end| Act::Answer(200, vec![("content-type", "application/json")], vec!["{\"a\":", "1}"], end);
+    assert_eq!(ask(json(None)).await.body.as_deref(), Ok("{\"a\":1}"));
+    let got = ask(json(Some(cut()))).await;
+    assert_eq!((got.status, got.code()), (502, "truncated"));
+}
+
+/// A body that never comes.
+struct Never;
+
+impl hyper::body::Body for Never {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
+        std::task::Poll::Pending
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_does_not_come_is_not_waited_for_for_ever() {
+    let bench = Bench::new("", openai(vec![ok("{}")]));
+    let request = http::Request::post(CHAT).header("content-type", "application/json").body(Never).unwrap();
+    let begun = tokio::time::Instant::now();
+    let (parts, _) = bench.adapter.clone().answer(request).await.into_parts();
+    assert_eq!(
+        (parts.status.as_u16(), parts.headers["x-quorate-code"].as_bytes()),
+        (408, &b"body_too_slow"[..])
+    );
+    assert_eq!(begun.elapsed(), BODY_TIME_MAX);
+    assert_eq!(bench.adapter.places.available_permits(), 256);
 }

@@ -14,7 +14,11 @@
 //! held until it is whole. **Fails closed**: what cannot be read, an external guard that does not answer in time, a schema that says
 //! more than is understood.
 //!
-//! **Leaves**: a provider's error answers, which pass as they are; headers; spelling a secret backwards, in another alphabet or language. A guard stops accidents and careless prompts; it is no
+//! **Errors** of a provider are answers that may quote the prompt: rules for answers look at them too, but for `schema` and `allow`,
+//! which say what a good answer is. One that is no JSON is looked at as one text. What is blocked, or cannot be looked at, goes;
+//! the status and when to come back stay.
+//!
+//! **Leaves**: headers; spelling a secret backwards, in another alphabet or language. A guard stops accidents and careless prompts; it is no
 //! border against whoever means to get round it.
 mod checksum;
 mod detect;
@@ -74,6 +78,19 @@ pub(crate) struct Of<'a> {
     pub(crate) request: &'a Bytes,
 }
 
+/// What the bytes of an answer are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// One JSON document.
+    Document,
+    /// A stream of events.
+    Events,
+    /// A stream of items of one JSON array.
+    Items,
+    /// A provider's error, whatever it is written in.
+    Error,
+}
+
 /// All rules, in order.
 #[derive(Default)]
 pub(crate) struct Guards {
@@ -123,26 +140,37 @@ impl Guards {
 
     /// Looks at a prompt.
     pub(crate) async fn prompt(&self, of: Of<'_>) -> Result<Passed, Box<Blocked>> {
-        self.look(of, of.request, Side::Prompt, false).await
+        self.look(of, of.request, Side::Prompt, Form::Document).await
     }
 
-    /// Looks at an answer; `events` if it is a stream of them.
-    pub(crate) async fn answer(
-        &self,
-        of: Of<'_>,
-        body: &Bytes,
-        events: bool,
-    ) -> Result<Passed, Box<Blocked>> {
-        self.look(of, body, Side::Answer, events).await
+    /// Looks at an answer.
+    pub(crate) async fn answer(&self, of: Of<'_>, body: &Bytes, form: Form) -> Result<Passed, Box<Blocked>> {
+        if form != Form::Items {
+            return self.look(of, body, Side::Answer, form).await;
+        }
+        // What is said in pieces is found in items as it is in events.
+        let Some(events) = scan::as_events(body) else {
+            return self.look(of, body, Side::Answer, Form::Document).await;
+        };
+        let Passed { notes, .. } = self.look(of, &events.into(), Side::Answer, Form::Events).await?;
+        Ok(Passed { body: body.clone(), notes })
     }
 
-    async fn look(&self, of: Of<'_>, body: &Bytes, side: Side, events: bool) -> Result<Passed, Box<Blocked>> {
+    async fn look(&self, of: Of<'_>, body: &Bytes, side: Side, form: Form) -> Result<Passed, Box<Blocked>> {
         let mut notes = Vec::new();
         let mut texts: Option<Texts> = None;
+        let events = form == Form::Events;
         for rule in self.rules.iter().filter(|r| r.is_for(of.model, side)) {
+            if form == Form::Error && matches!(rule.what, What::Allow(_) | What::Schema(_)) {
+                continue;
+            }
             // A long prompt takes a while; others go on in between.
             tokio::task::yield_now().await;
-            let read = || if events { Texts::of_events(body) } else { Texts::of(body) };
+            let read = || match form {
+                Form::Document => Texts::of(body),
+                Form::Events | Form::Items => Texts::of_events(body),
+                Form::Error => Texts::of(body).or_else(|error| Texts::of_plain(body).ok_or(error)),
+            };
             let texts = match texts.take().map_or_else(read, Ok) {
                 Ok(read) => texts.insert(read),
                 Err(error) => return Err(rule.blocks(notes, side, Some(unreadable(error)))),

@@ -118,6 +118,12 @@ impl Texts {
         Ok(Self { all })
     }
 
+    /// Of what is no JSON: one text, which cannot be replaced.
+    pub(crate) fn of_plain(document: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(document).ok()?.to_owned();
+        Some(Self { all: vec![Text { text, at: None, changed: false, user: false, path: 0 }] })
+    }
+
     /// Whether one was replaced.
     pub(crate) fn is_changed(&self) -> bool {
         self.all.iter().any(|t| t.changed)
@@ -150,6 +156,7 @@ pub(crate) fn events(stream: &str) -> Vec<String> {
             all.push(data);
         }
     };
+    let stream = stream.strip_prefix('\u{feff}').unwrap_or(stream);
     let stream = stream.replace("\r\n", "\n").replace('\r', "\n");
     for line in stream.split('\n') {
         if line.is_empty() {
@@ -163,6 +170,28 @@ pub(crate) fn events(stream: &str) -> Vec<String> {
     }
     end(&mut data, &mut all);
     all
+}
+
+/// The items of a JSON array as a stream of events. `None`: it is no array.
+pub(crate) fn as_events(array: &[u8]) -> Option<String> {
+    let mut rest = std::str::from_utf8(array).ok()?.trim().strip_prefix('[')?.strip_suffix(']')?;
+    let mut out = String::with_capacity(array.len() + 64);
+    while !rest.trim_start().is_empty() {
+        let mut items = serde_json::Deserializer::from_str(rest).into_iter::<serde::de::IgnoredAny>();
+        items.next()?.ok()?;
+        let (item, after) = rest.split_at_checked(items.byte_offset())?;
+        out.push_str("data: ");
+        // A line's end in JSON stands between its words only.
+        out.extend(item.trim().chars().map(|c| if c == '\n' || c == '\r' { ' ' } else { c }));
+        out.push_str("\n\n");
+        rest = match after.trim_start().strip_prefix(',') {
+            Some(more) if !more.trim_start().is_empty() => more,
+            Some(_) => return None,
+            None if after.trim_start().is_empty() => "",
+            None => return None,
+        };
+    }
+    Some(out)
 }
 
 /// An object or array that is open.
@@ -539,6 +568,16 @@ mod tests {
         let bedrock = r#"{"messages":[{"role":"user","content":[{"text":"t"},{"image":{"format":"png","source":{"bytes":"iVBO"}}},
             {"toolResult":{"toolUseId":"x","content":[{"json":{"id":"i"}}]}}]}]}"#;
         assert_eq!(texts(bedrock), ["t", "id", "i"]);
+    }
+
+    #[test]
+    fn an_array_is_the_events_of_its_items() {
+        let events = as_events(b" [{\"a\":\n1},\r\n {\"b\":\"],\"}]\n").unwrap();
+        assert_eq!(events, "data: {\"a\": 1}\n\ndata: {\"b\":\"],\"}\n\n");
+        assert_eq!(as_events(b"[]").as_deref(), Some(""));
+        for bad in ["{}", "[1,]", "[1 2]", "[1]x", "[,1]", "["] {
+            assert_eq!(as_events(bad.as_bytes()), None, "{bad}");
+        }
     }
 
     #[test]

@@ -103,6 +103,71 @@ async fn what_could_be_read_in_two_ways_is_refused() {
     assert!(running.fake.sent().len() <= 1);
 }
 
+/// Many clients read nothing before they have sent all.
+#[tokio::test]
+async fn whoever_sends_too_much_hears_why() {
+    let running = start("[limits]\nbody_bytes_max = 1024", vec![ok("{}")]).await;
+    let body = "x".repeat(16 * 1024 * 1024);
+    let wrong = chat("", &body).replace("/v1/chat/completions", "/chat/completions");
+    for (bytes, status, code) in
+        [(chat("", &body), 413, "body_too_large"), (wrong, 404, "endpoint_not_found")]
+    {
+        let heard = running.hears(&bytes.replacen("\r\n", "\r\nconnection: close\r\n", 1)).await;
+        assert!(heard.starts_with(&format!("HTTP/1.1 {status}")) && heard.contains(code), "{heard}");
+    }
+    let chunked = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n1000000\r\n{body}\r\n0\r\n\r\n"
+    );
+    let heard = running.hears(&chunked).await;
+    assert!(heard.starts_with("HTTP/1.1 413"), "{heard}");
+}
+
+#[tokio::test]
+async fn whoever_asks_before_sending_is_answered_before() {
+    let running = start("[limits]\nbody_bytes_max = 1024", vec![ok("{}")]).await;
+    let expect = "expect: 100-continue\r\nconnection: close\r\n";
+    let mut tcp = running.say(chat(expect, BODY).strip_suffix(BODY).unwrap()).await;
+    let mut heard = [0; 25];
+    tcp.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"HTTP/1.1 100 Continue\r\n\r\n");
+    tcp.write_all(BODY.as_bytes()).await.unwrap();
+    assert!(rest(&mut tcp).await.starts_with("HTTP/1.1 200"));
+    let large = chat(expect, &"x".repeat(2_000));
+    let heard = running.hears(large.trim_end_matches('x')).await;
+    assert!(heard.starts_with("HTTP/1.1 413") && heard.contains("body_too_large"), "{heard}");
+    let wrong = chat(expect, BODY).replace("/v1/chat", "/chat");
+    let heard = running.hears(wrong.strip_suffix(BODY).unwrap()).await;
+    assert!(heard.starts_with("HTTP/1.1 404"), "{heard}");
+}
+
+#[tokio::test]
+async fn requests_one_behind_the_other_are_answered_in_order() {
+    let running = start("", vec![ok("{\"n\":1}"), ok("{\"n\":2}"), ok("{\"n\":3}")]).await;
+    let heard =
+        running.hears(&[chat("", BODY), chat("", BODY), chat("connection: close\r\n", BODY)].concat()).await;
+    let bodies: Vec<&str> = heard.split("{\"n\":").skip(1).map(|b| &b[..1]).collect();
+    assert_eq!(bodies, ["1", "2", "3"], "{heard}");
+}
+
+#[tokio::test]
+async fn the_older_http_is_answered_too() {
+    let events = Act::Answer(
+        200,
+        vec![("content-type", "text/event-stream")],
+        vec!["data: 1\n\n", "data: [DONE]\n\n"],
+        None,
+    );
+    let running = start("", vec![ok("{\"n\":1}"), events]).await;
+    let old = chat("", BODY).replace("HTTP/1.1\r\nhost: 127.0.0.1", "HTTP/1.0");
+    let heard = running.hears(&old).await;
+    assert!(heard.starts_with("HTTP/1.0 200") && heard.ends_with("{\"n\":1}"), "{heard}");
+    assert!(heard.contains("content-length: 7\r\n"), "{heard}");
+    let heard = running.hears(&old).await;
+    assert!(heard.ends_with("\r\n\r\ndata: 1\n\ndata: [DONE]\n\n") && !heard.contains("chunked"), "{heard}");
+    let heard = running.hears("GET /v1/nothing HTTP/1.0\r\n\r\n").await;
+    assert!(heard.starts_with("HTTP/1.0 404") && heard.contains("endpoint_not_found"), "{heard}");
+}
+
 #[tokio::test]
 async fn half_a_head_does_not_hold_up_a_stop_and_an_answer_does() {
     let slow = Act::Slow(Duration::from_secs(4), Box::new(ok("{\"whole\":true}")));
