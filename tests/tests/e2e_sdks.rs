@@ -6,8 +6,11 @@
 //!
 //! Beside that: what `cluster/deploy` shows and alerts on is what the same mesh serves.
 //!
+//! All requests that reached the provider, its answers, and the golden files of the translations are then held against the
+//! vendors' own published types (`schemas.py`): what the provider takes and what the vendors take is one thing.
+//!
 //! **These bite**: the provider reads requests field by field and refuses what its vendor refuses, so a mistranslated request is
-//! an error; a suite that ran fewer tests than it has is a failure.
+//! an error; a suite that ran fewer tests than it has is a failure; `test_schemas.py` makes one mistake at a time.
 #![forbid(unsafe_code)]
 use anyhow::{Context as _, bail, ensure};
 use quorate_cluster::mesh::{KEYED_PATH, bin_dir, http_get, http_post};
@@ -21,10 +24,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-/// Slow beyond the suites' short timeouts (2 s), and not by much.
-const SLOW: &[&str] = &["--slow-ms", "5000"];
+/// Slow beyond the suites' short timeouts (2 s), and not by much. Keeps all that it is asked and answers.
+const PROVIDER: &[&str] = &["--slow-ms", "5000", "--exchanges"];
 
-static LAB: Shared = Shared::new(Make { name: "sdks", provider: SLOW, key: Key::Beside });
+static LAB: Shared = Shared::new(Make { name: "sdks", provider: PROVIDER, key: Key::Beside });
 
 const FAULTS: [&str; 11] = [
     "400",
@@ -47,10 +50,11 @@ enum Suite {
     Node(&'static str, usize),
 }
 
-const OPENAI: Suite = Suite::Python("test_openai", 27);
-const ANTHROPIC: Suite = Suite::Python("test_anthropic", 24);
-const GEMINI: Suite = Suite::Python("test_gemini", 22);
+const OPENAI: Suite = Suite::Python("test_openai", 28);
+const ANTHROPIC: Suite = Suite::Python("test_anthropic", 26);
+const GEMINI: Suite = Suite::Python("test_gemini", 24);
 const LANGCHAIN: Suite = Suite::Python("test_langchain", 11);
+const SCHEMAS: Suite = Suite::Python("test_schemas", 5);
 const OPENAI_JS: Suite = Suite::Node("openai.test.mjs", 18);
 const ANTHROPIC_JS: Suite = Suite::Node("anthropic.test.mjs", 17);
 
@@ -67,10 +71,10 @@ const WAYS: [(Suite, &str, &str); 25] = [
     (OPENAI, "anthropic-", "responses,completions,embeddings,reasoning,json_object"),
     (OPENAI_JS, "anthropic-", "responses,embeddings"),
     (LANGCHAIN, "anthropic-", "responses,embeddings"),
-    (ANTHROPIC, "", "thinking,caching,count_tokens"),
+    (ANTHROPIC, "", "thinking,caching,count_tokens,versions"),
     (ANTHROPIC_JS, "", "thinking,count_tokens"),
     (OPENAI, "goog-", "responses,completions,one_call,reasoning,status_401"),
-    (ANTHROPIC, "goog-", "thinking,caching,count_tokens,one_call,status_401"),
+    (ANTHROPIC, "goog-", "thinking,caching,count_tokens,one_call,status_401,versions"),
     (GEMINI, "anthropic-", "thinking,embeddings,count_tokens,gemini_models,response_schema"),
     (
         OPENAI,
@@ -79,7 +83,7 @@ const WAYS: [(Suite, &str, &str); 25] = [
     ),
     (LANGCHAIN, "goog-", "responses,one_call"),
     (ANTHROPIC_JS, "goog-", "thinking,count_tokens,status_401"),
-    (ANTHROPIC, "bedrock-", "thinking,caching,count_tokens,one_call,schema,status_401,forbid_calls"),
+    (ANTHROPIC, "bedrock-", "thinking,caching,count_tokens,one_call,schema,status_401,forbid_calls,versions"),
     (GEMINI, "", "thinking,count_tokens,gemini_models,response_schema"),
     // with the mesh's key; a provider that refuses that key has it taken out of use, so nobody asks for a 401
     (OPENAI, "keyed-", "status_401"),
@@ -200,6 +204,17 @@ impl Suite {
     }
 }
 
+/// Holds golden files, or what was said to and by a provider, against the vendors' types. At least so many must be there.
+fn check_schemas(sdks: &Installed, what: &str, place: &Path, least: usize) -> anyhow::Result<()> {
+    let mut command = Command::new(&sdks.python);
+    command.args(["-B", "schemas.py", what]).arg(place).current_dir(sources().join("python"));
+    let said = run(&mut command).with_context(|| format!("{what} against the vendors' types"))?;
+    let checked = said.split(' ').next().and_then(|count| count.parse::<usize>().ok());
+    ensure!(checked.is_some_and(|checked| checked >= least), "fewer than {least}: {said}");
+    println!("{what} against the vendors' types: {}", said.trim());
+    Ok(())
+}
+
 /// A suite, the way it goes, and its settings.
 type Run<'a> = (Suite, String, Vec<(&'a str, &'a str)>);
 
@@ -262,7 +277,7 @@ fn the_demo_provider_is_what_the_sdks_expect() -> anyhow::Result<()> {
     };
     let dir = bin_dir()?.join("e2e").join(format!("sdks-provider-{}", std::process::id()));
     let mut command = Command::new(bin_dir()?.join("quorate-demo-provider"));
-    let (_provider, url) = Running::start(command.args(SLOW).arg("--dir").arg(&dir))?;
+    let (_provider, url) = Running::start(command.args(PROVIDER).arg("--dir").arg(&dir))?;
     let (url, ca) = (url.trim_end_matches("/v1").to_owned(), dir.join("ca.pem"));
     let ca = ca.to_str().context("a path that is no text")?;
     let settings = [
@@ -271,9 +286,12 @@ fn the_demo_provider_is_what_the_sdks_expect() -> anyhow::Result<()> {
         ("SSL_CERT_FILE", ca),
         ("NODE_EXTRA_CA_CERTS", ca),
     ];
-    let suites = [OPENAI, ANTHROPIC, GEMINI, LANGCHAIN, OPENAI_JS, ANTHROPIC_JS];
+    let suites = [OPENAI, ANTHROPIC, GEMINI, LANGCHAIN, OPENAI_JS, ANTHROPIC_JS, SCHEMAS];
     let runs: Vec<_> = suites.map(|suite| (suite, "direct".to_owned(), settings.to_vec())).into();
-    let outcome = run_all(sdks, &runs);
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../client/dialects/golden");
+    let outcome = run_all(sdks, &runs)
+        .and_then(|()| check_schemas(sdks, "exchanges", &dir.join("exchanges.jsonl"), 200))
+        .and_then(|()| check_schemas(sdks, "golden", &golden, 150));
     let _left_behind = fs::remove_dir_all(&dir);
     outcome
 }
@@ -350,7 +368,9 @@ fn the_sdks_through_the_mesh_in_every_dialect() {
             })
             .collect();
         ensure!(!runs.is_empty(), "QUORATE_SDK_WAY names no way");
-        run_all(sdks, &runs)
+        run_all(sdks, &runs)?;
+        let least = if only.is_some() { 1 } else { 1_000 };
+        check_schemas(sdks, "exchanges", &lab.mesh.dir.join("provider/exchanges.jsonl"), least)
     });
 }
 

@@ -101,6 +101,9 @@ pub struct Options {
     /// Append one JSON line for each connection and request to this file.
     #[arg(long, value_name = "FILE")]
     pub access_log: Option<PathBuf>,
+    /// Append all that is asked and answered, one JSON line each, to DIR/exchanges.jsonl.
+    #[arg(long)]
+    pub exchanges: bool,
     /// Worker threads.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub threads: u8,

@@ -18,6 +18,8 @@ TOOLS = [
     {"name": "get_time", "input_schema": TIME},
 ]
 HELLO = [{"role": "user", "content": "hello there"}]
+#: The version of the API that has sampling parameters.
+OLDER = {"anthropic-version": "2023-06-01"}
 
 
 class Place(BaseModel):
@@ -43,7 +45,7 @@ class AnthropicTest(unittest.TestCase):
         return self.client.messages.create(model=model, max_tokens=max_tokens, messages=messages or HELLO, **more)
 
     def test_chat(self):
-        answer = self.create(system="Be brief.", max_tokens=20, extra_body={"temperature": 0.5})
+        answer = self.create(system="Be brief.", max_tokens=20, extra_body={"temperature": 0.5}, extra_headers=OLDER)
         self.assertTrue(text_of(answer).startswith("You asked: hello there"))
         self.assertEqual((answer.role, answer.type, answer.stop_reason), ("assistant", "message", "max_tokens"))
         self.assertEqual((answer.usage.input_tokens, answer.usage.output_tokens), (4, 20))
@@ -192,6 +194,21 @@ class AnthropicTest(unittest.TestCase):
             self.create(extra_body={"temperature": 7})
         with self.assertRaises(anthropic.BadRequestError):
             self.create(messages=[{"role": "king", "content": "x"}])
+
+    @needs("versions")
+    def test_the_callers_version_goes_on(self):
+        # Today's has no temperature any more; the one before goes on having it.
+        with self.assertRaises(anthropic.BadRequestError) as caught:
+            self.create(extra_body={"temperature": 0.5})
+        self.assertIn("temperature: Extra inputs", caught.exception.message)
+
+    @unittest.skipIf(DIRECT, "what the adapter does")
+    def test_a_beta_that_cannot_go_on_is_refused_by_name(self):
+        with self.assertRaises(anthropic.BadRequestError) as caught:
+            self.client.beta.messages.create(
+                model=CHAT, max_tokens=9, messages=HELLO, betas=["interleaved-thinking-2025-05-14"]
+            )
+        self.assertIn("anthropic-beta", caught.exception.message)
 
     def test_timeout(self):
         client = self.client.with_options(timeout=SHORT)

@@ -199,6 +199,30 @@ class GeminiTest(unittest.TestCase):
         for n, answer in enumerate(asyncio.run(run())):
             self.assertIn(f"number {n}", answer.text)
 
+    def array(self, model):
+        """A stream as Google's REST API gives it without `alt=sse`."""
+        import httpx2
+
+        body = {"contents": [{"role": "user", "parts": [{"text": "hello there"}]}]}
+        with httpx2.Client(headers={"x-goog-api-key": KEY}, timeout=LONG) as client:
+            return client.post(f"{URL}/v1beta/models/{model}:streamGenerateContent", json=body)
+
+    def test_a_stream_as_one_array(self):
+        answer = self.array(CHAT)
+        self.assertEqual(answer.headers["content-type"].split(";")[0], "application/json")
+        chunks = [types.GenerateContentResponse.model_validate(item) for item in answer.json()]
+        self.assertGreater(len(chunks), 10)
+        self.assertEqual("".join(c.text or "" for c in chunks), self.generate().text)
+        self.assertEqual(chunks[-1].candidates[0].finish_reason, types.FinishReason.STOP)
+
+    @unittest.skipIf(DIRECT, "what the adapter does")
+    def test_an_array_that_breaks_says_so(self):
+        for name, status in [("error-mid-stream", 200), ("close-mid-stream", 200), ("429", 429)]:
+            with self.subTest(name=name):
+                answer = self.array(fault(name))
+                self.assertEqual(answer.status_code, status)
+                self.assertTrue(answer.json()[-1]["error"]["status"])
+
     @unittest.skipUnless(DIRECT, "the provider's own answers")
     def test_answers_fit_the_vendors_models(self):
         # The vendor's models are open: what counts is that no field is one they do not know.

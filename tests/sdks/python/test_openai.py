@@ -223,6 +223,13 @@ class OpenAITest(unittest.TestCase):
         with self.assertRaises(openai.BadRequestError):
             self.client.chat.completions.create(model=CHAT, messages=[{"role": "king", "content": "x"}])
 
+    @unittest.skipIf(DIRECT, "what the adapter does")
+    def test_an_organization_that_does_not_pay_is_refused_by_name(self):
+        client = self.client.with_options(organization="org-elsewhere")
+        with self.assertRaises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model=CHAT, messages=HELLO)
+        self.assertIn("openai-organization", caught.exception.message)
+
     def test_timeout(self):
         with within(self, SHORT * 3), self.assertRaises(openai.APITimeoutError):
             self.client.with_options(timeout=SHORT).chat.completions.create(model=fault("slow"), messages=HELLO)

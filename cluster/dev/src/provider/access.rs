@@ -1,5 +1,6 @@
 //! The access log: one JSON line for each event, so that a test can show what reached the provider, and above
-//! all that nothing did. It holds sizes and digests, no content.
+//! all that nothing did. It holds sizes and digests, no content;
+//! that is for a log of its own ([`Exchange`]), made on demand only.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -42,6 +43,19 @@ pub(super) enum Line {
     },
 }
 
+/// What was asked and answered, all of it: for holding both against the vendors' types.
+#[derive(Serialize)]
+pub(super) struct Exchange<'a> {
+    pub(super) path: &'a str,
+    pub(super) query: &'a str,
+    pub(super) anthropic_version: &'a str,
+    pub(super) request: String,
+    pub(super) status: u16,
+    pub(super) content_type: &'a str,
+    /// Base64: frames are no text.
+    pub(super) answer: String,
+}
+
 /// An append-only file shared by all connections.
 pub(super) struct AccessLog(Mutex<File>);
 
@@ -53,7 +67,7 @@ impl AccessLog {
 }
 
 /// Appends a line with one write, before the answer leaves: who has read the answer can read the line.
-pub(super) fn log(access: Option<&AccessLog>, line: &Line) {
+pub(super) fn log(access: Option<&AccessLog>, line: &impl Serialize) {
     let Some(AccessLog(file)) = access else { return };
     let Ok(mut text) = serde_json::to_vec(line) else { return };
     text.push(b'\n');

@@ -92,10 +92,20 @@ pub(super) fn wrong_key(given: bool) -> Refusal {
     refusal(401, "authentication_error", message)
 }
 
-/// Checks `anthropic-version`.
-pub(super) fn check_version(given: Option<&http::HeaderValue>) -> Result<(), Refusal> {
+/// Checks `anthropic-version`, and that a body says nothing which that version has no more.
+/// <https://platform.claude.com/docs/en/api/versioning>
+pub(super) fn check_version(given: Option<&http::HeaderValue>, body: &[u8]) -> Result<(), Refusal> {
+    let has =
+        |name: &&&str| serde_json::from_slice::<Value>(body).is_ok_and(|body| body.get(**name).is_some());
     match given.map(http::HeaderValue::as_bytes) {
-        Some(b"2023-06-01" | b"2026-10-21") => Ok(()),
+        Some(b"2023-06-01") => Ok(()),
+        Some(b"2026-10-21") => match ["temperature", "top_p", "top_k"].iter().find(has) {
+            None => Ok(()),
+            Some(name) => {
+                let message = format!("{name}: Extra inputs are not permitted");
+                Err(refusal(400, "invalid_request_error", &message))
+            }
+        },
         Some(_) => Err(refusal(400, "invalid_request_error", "anthropic-version: unknown version")),
         None => Err(refusal(400, "invalid_request_error", "anthropic-version: header is required")),
     }

@@ -5,12 +5,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::{Body as _, Incoming};
 use zeroize::Zeroizing;
 
-use super::access::{self, AccessLog, FirstHead, Line};
+use super::access::{self, AccessLog, Exchange, FirstHead, Line};
 use super::catalogue::{CHAT_MODEL, Catalogue, Fault};
 use super::reply::{CutShort, Reply};
 use super::{Answered, Content, Options, Refusal, anthropic, bedrock, gemini, openai};
@@ -28,6 +30,8 @@ pub(super) struct Api {
     delay: Duration,
     slow: Duration,
     pace: Option<Duration>,
+    /// Where all that is said goes.
+    exchanges: Option<AccessLog>,
 }
 
 /// What was asked, by path: its dialect decides how the key is given and what a refusal looks like.
@@ -160,6 +164,7 @@ impl Api {
         let mut chat_models = vec![CHAT_MODEL.to_owned()];
         chat_models.extend(options.models.iter().filter(|name| *name != CHAT_MODEL).cloned());
         let tokens = usize::try_from(options.tokens).context("--tokens is too large")?;
+        let exchanges = options.exchanges.then(|| AccessLog::open(&options.dir.join("exchanges.jsonl")));
         Ok(Self {
             catalogue: Catalogue { chat_models, tokens },
             key,
@@ -167,6 +172,7 @@ impl Api {
             delay: Duration::from_millis(options.delay_ms),
             slow: Duration::from_millis(options.slow_ms),
             pace: (options.chunk_delay_ms > 0).then(|| Duration::from_millis(options.chunk_delay_ms)),
+            exchanges: exchanges.transpose()?,
         })
     }
 
@@ -197,6 +203,20 @@ impl Api {
                 Err(refusal) => (None, Answer::Refused(refusal), Bytes::new()),
             },
         };
+        if let Some(log) = &self.exchanges {
+            let (status, content_type, answered) = answer.said();
+            let version = parts.headers.get("anthropic-version").and_then(|v| v.to_str().ok());
+            let exchange = Exchange {
+                path,
+                query: parts.uri.query().unwrap_or_default(),
+                anthropic_version: version.unwrap_or_default(),
+                request: String::from_utf8_lossy(&body).into_owned(),
+                status: status.as_u16(),
+                content_type,
+                answer: BASE64_STANDARD.encode(answered),
+            };
+            access::log(Some(log), &exchange);
+        }
         let wait = if fault == Some(Fault::Slow) { self.slow } else { self.delay };
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
@@ -253,10 +273,10 @@ impl Api {
             let message = format!("Not allowed to {} on {path} (HINT: {allowed})", parts.method);
             return Err(endpoint.refusal(405, Some("method_not_supported"), &message));
         }
-        if let Endpoint::Anthropic(_) = endpoint {
-            anthropic::check_version(parts.headers.get("anthropic-version"))?;
-        }
         let body = read_body(endpoint, incoming).await?;
+        if let Endpoint::Anthropic(_) = endpoint {
+            anthropic::check_version(parts.headers.get("anthropic-version"), &body)?;
+        }
         if allowed == Method::POST && !is_json(parts.headers.get(header::CONTENT_TYPE)) {
             return Err(endpoint.refusal(400, None, "Expected content-type: application/json."));
         }
@@ -279,6 +299,22 @@ impl Api {
 }
 
 impl Answer {
+    /// Status, kind and all bytes of it, before any fault.
+    fn said(&self) -> (StatusCode, &'static str, Vec<u8>) {
+        match self {
+            Self::Content(Content::Json(body)) => (StatusCode::OK, "application/json", body.clone()),
+            Self::Content(Content::Stream(kind, parts)) => {
+                (StatusCode::OK, kind, parts.iter().flat_map(|part| part.to_vec()).collect())
+            }
+            Self::Html(status) => (*status, "text/html", Vec::new()),
+            Self::Refused(refusal) => {
+                let status = StatusCode::from_u16(refusal.status);
+                let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                (status, "application/json", refusal.body.clone())
+            }
+        }
+    }
+
     fn into_response(self, pace: Option<Duration>) -> Response<Reply> {
         let mut extra = Vec::new();
         let (status, content_type, body) = match self {

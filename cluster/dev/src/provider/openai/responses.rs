@@ -114,7 +114,6 @@ fn read(catalogue: &Catalogue, fields: &Fields<'_>, now: u64) -> Result<Response
         "tools": fields.get("tools").map_or_else(|| json!([]), |node| node.value.clone()),
         "text": {"format": format},
         "reasoning": {"effort": fields.get("reasoning").and_then(|r| r.value.get("effort").cloned()), "summary": null},
-        "store": fields.get("store").is_none_or(|store| store.value == &Value::Bool(true)),
         "truncation": "disabled",
         "previous_response_id": null,
         "service_tier": "default",
