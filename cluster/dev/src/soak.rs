@@ -29,7 +29,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 pub use self::memory::{Growth, Sample, Slope};
@@ -53,6 +53,12 @@ const TOTAL_MS: u64 = 25_000;
 const THINK_MS: u64 = 500;
 /// Untyped ends whose text is kept.
 const SHOWN: usize = 12;
+/// A restart may begin so much later than it is due, the spared node then being chosen.
+const RESTARTS_MAX: u32 = 2;
+/// So long must a node have lived after its own warm-up.
+const LONG_LIFE: Duration = Duration::from_secs(180);
+/// From this part of a run on, one node is left alone: memory that grows with a life shows only in a long one.
+const SPARED_FROM: f64 = 0.25;
 /// A run of fewer requests need not show every kind of everything.
 const COVERAGE_MIN: Duration = Duration::from_secs(110);
 
@@ -132,6 +138,8 @@ struct Run {
     tally: Mutex<Tally>,
     /// When each process was started, and how often before.
     lives: Mutex<BTreeMap<String, (u32, Instant)>>,
+    /// The node that is not restarted any more.
+    spared: OnceLock<u64>,
 }
 
 #[derive(Default)]
@@ -266,6 +274,7 @@ pub fn soak(mesh: &Mesh, plan: &Plan, say: &mut dyn FnMut(&str)) -> anyhow::Resu
         asked: AtomicU64::new(0),
         tally: Mutex::default(),
         lives: Mutex::new(mesh.sites.iter().map(|s| (s.name.clone(), (0, begun))).collect()),
+        spared: OnceLock::new(),
     });
     let genesis = mesh.genesis.parse().ok().context("the genesis digest")?;
     let (answered, to_check) = mpsc::channel();
@@ -338,12 +347,13 @@ pub fn soak(mesh: &Mesh, plan: &Plan, say: &mut dyn FnMut(&str)) -> anyhow::Resu
     }
     let tally = shared.tally(std::mem::take);
     let long = plan.length >= COVERAGE_MIN;
+    let growth = memory::growth(&tally.samples, plan.warm_up);
     Ok(Report {
         seed: plan.seed,
         seconds,
         warm_up_s: plan.warm_up.as_secs_f64(),
-        not_seen: if long { not_seen(&tally) } else { vec![] },
-        growth: memory::growth(&tally.samples, plan.warm_up),
+        not_seen: if long { not_seen(&tally, plan, &growth) } else { vec![] },
+        growth,
         ends: tally.ends,
         untyped: tally.untyped,
         untyped_count: tally.untyped_count,
@@ -356,7 +366,7 @@ pub fn soak(mesh: &Mesh, plan: &Plan, say: &mut dyn FnMut(&str)) -> anyhow::Resu
 }
 
 /// What a run of some minutes must have seen, or it shows nothing.
-fn not_seen(tally: &Tally) -> Vec<String> {
+fn not_seen(tally: &Tally, plan: &Plan, growth: &[Growth]) -> Vec<String> {
     let mut missing = Vec::new();
     for end in ["answered", "hung up", "ours rate_exceeded", "ours client_money_per_minute", "ours timed_out"]
     {
@@ -371,6 +381,11 @@ fn not_seen(tally: &Tally) -> Vec<String> {
     let (term, kill, leader) = tally.restarts;
     if term == 0 || kill == 0 || leader == 0 {
         missing.push("restarts of every kind".into());
+    }
+    if plan.length.mul_f64(1.0 - SPARED_FROM) > plan.warm_up + RESTARTS_MAX * plan.restart_every + LONG_LIFE
+        && growth.iter().all(|g| g.by != memory::LONG_LIVED || g.resident.is_none())
+    {
+        missing.push("memory of a node that lived long".into());
     }
     missing
 }
@@ -544,9 +559,15 @@ fn restart(run: &Run, count: u32, dice: &mut Dice) -> anyhow::Result<()> {
     // Two at once would be more than a mesh of four is made for.
     mesh.wait_all_healthy(BACK).context("the mesh was not whole")?;
     let leader = mesh.sites.iter().find_map(|site| leader(&site.http));
-    let ids: Vec<u64> = mesh.sites.iter().map(|s| s.id).collect();
+    if run.begun.elapsed() >= run.plan.length.mul_f64(SPARED_FROM) {
+        // Not the leader: once it leads, no leader is restarted any more.
+        let follower = mesh.sites.iter().map(|s| s.id).find(|id| Some(*id) != leader);
+        run.spared.get_or_init(|| follower.unwrap_or_default());
+    }
+    let may_end = |id: &u64| Some(id) != run.spared.get();
+    let ids: Vec<u64> = mesh.sites.iter().map(|s| s.id).filter(may_end).collect();
     let drawn = dice.one(&ids, 1);
-    let node = if count % 3 == 2 { leader.unwrap_or(drawn) } else { drawn };
+    let node = if count % 3 == 2 { leader.filter(may_end).unwrap_or(drawn) } else { drawn };
     let kill = count % 2 == 1;
     if kill {
         mesh.kill_node(node)?
