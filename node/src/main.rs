@@ -3,6 +3,7 @@
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use quorate_telemetry::lines::BoundedLines;
 use quorated::config::{Config, LogFormat};
 use quorated::node::{Ended, Node};
 use quorated::{enrol, init};
@@ -10,6 +11,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -99,21 +102,24 @@ async fn run(args: Args) -> anyhow::Result<Ended> {
             Ok(Ended::Stopped)
         }
         None => {
-            trace(&config);
+            trace(&config)?;
             let node = Node::build(config).await?;
             node.run(stop_signal()?).await
         }
     }
 }
 
-fn trace(config: &Config) {
+fn trace(config: &Config) -> anyhow::Result<()> {
     let filter = config.log.filter.clone().unwrap_or_else(|| "info,openraft=off".into());
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter));
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Peers and clients trigger lines as fast as they send.
+    let bounded = BoundedLines::start().context("cannot start the thread that counts trace lines")?;
     match config.log.format {
-        LogFormat::Text => lines.with_ansi(false).init(),
-        LogFormat::Json => lines.json().init(),
+        LogFormat::Text => lines.with_ansi(false).finish().with(bounded).init(),
+        LogFormat::Json => lines.json().finish().with(bounded).init(),
     }
+    Ok(())
 }
 
 /// Completes on SIGTERM or SIGINT.

@@ -6,11 +6,15 @@ use crate::upstream::Mesh;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use quorate_client::cli::Failure;
 use quorate_client::{PoolOptions, TrustFile, chain};
+use quorate_telemetry::lines::BoundedLines;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Serve OpenAI's, Anthropic's and Gemini's HTTP APIs on this machine, through the mesh
 ///
@@ -129,10 +133,23 @@ pub fn command() -> clap::Command {
     Serve::command()
 }
 
+/// Lines of trace, as QUORATE_LOG says. Applications trigger them as fast as they ask.
+fn trace() -> Result<(), Failure> {
+    let bounded = BoundedLines::start().map_err(|e| {
+        Failure::new(format!("cannot start a thread: {e}"), "end other processes, or raise the limit")
+    })?;
+    let filter = EnvFilter::try_from_env("QUORATE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Somebody else's stay where there are some.
+    drop(lines.finish().with(bounded).try_init());
+    Ok(())
+}
+
 /// Runs it until a signal ends it.
 pub async fn run(matches: clap::ArgMatches) -> Result<(), Failure> {
     let args =
         Serve::from_arg_matches(&matches).map_err(|e| Failure::new(e.to_string(), "quorate serve --help"))?;
+    trace()?;
     let config = configured(&args)?;
     let gate = match &config.token_file {
         Some(path) => Gate::load(path)?,

@@ -71,8 +71,8 @@ enum Command {
     Admin(admin::AdminCommand),
 }
 
-/// Runs the command line of this process with one more subcommand, which a crate above this one brings; the result is its
-/// exit status.
+/// Runs the command line of this process with one more subcommand, which a crate above this one brings, and which sees to its own
+/// lines of trace; the result is its exit status.
 pub async fn main_with<F>(
     extra: clap::Command,
     run_extra: impl FnOnce(clap::ArgMatches) -> F,
@@ -83,12 +83,9 @@ where
     let name = extra.get_name().to_owned();
     let mut matches = with(extra).get_matches();
     let outcome = match matches.remove_subcommand() {
-        Some((called, arguments)) if called == name => {
-            init_tracing("warn");
-            run_extra(arguments).await
-        }
+        Some((called, arguments)) if called == name => run_extra(arguments).await,
         _ => {
-            init_tracing("off");
+            init_tracing();
             run(Cli::parse().command).await
         }
     };
@@ -128,9 +125,9 @@ async fn run(command: Command) -> Outcome {
 }
 
 /// As QUORATE_LOG says.
-fn init_tracing(default: &str) {
+fn init_tracing() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("QUORATE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("off"));
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
 }
 

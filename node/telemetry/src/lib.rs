@@ -7,9 +7,12 @@
 //! **Nothing travels to the nodes.** A request's id is random, has a trace id's length, and is known to all who carry it: nodes take
 //! it for their spans' trace, and the adapter's span of an attempt *links* there ([`mesh_span`]). So an application's own trace
 //! id stays in its own trust domain.
+//!
+//! Beside spans, [`lines`] bounds the lines of trace that a process writes.
 #![forbid(unsafe_code)]
 
 mod export;
+pub mod lines;
 mod otlp;
 pub mod post;
 mod span;
