@@ -300,6 +300,12 @@ impl PeerService {
         let mut rpc: AppendEntriesRequest<TypeConfig> = decode(message)?;
         from_vote(node, rpc.vote.leader_id.node_id)?;
         self.check_leader(node, &rpc.vote)?;
+        let mine = self.my_vote();
+        if deposed(&mine, &rpc.vote) {
+            // It led before it was paused or cut off. Its entries may differ from what was applied since; told so at once,
+            // it steps down rather than sending them again.
+            return answer::<_, RaftError<RaftNodeId>>(Ok(AppendEntriesResponse::HigherVote(mine)));
+        }
         guard::check_sequence(&rpc).map_err(|lie| lied(node, lie))?;
         self.check_history(node, &rpc).await?;
         let ours = match rpc.leader_commit {
@@ -437,6 +443,11 @@ fn answer<T: Serialize, E: Serialize>(result: Result<T, E>) -> Result<v1::RaftMe
     };
     let message = postcard::to_stdvec(&answer).map_err(|_| Status::internal("cannot encode"))?.into();
     Ok(v1::RaftMessage { message })
+}
+
+/// Whether a leader was followed by another, whom this node knows.
+fn deposed(mine: &Vote, leader: &Vote) -> bool {
+    leader.leader_id < mine.leader_id
 }
 
 fn from_vote(node: NodeId, leader: RaftNodeId) -> Result<(), Status> {
