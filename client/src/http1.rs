@@ -200,7 +200,8 @@ impl ResponseParser {
                 let _ = self.input.split_to(2);
                 Ok(Some(line))
             }
-            None if self.input.len() <= LINE_BYTES_MAX => Ok(None),
+            // One more: it may be the first half of the line's end.
+            None if self.input.len() <= LINE_BYTES_MAX + 1 => Ok(None),
             _ => Err(HttpError::Chunk),
         }
     }
@@ -337,6 +338,29 @@ mod tests {
     const CHUNKED: &[u8] =
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\nt: v\r\n\r\n";
     const CLOSED: &[u8] = b"HTTP/1.1 200 OK\r\n\r\nhello";
+
+    #[test]
+    fn the_longest_line_is_read_wherever_it_is_cut() {
+        let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+        for (length, good) in [(LINE_BYTES_MAX, true), (LINE_BYTES_MAX + 1, false)] {
+            let line = format!("1;{}\r\nx\r\n0\r\n\r\n", "e".repeat(length - 2));
+            for cut in [length - 1, length, length + 1, length + 2] {
+                let mut parser = ResponseParser::new();
+                parser.feed(chunked.as_bytes().to_vec());
+                assert!(matches!(parser.next(), Ok(Some(Event::Head(_)))));
+                parser.feed(line.as_bytes()[..cut].to_vec());
+                let first = parser.next();
+                let read = match first {
+                    Ok(None) => {
+                        parser.feed(line.as_bytes()[cut..].to_vec());
+                        parser.next()
+                    }
+                    other => other,
+                };
+                assert_eq!(matches!(read, Ok(Some(Event::Body(_)))), good, "{length} cut at {cut}: {read:?}");
+            }
+        }
+    }
 
     #[test]
     fn every_framing_at_every_split_point() {
