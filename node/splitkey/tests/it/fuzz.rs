@@ -1,109 +1,46 @@
-//! The fuzz targets on stable Rust: over their committed seeds, mutations of those, and random bytes. Reproducible: the
-//! generator's start is fixed. Exploring is `cargo fuzz`'s work; see `tests/fuzz`.
+//! The fuzz targets of this crate on stable Rust. Exploring is `cargo fuzz`'s work; see `tests/fuzz`.
 
-use std::path::PathBuf;
+use std::time::Duration;
 
 #[expect(
     unreachable_pub,
     clippy::panic,
     reason = "a crate's functions, which panic when a promise is broken"
 )]
-#[path = "../../../../tests/fuzz/src/lib.rs"]
+#[path = "../../../../tests/fuzz/src/splitkey.rs"]
 mod targets;
 
-type Target = (&'static str, fn(&[u8]));
+#[expect(unreachable_pub, reason = "a crate's functions")]
+#[path = "../../../../tests/fuzz/src/smoke.rs"]
+mod smoke;
 
-const TARGETS: [Target; 4] = [
+const TARGETS: [smoke::Target; 4] = [
     ("watch", targets::watch),
     ("heads", targets::heads),
     ("records", targets::records),
     ("hole", targets::hole),
 ];
-/// Mutations of each seed, and as many random inputs for each target.
-const ROUNDS: usize = 200;
-
-fn folder(target: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus").join(target)
-}
-
-fn seeds(target: &str) -> Vec<Vec<u8>> {
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder(target))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "seed"))
-        .collect();
-    paths.sort();
-    paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound.max(1) as u64) as usize
-    }
-
-    fn mutate(&mut self, bytes: &mut Vec<u8>) {
-        for _ in 0..=self.below(3) {
-            let at = self.below(bytes.len());
-            match self.below(5) {
-                0 if !bytes.is_empty() => bytes[at] ^= 1 << self.below(8),
-                1 if !bytes.is_empty() => bytes[at] = self.next() as u8,
-                2 => bytes.truncate(at),
-                3 => bytes.insert(at, self.next() as u8),
-                _ => {
-                    let end = (at + self.below(40)).min(bytes.len());
-                    let copied = bytes[at..end].to_vec();
-                    bytes.splice(at..at, copied);
-                }
-            }
-        }
-    }
-}
+/// For each target, beside its seeds.
+const EACH: Duration = Duration::from_secs(3);
 
 #[test]
 fn the_targets_hold_over_seeds_mutations_and_noise() {
-    for (name, target) in TARGETS {
-        let seeds = seeds(name);
-        assert!(seeds.len() >= 3, "{name} has its seeds");
-        let mut random = Random(7);
-        for seed in &seeds {
-            target(seed);
-            for _ in 0..ROUNDS {
-                let mut mutated = seed.clone();
-                random.mutate(&mut mutated);
-                target(&mutated);
-            }
-        }
-        for _ in 0..ROUNDS {
-            let length = random.below(300);
-            let noise: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
-            target(&noise);
-        }
-    }
+    smoke::run(&TARGETS, EACH);
 }
 
-/// Writes the seeds: real handshakes, canonical heads, real records. Run it after a change of an input's layout, and
-/// review what it wrote.
+/// Makes the seeds: real handshakes, canonical heads, real records. `QUORATE_WRITE_SEEDS=1` writes them; review what it wrote.
 #[test]
-#[ignore = "rewrites tests/fuzz/corpus"]
-fn write_seeds() {
+fn what_code_makes_seeds_of_is_committed() {
     use crate::support::{HOST, Leg, Setup, establish};
     use quorate_splitkey::head::{Head, Header, Method};
     use quorate_splitkey::record::{ContentType, RecordSealer, TrafficSecret};
 
     let write = |target: &str, name: &str, bytes: &[u8]| {
-        std::fs::create_dir_all(folder(target)).unwrap();
-        std::fs::write(folder(target).join(format!("{name}.seed")), bytes).unwrap();
+        if smoke::writes_seeds() {
+            smoke::write(target, name, bytes);
+        }
+        let path = smoke::folder(target).join(format!("{name}.seed"));
+        assert!(path.is_file(), "{} is missing: write the seeds", path.display());
     };
     let legs = |legs: &[Leg]| {
         let mut out = Vec::new();
