@@ -4,7 +4,7 @@
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use quorate_cluster::mesh::{self, Key, Mesh, Provider, bin_dir};
-use quorate_tests::chaos::{Net, Plan, Report, Stage};
+use quorate_tests::chaos::{BACK, Net, Plan, Report, Stage, Through};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -22,6 +22,12 @@ struct Args {
     /// Of everything that is drawn: the same seed draws the same faults.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// No more disturbances than this.
+    #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
+    faults: usize,
+    /// Within how many seconds of each heal service must be back.
+    #[arg(long, default_value_t = BACK.as_secs())]
+    back_s: u64,
     /// Applications at once.
     #[arg(long, default_value_t = 8)]
     at_once: usize,
@@ -34,6 +40,11 @@ struct Args {
     /// Folder for the mesh's data [default: a fresh temporary one, removed when all went well].
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// What the program runs in a node's namespace whose links are slow: LISTEN=FROM=TO.
+    #[arg(long, hide = true)]
+    proxy: Vec<Through>,
+    #[arg(long, hide = true, default_value_t = 0)]
+    proxy_seed: u64,
 }
 
 fn main() -> ExitCode {
@@ -47,8 +58,14 @@ fn main() -> ExitCode {
 }
 
 fn chaos(args: &Args) -> anyhow::Result<()> {
+    if !args.proxy.is_empty() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        return runtime.block_on(quorate_tests::chaos::proxy(args.proxy.clone(), args.proxy_seed));
+    }
     let plan = Plan {
         length: Duration::from_secs_f64(args.minutes.clamp(0.0, 10_000.0) * 60.0),
+        faults: args.faults,
+        back: Duration::from_secs(args.back_s),
         seed: args.seed,
         at_once: args.at_once,
         think: Duration::from_millis(args.think_ms),

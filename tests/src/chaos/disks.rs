@@ -29,6 +29,8 @@ impl Disk {
             .context("no loop device can be mounted here")?;
         run(Command::new("cp").arg("-a").arg(moved.join(".")).arg(&data))?;
         fs::remove_dir_all(moved)?;
+        // What `init` had made durable is again: a disk that breaks takes nothing from it.
+        run(Command::new("sync").arg("-f").arg(&data))?;
         Ok(Self { data })
     }
 

@@ -1,7 +1,7 @@
 //! What must not be, and whether it was.
+use super::Dice;
 use super::load::{Asked, Load};
 use super::report::{Episode, Report};
-use super::{BACK, Dice};
 use crate::Tlog;
 use crate::tlog::checkpoint;
 use anyhow::Context as _;
@@ -13,14 +13,15 @@ use quorate_core::ids::RequestId;
 use quorate_core::leaf::{LeafBody, Outcome};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::time::Duration;
 use tokio::runtime::Runtime;
 
 /// Broken promises that are named; further ones are counted.
 const NAMED: usize = 12;
 
 /// One disturbance.
-pub(super) fn episode(episode: &Episode, broken: &mut Vec<String>) {
-    let bound = BACK.as_secs_f64();
+pub(super) fn episode(episode: &Episode, back: Duration, broken: &mut Vec<String>) {
+    let bound = back.as_secs_f64();
     let what = format!("{} ({}) at {:.0} s", episode.fault, episode.to, episode.at_s);
     if episode.back_s.is_none_or(|s| s > bound) {
         broken.push(format!("{what}: no service within {bound} s of the heal"));
@@ -199,7 +200,7 @@ mod tests {
         };
         let judged = |of: Episode| {
             let mut broken = Vec::new();
-            episode(&of, &mut broken);
+            episode(&of, super::super::BACK, &mut broken);
             broken.len()
         };
         assert_eq!(judged(good.clone()), 0);

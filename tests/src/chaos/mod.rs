@@ -1,4 +1,4 @@
-//! Random kills, pauses, partitions and disk faults against real processes under load. One fault at a time, or several nodes at
+//! Random kills, pauses, partitions, slow links and disk faults against real processes under load. One fault at a time, or several nodes at
 //! once; then everything is healed, and the mesh must serve again.
 //!
 //! What is held against it: an answer that an application got is in the log, on every node; what reached the provider was asked
@@ -12,15 +12,19 @@ mod judge;
 mod load;
 mod net;
 mod report;
+mod slow;
 
 pub use self::net::Net;
 pub use self::report::{Episode, Report};
+pub use self::slow::{Through, proxy};
 
 use self::disks::Disk;
 use self::load::Load;
+use self::slow::Slow;
 use anyhow::{Context as _, ensure};
 use quorate_client::{Client, TrustFile};
 use quorate_cluster::mesh::{Mesh, wait_for};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
@@ -39,6 +43,10 @@ const RECEIPTS: usize = 500;
 pub struct Plan {
     /// How long load runs.
     pub length: Duration,
+    /// No more disturbances than this.
+    pub faults: usize,
+    /// Service is back within this of each heal.
+    pub back: Duration,
     /// Of everything that is drawn.
     pub seed: u64,
     /// Applications at once.
@@ -65,13 +73,14 @@ enum Fault {
     Mute,
     OneWay,
     NoEgress,
+    SlowLinks,
     DiskFull,
     DiskStands,
     DiskBroken,
 }
 
 /// Each with its name, whether the mesh must serve meanwhile, and its weight among all.
-const FAULTS: [(Fault, &str, bool, u64); 18] = [
+const FAULTS: [(Fault, &str, bool, u64); 19] = [
     (Fault::Kill, "a node killed", true, 3),
     (Fault::KillLeader, "the leader killed", true, 3),
     (Fault::KillTwo, "two nodes killed", false, 2),
@@ -87,6 +96,7 @@ const FAULTS: [(Fault, &str, bool, u64); 18] = [
     (Fault::Mute, "a node that no other hears", true, 2),
     (Fault::OneWay, "one link cut one way", true, 3),
     (Fault::NoEgress, "a node without the provider", true, 2),
+    (Fault::SlowLinks, "a node with slow, lossy links", true, 3),
     (Fault::DiskFull, "a full disk", true, 2),
     (Fault::DiskStands, "a disk that stands still", true, 2),
     (Fault::DiskBroken, "a disk that broke", true, 2),
@@ -117,6 +127,7 @@ pub struct Stage {
     mesh: Mesh,
     net: Net,
     disks: Vec<Disk>,
+    slow: Mutex<Option<Slow>>,
     runtime: Runtime,
     client: Client,
 }
@@ -129,7 +140,7 @@ impl Stage {
         mesh.wait_all_healthy(WHOLE)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let client = runtime.block_on(Client::connect(TrustFile::load(&mesh.trust())?))?;
-        Ok(Self { mesh, net, disks, runtime, client })
+        Ok(Self { mesh, net, disks, slow: Mutex::new(None), runtime, client })
     }
 
     /// The mesh, to stop it.
@@ -137,10 +148,17 @@ impl Stage {
         &self.mesh
     }
 
+    fn slow(&self) -> MutexGuard<'_, Option<Slow>> {
+        self.slow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who leads; between two leaders it takes a moment until somebody does.
     fn leader(&self) -> anyhow::Result<u64> {
-        let status = self.runtime.block_on(self.client.status());
-        let named = status.into_iter().filter_map(|(_, status)| Some(status.ok()?.leader));
-        named.max().filter(|l| *l != 0).context("no leader")
+        wait_for("a leader", BACK, || {
+            let status = self.runtime.block_on(self.client.status());
+            let named = status.into_iter().filter_map(|(_, status)| Some(status.ok()?.leader));
+            named.max().filter(|l| *l != 0).context("no leader")
+        })
     }
 
     fn disk(&self, node: u64) -> anyhow::Result<&Disk> {
@@ -155,9 +173,9 @@ impl Stage {
         let mut dice = Dice(plan.seed);
         let _inside = self.runtime.enter();
         let mut load = Load::start(&self.client, &self.mesh.model, plan.at_once, plan.think);
-        wait_for("the first answer", BACK, || load.first_after(begun).context("none yet"))?;
-        while begun.elapsed() < plan.length {
-            let episode = self.disturb(&mut dice, &load, begun)?;
+        wait_for("the first answer", plan.back, || load.first_after(begun).context("none yet"))?;
+        while begun.elapsed() < plan.length && report.episodes.len() < plan.faults {
+            let episode = self.disturb(&mut dice, &load, begun, plan.back)?;
             say(&format!(
                 "{:>5.0} s  {} ({}) for {:.1} s: silent {:.1} s, back after {}, whole after {}",
                 episode.at_s,
@@ -168,7 +186,7 @@ impl Stage {
                 shown(episode.back_s),
                 shown(episode.whole_s)
             ));
-            judge::episode(&episode, &mut report.broken);
+            judge::episode(&episode, plan.back, &mut report.broken);
             let lost = episode.back_s.is_none() || episode.whole_s.is_none();
             report.episodes.push(episode);
             if lost {
@@ -184,7 +202,13 @@ impl Stage {
         Ok(report)
     }
 
-    fn disturb(&self, dice: &mut Dice, load: &Load, begun: Instant) -> anyhow::Result<Episode> {
+    fn disturb(
+        &self,
+        dice: &mut Dice,
+        load: &Load,
+        begun: Instant,
+        bound: Duration,
+    ) -> anyhow::Result<Episode> {
         let weights: u64 = FAULTS.iter().map(|f| f.3).sum();
         let mut drawn = dice.below(weights);
         let (fault, name, survivable, _) = FAULTS
@@ -205,13 +229,13 @@ impl Stage {
             _ => dice.seconds(1, 16),
         };
         let at = Instant::now();
-        let hit = self.inflict(fault, one, two)?;
+        let hit = self.inflict(fault, one, two, dice)?;
         std::thread::sleep(lasts.saturating_sub(at.elapsed()));
         let silent = load.silence(at, Instant::now());
         let lasted = at.elapsed();
         self.heal(fault, &hit)?;
         let healed = Instant::now();
-        let back = wait_for("service", BACK * 4, || load.first_after(healed).context("no answer"));
+        let back = wait_for("service", bound * 4, || load.first_after(healed).context("no answer"));
         let whole = self.mesh.wait_all_healthy(WHOLE).is_ok().then(|| healed.elapsed().as_secs_f64());
         let names: Vec<String> = hit.iter().map(|n| format!("n{n}")).collect();
         Ok(Episode {
@@ -227,7 +251,7 @@ impl Stage {
     }
 
     /// Does it; says to whom.
-    fn inflict(&self, fault: Fault, one: u64, two: u64) -> anyhow::Result<Vec<u64>> {
+    fn inflict(&self, fault: Fault, one: u64, two: u64, dice: &mut Dice) -> anyhow::Result<Vec<u64>> {
         let all: Vec<u64> = self.mesh.sites.iter().map(|s| s.id).collect();
         let others: Vec<u64> = all.iter().copied().filter(|n| *n != one).collect();
         Ok(match fault {
@@ -279,6 +303,16 @@ impl Stage {
                 self.net.cut(one, 0)?;
                 vec![one]
             }
+            Fault::SlowLinks => {
+                let port = |node: u64| -> anyhow::Result<(u64, u16)> {
+                    let (_, port) = self.mesh.site(node)?.grpc.rsplit_once(':').context("no port")?;
+                    Ok((node, port.parse()?))
+                };
+                let peers = others.iter().map(|n| port(*n)).collect::<anyhow::Result<Vec<_>>>()?;
+                let program = std::env::current_exe()?;
+                *self.slow() = Some(Slow::make(&program, one, &peers, dice.next())?);
+                vec![one]
+            }
             Fault::DiskFull => {
                 self.disk(one)?.fill()?;
                 vec![one]
@@ -309,6 +343,10 @@ impl Stage {
             | Fault::Mute
             | Fault::OneWay
             | Fault::NoEgress => self.net.heal(),
+            Fault::SlowLinks => {
+                drop(self.slow().take());
+                self.net.heal()
+            }
             Fault::DiskStands => hit.iter().try_for_each(|n| self.disk(*n)?.freeze(false)),
             Fault::DiskFull => hit.iter().try_for_each(|n| {
                 self.disk(*n)?.free()?;

@@ -22,6 +22,11 @@ pub(super) fn address(node: u64) -> String {
     format!("10.231.0.{node}")
 }
 
+/// A node's second address: its proxy's.
+pub(super) fn proxy_address(node: u64) -> String {
+    format!("10.231.0.{}", 100 + node)
+}
+
 fn ip(arguments: &str) -> anyhow::Result<()> {
     run(Command::new("ip").args(arguments.split(' '))).map(drop)
 }
@@ -53,9 +58,13 @@ impl Net {
             ip(&format!("link add name v{node} type veth peer name eth0 netns n{node}"))?;
             ip(&format!("link set v{node} master hub up"))?;
             ip(&format!("-n n{node} addr add {}/24 dev eth0", address(node)))?;
+            ip(&format!("-n n{node} addr add {}/24 dev eth0", proxy_address(node)))?;
             ip(&format!("-n n{node} link set eth0 up"))?;
             ip(&format!("-n n{node} link set lo up"))?;
             net.filter(&Self::inside(node))?;
+            Self::nft(&Self::inside(node), "add table ip slow")?;
+            let chain = "add chain ip slow out { type nat hook output priority -100; }";
+            Self::nft(&Self::inside(node), chain)?;
         }
         Ok(net)
     }
@@ -68,11 +77,11 @@ impl Net {
         }
     }
 
-    fn inside(node: u64) -> Vec<String> {
+    pub(super) fn inside(node: u64) -> Vec<String> {
         ["ip", "netns", "exec", &format!("n{node}")].map(ToOwned::to_owned).into()
     }
 
-    fn nft(inside: &[String], rule: &str) -> anyhow::Result<()> {
+    pub(super) fn nft(inside: &[String], rule: &str) -> anyhow::Result<()> {
         let mut command = Command::new(inside.first().map_or("nft", String::as_str));
         if let Some(rest) = inside.get(1..) {
             command.args(rest).arg("nft");
