@@ -1051,7 +1051,7 @@ fn detour(f: &Field<'_>, relay: u64) -> anyhow::Result<Held> {
         ),
         Detect::After(once),
     );
-    let bites = "the same five requests without the detour differ by less; the monitor's alarm `detour` begins at two seconds: audit test beside it";
+    let bites = "the same five requests without the detour differ by less; the monitor's alarm `detour` begins at two seconds: each_kind_of_leaf_has_its_alarm";
     Ok(held.twin(format!("{} ms in the median", usual.as_millis())).bites(bites))
 }
 

@@ -351,7 +351,7 @@ fn clock_skew(lab: &Lab, owned: (u64, u64)) -> anyhow::Result<Held> {
         format!("trace of {refuser}: an entry is from the future: refused; no leaf bears such a time"),
         detect,
     );
-    let bites = "tests/tests/oracles.rs, each defence off; tests/sim: seeds with skewed clocks";
+    let bites = "tests/tests/oracles.rs: no_wedge_from_the_states_the_design_names, with a time out of bounds among them; followers_that_refuse_old_entries_are_found";
     Ok(held.twin("by the right clock the same leader's entry is taken").bites(bites))
 }
 
@@ -398,6 +398,6 @@ fn two_roots(lab: &Lab, owned: (u64, u64)) -> anyhow::Result<Held> {
         format!("leaf Alarm(Equivocation) by n{} with both of n{node}'s signatures at size {size}", by.0),
         detect,
     );
-    let bites = "tests/tests/oracles.rs: with each defence off, *_is_found; audit: a_split_view_is_caught_with_both_signed_checkpoints_as_evidence";
+    let bites = "tests/tests/oracles.rs: with each defence off, *_is_found; attest/audit: a_split_view_is_caught_with_both_signed_checkpoints_as_evidence";
     Ok(held.twin("the same node, signing once, is accused of nothing").bites(bites))
 }

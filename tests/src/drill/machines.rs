@@ -149,7 +149,7 @@ pub fn tampered_boot(lab: &Lab) -> anyhow::Result<Held> {
         format!("leaf Alarm(AdmissionRefused, n{node}, event-log-replay)"),
         detect,
     );
-    let bites = "attest: one mutation at a time, each with its own rejection";
+    let bites = "attest/src/tests/adversary.rs: event_logs, selections: one mutation at a time, each with its own rejection";
     Ok(held.twin("the same machine, booted as its event log says, is attested").bites(bites))
 }
 
@@ -246,7 +246,7 @@ pub fn cuckoo_tpm(lab: &Lab) -> anyhow::Result<Held> {
         format!("leaf Alarm(AdmissionRefused, n{node}, signature)"),
         detect,
     );
-    let bites = "by crypto: the AK's signature; attest: a quote under another AK, one mutation";
+    let bites = "by crypto: the AK's signature; attest/src/tests/adversary.rs: quotes: one by another AK, one mutation";
     Ok(held.twin("with its own TPM back the same machine is attested").bites(bites))
 }
 
@@ -299,7 +299,7 @@ fn stolen_disk(lab: &Lab) -> anyhow::Result<Held> {
         ),
         detect,
     );
-    let bites = "the same search finds a key that is planted there; attest/tpm/tests/swtpm/sealing.rs: each part of the seal alone";
+    let bites = "the same search finds a key that is planted there; attest/tpm/tests/swtpm/sealing.rs: the_tpm_itself_demands_every_condition, another_tpm_does_not_open_it_nor_does_this_one_open_an_altered_blob";
     Ok(held.twin("with its own TPM the same disk opens its shares").bites(bites))
 }
 
@@ -330,7 +330,7 @@ pub fn replayed_quote(lab: &Lab) -> anyhow::Result<Held> {
         format!("leaf Alarm(AdmissionRefused, n{node}, qualifying-data)"),
         detect,
     );
-    let bites = "by crypto: the nonce is a hash of the challenge and the channel's exporter; attest/src/qualifying.rs";
+    let bites = "by crypto: the nonce is a hash of the challenge and the channel's exporter; attest/src/qualifying.rs: every_part_counts_and_boundaries_cannot_move";
     Ok(held.twin("the same proof in the channel it was made for was taken").bites(bites))
 }
 
@@ -411,7 +411,7 @@ pub fn replayed_evidence(lab: &Lab) -> anyhow::Result<Held> {
         format!("leaf Decided(Evidence of n{node}, Refused(stale_nonce)), for its oldest and its newest"),
         detect,
     );
-    let bites = "state tests evidence_*: the same evidence, in time and for the first time, is taken";
+    let bites = "state tests evidence_is_refused_for_one_thing_at_a_time, evidence_played_again_neither_helps_nor_harms: the same evidence, in time and for the first time, is taken";
     Ok(held.twin("its fresh evidence is taken once it runs again").bites(bites))
 }
 
@@ -451,7 +451,7 @@ fn rolled_back_tpm(lab: &Lab) -> anyhow::Result<Held> {
         format!("leaf that says counters-went-back of n{node}"),
         detect,
     );
-    let bites = "attest: appraisal test of the counters, each one below its floor";
+    let bites = "attest/src/tests/adversary.rs: counters: each of them below its floor";
     Ok(held.twin("the same TPM after an honest power cycle is attested").bites(bites))
 }
 
@@ -509,7 +509,7 @@ fn rolled_back_disk(lab: &Lab) -> anyhow::Result<Held> {
         ),
         detect,
     );
-    let bites = "tests/tests/oracles.rs: with the sign lock's floor off, two roots are found";
+    let bites = "tests/tests/oracles.rs: a_missing_sign_lock_is_found, a_lock_that_is_a_size_alone_is_found: two roots are signed at one size";
     Ok(held.twin("an honest restart of the same node").bites(bites))
 }
 
@@ -630,6 +630,6 @@ fn flooded_term(lab: &Lab) -> anyhow::Result<Held> {
         detect,
     );
     let bites =
-        "node/src/raft/guard.rs: its tests, one lie at a time; tests/sim: seeds with Byzantine candidates";
+        "node/src/raft/guard.rs: no_message_uses_up_the_terms, one_peer_cannot_take_the_lead_without_end";
     Ok(held.twin("a vote in a term within reach is answered").bites(bites))
 }

@@ -10,6 +10,8 @@ mod clients;
 pub mod keyed;
 mod leaders;
 pub mod machines;
+#[cfg(test)]
+mod named;
 pub mod payload;
 mod snapshots;
 mod table;
