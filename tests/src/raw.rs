@@ -9,6 +9,7 @@ use quorate_core::crypto::{Hash, encode};
 use quorate_core::ids::{ConnectionId, NodeId, PoolId, RequestId, RouteId, Timestamp};
 use quorate_core::leaf::Outcome;
 use quorate_core::policy::RouteDocument;
+use quorate_core::token::SignedToken;
 use quorate_proto::REFUSAL_METADATA;
 use quorate_proto::v1::{self, mesh_client::MeshClient, tunnel_down, tunnel_up};
 use quorate_splitkey::client::{BodySealer, ClientConnection, KEY_LOG_CLIENT, KEY_LOG_SERVER};
@@ -115,9 +116,12 @@ impl RawClient {
         Ok(Self { trust, identity, pair })
     }
 
-    /// Signs anything.
+    /// Signs anything; as the token's holder, where the trust file has one.
     pub fn sign(&self, body: ClientCommand) -> Command {
-        Command::Client(ClientSigned::sign(self.trust.genesis, self.trust.client.clone(), body, &self.pair))
+        let cluster = self.trust.genesis;
+        let token = self.trust.token.as_ref().map(|t| t.token.id(cluster));
+        let client = self.trust.client.clone();
+        Command::Client(ClientSigned::sign_as(cluster, client, token, body, &self.pair))
     }
 
     /// An honest pool through these two.
@@ -140,7 +144,7 @@ impl RawClient {
             keyer_boot: boot(keyer)?,
             expires: now().plus_ms(60_000),
             probe: None,
-            token: None,
+            token: self.trust.token.as_ref().map(|token| Box::new(SignedToken::clone(token))),
         })
     }
 

@@ -11,10 +11,11 @@
 use anyhow::{Context as _, ensure};
 use quorate_client::{Client, Error, TrustFile};
 use quorate_core::command::{Authorise, ClientCommand, ClientSigned, Command, Ended};
-use quorate_core::ids::NodeId;
+use quorate_core::ids::{Custodian, NodeId, RouteId};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_proto::v1;
 use quorate_tests::lab::{Key, Make, hello};
+use quorate_tests::raw::{RawClient, Verdict};
 use quorate_tests::stacks::Stack;
 use quorate_tests::{Lab, Shared, Tlog, run, wait_for};
 use serde_json::Value;
@@ -417,7 +418,7 @@ fn a_token_is_worth_what_its_issuer_wrote_on_it() {
         // Scopes: narrower than the issuer's holds; wider is worth nothing.
         let narrow = mint(lab, "issuer", "narrow", &["--routes", "second", "--expires", "5m"])?;
         let error = lab.ask(&holder(lab, &narrow)?).err().context("served, beyond its scope")?;
-        // The SDK does not ask for it; that nodes would refuse it, `tokens_are_refused_for_one_thing_at_a_time` shows.
+        // The SDK does not ask for it; what nodes say of those who do comes below.
         ensure!(error.code() == "model_not_found", "{}", error.code());
         let wide = mint(lab, "lapsing", "wide", &["--routes", "provider,second", "--expires", "5m"])?;
         refused(&wide, "token_too_wide")?;
@@ -441,6 +442,7 @@ fn a_token_is_worth_what_its_issuer_wrote_on_it() {
             Err(error) => error,
         };
         ensure!(error.code() == "wrong_client_key", "{}", error.code());
+        nodes_refuse_what_the_sdk_does_not_ask(lab, &narrow, &wide)?;
         // Taken back, one by its issuer, and all of an issuer that admins revoke.
         let back = mint(lab, "lapsing", "back", &["--routes", "provider", "--expires", "5m"])?;
         let with_it = mint(lab, "lapsing", "with-it", &["--routes", "provider", "--expires", "5m"])?;
@@ -472,6 +474,40 @@ fn a_token_is_worth_what_its_issuer_wrote_on_it() {
         ensure!(day["money"].as_u64() >= Some(admitted * REQUEST), "{day}");
         Ok(())
     });
+}
+
+/// Without the SDK's own checks: every node refuses a token for a route that is not among its own, and one with another agent's key,
+/// whether that key opened the channel, signed, or both. The token's holder, with the route that it has, is served.
+fn nodes_refuse_what_the_sdk_does_not_ask(lab: &Lab, narrow: &Path, other: &Path) -> anyhow::Result<()> {
+    let held = RawClient::new(TrustFile::load(narrow)?)?;
+    let stolen = RawClient::new(TrustFile { key: TrustFile::load(other)?.key, ..held.trust.clone() })?;
+    let directory = lab.client("issuer")?.directory();
+    let custodian = Custodian::new("developers")?;
+    for site in &lab.mesh.sites {
+        // (token's route, channel, signer, what comes of it)
+        let cases = [
+            ("provider", &held, &held, Some("out_of_scope")),
+            ("second", &stolen, &stolen, Some("not_the_client")),
+            ("second", &stolen, &held, Some("not_the_client")),
+            ("second", &held, &stolen, Some("bad_signature")),
+            ("second", &held, &held, None),
+        ];
+        for (route, channel, signer, refusal) in cases {
+            let pairs = directory.pairs(&RouteId::new(route)?, &custodian);
+            let &(relay, keyer) = pairs.first().context("no pair")?;
+            let pool = signer.pool(&directory, route, relay, keyer)?;
+            let verdict = lab.block(async {
+                let link = channel.connect(&site.grpc).await?;
+                signer.submit(&link, ClientCommand::OpenPool(pool)).await
+            })?;
+            let as_expected = match refusal {
+                Some(code) => verdict == Verdict::refused(code),
+                None => matches!(verdict, Verdict::Done(Outcome::PoolOpened, Some(_))),
+            };
+            ensure!(as_expected, "{}: {route}: {verdict:?}, not {refusal:?}", site.name);
+        }
+    }
+    Ok(())
 }
 
 /// Figures are for whom they concern.
