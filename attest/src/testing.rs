@@ -292,17 +292,64 @@ impl Order {
         out
     }
 
-    /// Fermat: a^(n-2).
-    fn inverse(&self, a: Limbs) -> Limbs {
-        let exponent = [N[0] - 2, N[1], N[2], N[3]];
-        let mut out = [1, 0, 0, 0];
-        for i in (0..256).rev() {
-            out = self.mul(out, out);
-            if exponent[i / 64] >> (i % 64) & 1 == 1 {
-                out = self.mul(out, a);
+    /// Half of a number, modulo n.
+    fn half(&self, a: Limbs) -> Limbs {
+        let (mut sum, mut carry) = (a, false);
+        if a[0] & 1 == 1 {
+            for i in 0..4 {
+                let (low, c1) = a[i].overflowing_add(N[i]);
+                let (low, c2) = low.overflowing_add(u64::from(carry));
+                (sum[i], carry) = (low, c1 || c2);
             }
         }
-        out
+        let above = [sum[1], sum[2], sum[3], u64::from(carry)];
+        std::array::from_fn(|i| sum[i] >> 1 | above[i] << 63)
+    }
+
+    fn subtract(&self, a: Limbs, b: Limbs) -> Limbs {
+        let (mut out, mut borrow) = ([0; 4], false);
+        for i in 0..4 {
+            let (low, b1) = a[i].overflowing_sub(b[i]);
+            let (low, b2) = low.overflowing_sub(u64::from(borrow));
+            (out[i], borrow) = (low, b1 || b2);
+        }
+        match borrow {
+            false => out,
+            // Past the end of the four limbs and back.
+            true => {
+                let mut carry = false;
+                for i in 0..4 {
+                    let (low, c1) = out[i].overflowing_add(N[i]);
+                    let (low, c2) = low.overflowing_add(u64::from(carry));
+                    (out[i], carry) = (low, c1 || c2);
+                }
+                out
+            }
+        }
+    }
+
+    /// Euclid's algorithm by halves; simulations sign much.
+    fn inverse(&self, a: Limbs) -> Limbs {
+        const ONE: Limbs = [1, 0, 0, 0];
+        let above = |a: &Limbs, b: &Limbs| a.iter().rev().ge(b.iter().rev());
+        let plain_half =
+            |a: Limbs| [0, 1, 2, 3].map(|i| a[i] >> 1 | a.get(i + 1).copied().unwrap_or(0) << 63);
+        let (mut u, mut v, mut x, mut y) = (a, N, ONE, [0; 4]);
+        while u != ONE && v != ONE {
+            while u[0] & 1 == 0 {
+                (u, x) = (plain_half(u), self.half(x));
+            }
+            while v[0] & 1 == 0 {
+                (v, y) = (plain_half(v), self.half(y));
+            }
+            // The difference of two that are in order borrows nothing.
+            if above(&u, &v) {
+                (u, x) = (self.subtract(u, v), self.subtract(x, y));
+            } else {
+                (v, y) = (self.subtract(v, u), self.subtract(y, x));
+            }
+        }
+        if u == ONE { x } else { y }
     }
 }
 

@@ -40,7 +40,7 @@ pub struct BadSignature;
 impl PublicKey {
     /// Verifies an Ed25519 signature over `message`.
     pub fn verify(&self, message: &[u8], signature: &Signature) -> Result<(), BadSignature> {
-        UnparsedPublicKey::new(&ED25519, &self.0).verify(message, &signature.0).map_err(|_| BadSignature)
+        verify_ed25519(&self.0, message, &signature.0)
     }
     /// Verifies a signature over a labelled statement, see [`statement_bytes`].
     pub fn verify_statement<T: BorshSerialize>(
@@ -51,6 +51,14 @@ impl PublicKey {
     ) -> Result<(), BadSignature> {
         self.verify(&statement_bytes(label, body), signature)
     }
+}
+
+/// Verifies an Ed25519 signature over bytes that carry a label of their own.
+pub fn verify_ed25519(key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> Result<(), BadSignature> {
+    let check = || UnparsedPublicKey::new(&ED25519, key).verify(message, signature).map_err(|_| BadSignature);
+    #[cfg(any(test, feature = "danger-testing"))]
+    let check = || crate::testing::verdict([&key[..], &signature[..], message], check);
+    check()
 }
 
 /// What is signed for a statement: its label, a NUL, and the canonical borsh bytes of its body.

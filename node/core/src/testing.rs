@@ -18,7 +18,7 @@ use crate::command::{
     EvidenceCommand, NodeCommand, NodeSigned, OpenPool, PolicyCommand, ProbeGrant, RecoverCommand, Report,
     Settlement, SignedProbeGrant,
 };
-use crate::crypto::{Hash, PublicKey, Signature, encode, public_key, sha256};
+use crate::crypto::{BadSignature, Hash, PublicKey, Signature, encode, public_key, sha256};
 use crate::ids::{ClientId, ConnectionId, NodeId, PolicyVersion, PoolId, RequestId, RouteId, Timestamp};
 use crate::leaf::{Leaf, LeafBody, Outcome};
 use crate::policy::{
@@ -44,7 +44,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use quorate_attest::evidence::{BootKeys, Evidence};
 use quorate_attest::reference_values::ReferenceValues;
 use quorate_attest::testing::TestTpm;
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use zeroize::Zeroizing;
 
@@ -54,6 +55,39 @@ pub const START: Timestamp = Timestamp(20_000 * 86_400_000 + 43_200_000);
 pub const CLIENT: &str = "app";
 /// The route of every fleet.
 pub const ROUTE: &str = "llm";
+
+thread_local! {
+    static VERDICTS: RefCell<Option<HashMap<[u8; 32], bool>>> = const { RefCell::new(None) };
+}
+/// Verdicts kept; when full, all are forgotten.
+const VERDICTS_MAX: usize = 1 << 16;
+
+/// From now on this thread checks each signature once, and remembers the verdict: in a simulation a whole mesh checks the same
+/// ones, and most of its time went there.
+pub fn remember_verdicts() {
+    VERDICTS.with_borrow_mut(|all| _ = all.get_or_insert_default());
+}
+
+/// What a check of key, signature and message says, or said.
+pub(crate) fn verdict(
+    checked: [&[u8]; 3],
+    check: impl FnOnce() -> Result<(), BadSignature>,
+) -> Result<(), BadSignature> {
+    // The first two are of one length each.
+    let digest = VERDICTS.with_borrow(|all| all.as_ref().map(|_| sha256(&checked.concat()).0));
+    let Some(digest) = digest else { return check() };
+    let known = VERDICTS.with_borrow(|all| all.as_ref().and_then(|all| all.get(&digest).copied()));
+    let good = known.unwrap_or_else(|| check().is_ok());
+    VERDICTS.with_borrow_mut(|all| {
+        if let Some(all) = all {
+            if all.len() >= VERDICTS_MAX {
+                all.clear();
+            }
+            all.insert(digest, good);
+        }
+    });
+    if good { Ok(()) } else { Err(BadSignature) }
+}
 
 /// The key of that name.
 pub fn key(name: &str) -> Ed25519KeyPair {

@@ -67,6 +67,7 @@ fn runtime(seed: u64) -> tokio::runtime::Runtime {
 /// Runs a plan to its end.
 pub fn run(plan: &Plan, mutation: Mutation, print: bool) -> Ran {
     notice_panics();
+    quorate_core::testing::remember_verdicts();
     PANICKED.with(|p| p.borrow_mut().take());
     RUNNING.set(true);
     let runtime = runtime(plan.seed);

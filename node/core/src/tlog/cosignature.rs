@@ -4,8 +4,10 @@
 //! the time is acceptable and whether it ever signed something else at this size is the caller's to decide. The message
 //! does not name the cosigner: one key, one cosigner.
 
-use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, UnparsedPublicKey};
+use aws_lc_rs::signature::Ed25519KeyPair;
 use borsh::{BorshDeserialize, BorshSerialize};
+
+use crate::crypto::verify_ed25519;
 
 use super::{
     checkpoint::Checkpoint,
@@ -69,8 +71,7 @@ impl Cosignature {
     /// As [`Cosignature::verify`], over the text of a note, which may have extension lines.
     pub fn verify_body(&self, body: &str, public_key: &[u8; 32]) -> Result<(), CosignatureError> {
         check_time(self.time_s)?;
-        UnparsedPublicKey::new(&ED25519, public_key)
-            .verify(&cosigned_body(body, self.time_s), &self.signature)
+        verify_ed25519(public_key, &cosigned_body(body, self.time_s), &self.signature)
             .map_err(|_| CosignatureError::BadSignature)
     }
 
