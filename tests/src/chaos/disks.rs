@@ -1,15 +1,18 @@
 //! A disk for each node: an ext4 of its own in a file, mounted over its data folder. What is done to it is done by the kernel to
 //! a real file system: it is full, it stands still, it takes no more writes.
 use anyhow::Context as _;
-use quorate_cluster::mesh::{Site, run};
+use quorate_cluster::mesh::{Site, run, wait_for};
 use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 /// Room for a long run's log and snapshots; the file is sparse.
 const BYTES: u64 = 2 << 30;
 const BLOCK: usize = 4096;
+/// A process that ends lets go of a disk that is broken within this.
+const LET_GO: Duration = Duration::from_secs(20);
 
 /// One node's.
 pub(super) struct Disk {
@@ -63,8 +66,10 @@ impl Disk {
         if broken {
             run(Command::new("mount").args(["-o", "remount,abort"]).arg(&self.data)).map(drop)
         } else {
-            // An aborted journal is mended by mounting anew; whoever had it open is gone by then.
-            run(Command::new("umount").arg(&self.data))?;
+            // An aborted journal is mended by mounting anew. Whoever had it open ends by itself, some of them a moment later.
+            wait_for("the broken disk is let go", LET_GO, || {
+                run(Command::new("umount").arg(&self.data)).map(drop)
+            })?;
             let image = self.data.with_file_name("disk");
             // 1: errors were found and corrected.
             let checked = Command::new("e2fsck").args(["-p"]).arg(&image).output()?;
