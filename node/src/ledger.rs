@@ -303,14 +303,14 @@ impl DecidedLately {
 }
 
 /// What leaves this node for the leader.
-///
-/// Every second one is a command: boxing it would cost each request.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "every second one is a command; boxing it would cost each request"
+)]
 #[derive(Debug)]
 pub enum Outgoing {
     /// A command and the blobs it names.
     Command(Command, Vec<Vec<u8>>),
-    /// A client's command that another node's leader did not take.
-    Shown(Command),
     /// A settlement, to be signed in a batch.
     Settlement(Settlement),
     /// An alarm, to be signed.
@@ -581,13 +581,6 @@ impl Ledger {
                 ahead.verify(ledger.inner.cluster, command, &view.policy, token_key, boot_key);
             }
         });
-    }
-
-    /// Whether a client that the policy in force names signed this.
-    pub fn is_signed_by_client(&self, command: &Command) -> bool {
-        let view = self.view();
-        let token_key = |id: &TokenId| self.read(|state| state.token(id).map(|r| r.token.key));
-        VerifiedAhead::is_by_client(self.inner.cluster, command, &view.policy, token_key)
     }
 
     /// Waits until the authorisation of a request is under a certified checkpoint, in this node's own view.

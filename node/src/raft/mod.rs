@@ -15,7 +15,6 @@ pub mod patience;
 pub mod snapshot_store;
 pub mod state_machine;
 pub mod types;
-pub mod withheld;
 
 pub use log_store::{
     Blob, CertifiedFloor, Folder, LogMonitor, LogReader, LogStats, LogStore, LogStoreError, LogStoreOptions,

@@ -13,10 +13,6 @@ pub enum Mutation {
     TrustsCommitIndex,
     /// What is certified may be truncated, and a leader's log is not compared with what was applied.
     TruncatesCertified,
-    /// Both of these: neither the lock nor the log holds what was signed.
-    ForgetsSigned,
-    /// A leader that leaves out clients' commands keeps its followers.
-    BearsWithholding,
     /// The log says that something is durable before the disk has it.
     SyncsLate,
     /// Followers listen to a leader under whom nothing is certified for as long as it sends heartbeats.
@@ -34,7 +30,7 @@ impl Mutation {
     pub fn floor(self) -> Floors {
         let cosigner = CertifiedFloor::new();
         let log = match self {
-            Self::TruncatesCertified | Self::ForgetsSigned => CertifiedFloor::new(),
+            Self::TruncatesCertified => CertifiedFloor::new(),
             _ => cosigner.clone(),
         };
         Floors { cosigner, log }
@@ -47,8 +43,6 @@ impl Mutation {
             Self::LockNotWritten
                 | Self::TrustsCommitIndex
                 | Self::TruncatesCertified
-                | Self::ForgetsSigned
-                | Self::BearsWithholding
                 | Self::WaitsForEver
                 | Self::TrustsSnapshots
                 | Self::KeepsUnsigned
@@ -57,17 +51,7 @@ impl Mutation {
 
     /// See [`Self::TruncatesCertified`].
     pub fn skips_history_check(self) -> bool {
-        matches!(self, Self::TruncatesCertified | Self::ForgetsSigned)
-    }
-
-    /// Whether only hostile nodes that never fall silent make it matter.
-    pub fn needs_relentless(self) -> bool {
-        matches!(self, Self::WaitsForEver | Self::BearsWithholding)
-    }
-
-    /// See [`Self::BearsWithholding`].
-    pub fn bears_withholding(self) -> bool {
-        self == Self::BearsWithholding
+        self == Self::TruncatesCertified
     }
 
     /// See [`Self::TrustsCommitIndex`].
@@ -92,7 +76,7 @@ impl Mutation {
 
     /// See [`Self::LockNotWritten`].
     pub fn forgets_lock(self) -> bool {
-        matches!(self, Self::LockNotWritten | Self::ForgetsSigned)
+        self == Self::LockNotWritten
     }
 
     /// See [`Self::SyncsLate`].

@@ -150,16 +150,6 @@ impl WayToLeader for SimPeers {
         }
         open.as_ref().map(|w| &w.messages)
     }
-
-    fn show(&self, leader: NodeId, withheld: &ProposeRequest) {
-        let withheld = Arc::new(withheld.clone());
-        for peer in self.world.members().into_iter().filter(|n| *n != leader && *n != self.me) {
-            let (world, me, withheld) = (Arc::clone(&self.world), self.me, Arc::clone(&withheld));
-            tokio::spawn(async move {
-                drop(call(&world, me, peer, Message::Propose(withheld), Duration::from_secs(1)).await);
-            });
-        }
-    }
 }
 
 /// Makes a new machine's files, as `quorated init` does.
@@ -329,10 +319,7 @@ impl Node {
             queue,
             blobs,
             outgoing,
-            guard: match world.mutation.bears_withholding() {
-                true => TermGuard::default(),
-                false => guard.clone(),
-            },
+            guard: guard.clone(),
         };
         if !world.mutation.waits_for_ever() {
             node.spawn(patience::watch(raft.clone(), ledger.clone(), guard));

@@ -146,8 +146,7 @@ impl Plan {
         events.sort_by_key(|e| e.at_ms);
         let adversary = match kinds.byzantine {
             true => {
-                let [mut rng, mut more] = ["adversary", "more lies"].map(|name| Rng::stream(seed, name));
-                Adversary::new(&mut rng, &mut more, &members, hostile_max, kinds.relentless)
+                Adversary::new(&mut Rng::stream(seed, "adversary"), &members, hostile_max, kinds.relentless)
             }
             false => Adversary::default(),
         };
