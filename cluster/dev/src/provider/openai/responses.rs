@@ -296,7 +296,7 @@ impl Response {
                 json!({"type": "response.function_call_arguments.delta", "item_id": item, "output_index": index, "delta": delta})
             }));
             list.push(json!({"type": "response.function_call_arguments.done", "item_id": item, "output_index": index,
-                "name": call.name, "arguments": whole}));
+                "arguments": whole}));
             list.push(json!({"type": "response.output_item.done", "output_index": index, "item": Self::call(call, &whole, "completed")}));
             index += 1;
         }
