@@ -157,6 +157,12 @@ impl Vault {
         }
     }
 
+    /// How many wait for shares that are being opened.
+    #[cfg(test)]
+    pub(crate) fn awaited(&self) -> usize {
+        self.held.receiver_count()
+    }
+
     /// Each route of the policy with a credential: its share epoch, and why its shares are missing, if they are.
     pub fn status(&self, policy: &Policy) -> Vec<(RouteId, u32, Result<(), Missing>)> {
         let held = Arc::clone(&self.held.borrow());

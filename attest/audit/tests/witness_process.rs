@@ -87,8 +87,7 @@ async fn a_witness_that_is_killed_remembers_what_it_told() {
     }
     let client = Client::new();
     let (mut told, mut kills) = (0, 0);
-    // On a busy machine it may be killed before it has cosigned anything: then once more.
-    while kills < 6 || (told == 0 && kills < 60) {
+    while kills < 6 {
         let (process, url) = serve(&w);
         let last = format!("{url}/{}/checkpoint", log_id(&Origin::new(ORIGIN).unwrap()));
         let mut at = match client.get(&last, 1 << 16).await {
@@ -112,15 +111,19 @@ async fn a_witness_that_is_killed_remembers_what_it_told() {
             let (status, body) = post(request(&fork, &key, at, at)).await.unwrap();
             assert_eq!((status.as_u16(), body.as_ref()), (409, format!("{at}\n").as_bytes()));
         }
-        // Killed while a request is on its way, each time at another moment.
+        // Killed after another number of answers each time, while the next request is on its way.
+        let (answered, mut answers) = tokio::sync::watch::channel(at);
+        let last = at + 1 + 5 * kills;
         let killer = tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(15 + 11 * kills)).await;
+            answers.wait_for(|at| *at >= last).await.unwrap();
+            tokio::time::sleep(Duration::from_micros(300 * kills)).await;
             drop(process);
         });
         while let Ok((status, _)) = post(request(&tree, &key, at, at + 1)).await {
             assert_eq!(status, 200);
             at += 1;
             told = at;
+            answered.send_replace(at);
         }
         killer.await.unwrap();
         kills += 1;

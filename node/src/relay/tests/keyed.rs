@@ -223,6 +223,13 @@ async fn a_keyer_without_its_share_takes_no_secret() {
     assert!(matches!(refused, Err(Problem::SharesMissing)));
 }
 
+/// Until a request hangs on shares that the keyer has not opened yet.
+async fn keyer_waits_for_shares(lab: &Lab) {
+    while lab.vaults.keyer.awaited() == 0 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
 /// The policy changes in the very moment in which a keyer waits for its shares.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_came_meanwhile_is_the_one_that_counts() {
@@ -238,10 +245,7 @@ async fn a_policy_that_came_meanwhile_is_the_one_that_counts() {
     let (id, command) = lab.authorise(sealed.id, &sealed.head, |a| assert_eq!(a.share_epoch, 3));
     let head = sealed.head.clone();
     sealed.request(&command, &head).await;
-    while lab.keyer.waiting() > 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    keyer_waits_for_shares(&lab).await;
     lab.change_policy(|d| d.client[0].requests_per_minute += 1);
     lab.vaults.open_keyer(&policy);
     assert_eq!(sealed.tunnel.refusal().await, "policy_changed");
@@ -260,7 +264,7 @@ async fn a_new_share_epoch_replaces_the_old_one() {
     let head = sealed.head.clone();
     sealed.request(&command, &head).await;
     sealed.body(b"hi").await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    keyer_waits_for_shares(&lab).await;
     assert_eq!(seen(&lab), "", "the keyer still has shares of epoch 1");
     lab.vaults.open_keyer(&policy);
     let (text, ..) = sealed.answer().await;
