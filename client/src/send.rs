@@ -78,9 +78,10 @@ impl Inner {
             };
             let (lane, conn) = match taken {
                 Ok(taken) => taken,
-                // Pairs are out only until a repetition is answered: in a moment there will be one.
+                // Pairs are out only until a repetition is answered: in a moment there will be one. Asked now, since others may have
+                // been refused while this one waited for a lane.
                 Err(Error::NoPairLeft { .. } | Error::NoRelay { .. })
-                    if !reserved.is_empty() && waits < REPEAT_WAITS_MAX =>
+                    if self.is_disputed(&route) && waits < REPEAT_WAITS_MAX =>
                 {
                     waits += 1;
                     let _ = timeout(REPEAT_WAIT, self.repeated.notified()).await;
@@ -93,7 +94,7 @@ impl Inner {
             let (error, forwarded) = match self.attempt(&route, &lane, conn, request, None).await {
                 Ok((response, None)) => return Ok(response),
                 Ok((response, Some(disputed))) => {
-                    self.repeat(route, lane.pair(), request.clone(), disputed);
+                    self.repeat(route, &lane, request.clone(), disputed);
                     return Ok(response);
                 }
                 Err(failed) => (failed.error, failed.forwarded),
@@ -279,9 +280,12 @@ impl Inner {
         if head.status.as_u16() >= 400 {
             body.read_error(&document.dialect).await;
             let fault = body.fault();
-            self.shun_for(lane, route, fault);
             if lane.share_epoch() > 0 && fault == Some(FaultKind::OwnForm400) {
                 disputed = body.report_now().map(|told| Disputed { first: id, told });
+            }
+            // What is disputed its repetition shuns, once others can see that it is due.
+            if disputed.is_none() {
+                self.shun_for(lane, route, fault);
             }
         }
         Ok((Response { status: head.status, headers: head.headers, provenance, body }, disputed))
@@ -302,9 +306,13 @@ impl Inner {
 
     /// Repeats a request that was answered with 400 over nodes that had no part in it. At most [`crate::client::REPEATS_MAX`] at
     /// a time: beyond, the pair stays barred.
-    fn repeat(self: &Arc<Self>, route: RouteId, first: Pair, request: Request, disputed: Disputed) {
-        let Ok(permit) = Arc::clone(&self.repeats).try_acquire_owned() else { return };
-        lock(&self.disputes).push((route.clone(), first, disputed.first));
+    fn repeat(self: &Arc<Self>, route: RouteId, lane: &Lane, request: Request, disputed: Disputed) {
+        let (first, permit) = (lane.pair(), Arc::clone(&self.repeats).try_acquire_owned());
+        if permit.is_ok() {
+            lock(&self.disputes).push((route.clone(), first, disputed.first));
+        }
+        self.shun_for(lane, &route, Some(FaultKind::OwnForm400));
+        let Ok(permit) = permit else { return };
         let inner = Arc::downgrade(self);
         self.tasks.spawn(async move {
             let _permit = permit;
@@ -330,6 +338,10 @@ impl Inner {
                 inner.repeated.notify_waiters();
             }
         });
+    }
+
+    fn is_disputed(&self, route: &RouteId) -> bool {
+        lock(&self.disputes).iter().any(|(r, ..)| r == route)
     }
 
     /// Pairs that other requests leave to repetitions that are due: for each one that is disjoint to it. Otherwise an
@@ -395,10 +407,11 @@ impl Inner {
         };
         let same = response.status.as_u16() == 400 && again.is_some();
         drop(response);
-        if let Some(again) = again
-            && again.told.await.is_ok()
-        {
-            self.unshun(route, lane.pair());
+        if let Some(again) = again {
+            self.shun_for(&lane, route, Some(FaultKind::OwnForm400));
+            if again.told.await.is_ok() {
+                self.unshun(route, lane.pair());
+            }
         }
         Some(same)
     }

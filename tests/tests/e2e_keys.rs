@@ -12,8 +12,7 @@ use base64::Engine as _;
 use quorate_client::{Client, Error, Fault, Retry};
 use quorate_cluster::mesh::{Load, Mesh};
 use quorate_cluster::scan::{Memory, Scan, scan};
-use quorate_core::command::{ClientCommand, Command, Ended};
-use quorate_core::ids::NodeId;
+use quorate_core::command::{Authorise, ClientCommand, Command, Ended};
 use quorate_core::leaf::{LeafBody, Outcome};
 use quorate_proto::v1::ShareStatus;
 use quorate_tests::lab::{Key, Make, hello};
@@ -251,15 +250,16 @@ fn provider_with(lab: &mut Lab, key: &Path) -> anyhow::Result<()> {
 }
 
 /// Pairs that authorisations name, from some leaf on.
-fn pairs(tlog: &Tlog, from: u64) -> Vec<(NodeId, NodeId)> {
-    let pair = |body: &LeafBody| match body {
+/// What the log authorised to this client.
+fn authorised(tlog: &Tlog, by: &str, from: u64) -> Vec<Authorise> {
+    let by_it = |body: &LeafBody| match body {
         LeafBody::Decided { command: Command::Client(c), outcome: Outcome::Authorised } => match &c.body {
-            ClientCommand::Authorise(a) => Some((a.relay, a.keyer)),
+            ClientCommand::Authorise(a) if c.client.as_str() == by => Some(a.clone()),
             _ => None,
         },
         _ => None,
     };
-    tlog.bodies(from).filter_map(pair).collect()
+    tlog.bodies(from).filter_map(by_it).collect()
 }
 
 fn grant(lab: &Lab, names: &[&str]) -> anyhow::Result<()> {
@@ -326,7 +326,7 @@ fn a_key_that_the_provider_refuses() {
                 // A pair that failed this client is not tried with it again.
                 wait_for("both are reported", SHOWS, || {
                     let tlog = Tlog::read(&http)?;
-                    let ids: Vec<_> = authorised(&tlog, begun);
+                    let ids: Vec<_> = authorised(&tlog, name, begun).iter().map(|a| a.request).collect();
                     ensure!(ids.len() >= asked && ids.iter().all(|id| tlog.report(*id).is_some()), "{ids:?}");
                     let reports: Vec<_> = ids.iter().filter_map(|id| tlog.report(*id)).collect();
                     ensure!(
@@ -336,7 +336,8 @@ fn a_key_that_the_provider_refuses() {
                     Ok(())
                 })?;
             }
-            let over = pairs(&Tlog::read(&http)?, begun);
+            let pairs = authorised(&Tlog::read(&http)?, name, begun);
+            let over: Vec<_> = pairs.iter().map(|a| (a.relay, a.keyer)).collect();
             ensure!(
                 over.iter().collect::<BTreeSet<_>>().len() == over.len(),
                 "{name} tried a pair twice: {over:?}"
@@ -362,17 +363,6 @@ fn a_key_that_the_provider_refuses() {
         }
         Ok(())
     });
-}
-
-fn authorised(tlog: &Tlog, from: u64) -> Vec<quorate_core::ids::RequestId> {
-    let id = |body: &LeafBody| match body {
-        LeafBody::Decided { command: Command::Client(c), outcome: Outcome::Authorised } => match &c.body {
-            ClientCommand::Authorise(a) => Some(a.request),
-            _ => None,
-        },
-        _ => None,
-    };
-    tlog.bodies(from).filter_map(id).collect()
 }
 
 /// Shares change under an application that asks without pause: nothing but refusals that ask to try again.
