@@ -46,9 +46,10 @@ const STALE_PAUSE_MAX: Duration = Duration::from_millis(200);
 const RESPONSE_BYTES: u64 = 8 * 1024 * 1024;
 /// Body plaintext in one frame: three full records are below the tunnel's 64 KiB.
 const FRAME_PLAINTEXT: usize = 3 * PLAINTEXT_MAX;
-/// How long a request waits for a repetition that holds the last pair, and how often.
+/// How long a request waits in all for repetitions that hold the last pairs, and for one of them before it looks again. No count:
+/// repetitions of a burst end one shortly after the other, and each time others may be first.
+const REPEATS_WAIT: Duration = Duration::from_secs(8);
 const REPEAT_WAIT: Duration = Duration::from_secs(1);
-const REPEAT_WAITS_MAX: usize = 8;
 /// How often a repetition looks for a pair, and how long it pauses between.
 const REPEAT_TRIES_MAX: usize = 20;
 const REPEAT_PAUSE: Duration = Duration::from_millis(500);
@@ -62,7 +63,7 @@ impl Inner {
         let mut avoid = Vec::new();
         let mut attempt = 1;
         let mut pair_refusals = 0;
-        let mut waits = 0;
+        let mut waits_until = None;
         let mut stale = None;
         loop {
             self.fresh_directory().await?;
@@ -81,9 +82,11 @@ impl Inner {
                 // Pairs are out only until a repetition is answered: in a moment there will be one. Asked now, since others may have
                 // been refused while this one waited for a lane.
                 Err(Error::NoPairLeft { .. } | Error::NoRelay { .. })
-                    if self.is_disputed(&route) && waits < REPEAT_WAITS_MAX =>
+                    if self.is_disputed(&route)
+                        && deadline.is_none_or(|d| Instant::now() < d)
+                        && Instant::now()
+                            < *waits_until.get_or_insert_with(|| Instant::now() + REPEATS_WAIT) =>
                 {
-                    waits += 1;
                     let _ = timeout(REPEAT_WAIT, self.repeated.notified()).await;
                     continue;
                 }
