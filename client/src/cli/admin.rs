@@ -117,7 +117,7 @@ pub(crate) struct InitArgs {
     /// When evidence lapses, ms
     #[arg(long, value_name = "MS")]
     lapse_ms: Option<u64>,
-    /// How old a quote's nonce may be, ms
+    /// How old a quote's nonce may be, ms; when it is less than --lapse-ms, an outage of all nodes may last until that
     #[arg(long, value_name = "MS")]
     nonce_age_ms: Option<u64>,
     /// When the draft stops being acceptable

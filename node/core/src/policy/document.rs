@@ -83,7 +83,8 @@ pub struct AttestationDocument {
     pub evidence_interval_ms: u64,
     /// Evidence older than this by entry time is no evidence. Default 60,000 ms.
     pub lapse_ms: u64,
-    /// How old a nonce may be by entry time. Default 30,000 ms, also the least unless lapse is shorter.
+    /// How old a nonce may be by entry time. Default 60,000 ms; the least is 30,000, or lapse where that is shorter. Where it is less
+    /// than lapse, a mesh whose nodes were all down for longer than this has to wait until their evidence lapses.
     pub nonce_age_ms: u64,
     /// Accept evidence from software TPMs. Default false. Only for development: they prove nothing about a machine.
     pub allow_software_tpm: bool,
@@ -101,7 +102,7 @@ impl Default for AttestationDocument {
             pcrs: BTreeSet::from([0, 2, 4, 7, 11]),
             evidence_interval_ms: 20_000,
             lapse_ms: 60_000,
-            nonce_age_ms: 30_000,
+            nonce_age_ms: 60_000,
             allow_software_tpm: false,
             clock_skew_ms: 5_000,
             pool_lifetime_ms: 300_000,

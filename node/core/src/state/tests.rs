@@ -526,7 +526,7 @@ fn quote_of(mesh: &mut Mesh, id: u64, c: &EvidenceCommand) -> quorate_attest::ev
 
 #[test]
 fn a_nonce_grows_old_by_entry_time() {
-    for (age, accepted) in [(30_000, true), (30_001, false)] {
+    for (age, accepted) in [(60_000, true), (60_001, false)] {
         let mut mesh = Mesh::four();
         let nonce = mesh.nonce();
         let at = mesh.state().anchors().iter().find(|a| a.checkpoint == nonce.reference()).unwrap().time;
@@ -536,6 +536,24 @@ fn a_nonce_grows_old_by_entry_time() {
         let outcome = mesh.decide(command);
         assert_eq!(matches!(outcome, Outcome::Appraised { .. }), accepted, "{outcome:?}");
         assert!(accepted || outcome == refused(Refusal::StaleNonce));
+    }
+}
+
+/// All nodes down, for however long: either the newest value to quote over still counts, or it is dark and a recovery needs none.
+#[test]
+fn after_an_outage_of_any_length_somebody_may_go_on() {
+    let lapse = Mesh::four().state().policy().attestation.lapse_ms;
+    for down in (0..2 * lapse).step_by(1_000) {
+        let mut mesh = Mesh::four();
+        let nonce = mesh.nonce();
+        let state = mesh.log.state.clone();
+        mesh.fleet.node(1).restart_process();
+        let command = mesh.fleet.evidence(&state, NodeId(1), &nonce);
+        mesh.wait(down);
+        mesh.apply(vec![]);
+        let dark = mesh.state().is_dark();
+        let outcome = mesh.decide(command);
+        assert!(dark || matches!(outcome, Outcome::Appraised { .. }), "down for {down} ms: {outcome:?}");
     }
 }
 
