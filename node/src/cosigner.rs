@@ -88,6 +88,10 @@ struct Shared {
     anchors: BTreeMap<TreeSize, AnchorCertificate>,
     /// Highest cosignature seen of each peer, and the log index it claimed.
     highest: HashMap<NodeId, (CheckpointRef, u64)>,
+    /// Highest checkpoint of the log that this start found, in which this node counts by the key of an earlier one.
+    counted: Option<CheckpointRef>,
+    /// Whether all of that log is applied.
+    replayed: bool,
     /// Set once a quorum answered what it holds of ours: below this we never sign.
     floor: Option<TreeSize>,
 }
@@ -119,6 +123,24 @@ impl CosignerHandle {
     /// Highest checkpoint this node signed.
     pub fn lock(&self) -> Option<CheckpointRef> {
         self.shared().lock
+    }
+    /// Highest checkpoint of the log that this start found, in which this node counts by the key of an earlier one. That one may
+    /// have signed it, and a power cut may have taken the lock: the log is the lock then.
+    pub fn counted(&self) -> Option<CheckpointRef> {
+        self.shared().counted
+    }
+    /// Ends all signing until the next start, if nothing above `size` was signed, may have been signed, or is certified: what lies
+    /// above it may then be given up. Whether it did. Not before all is applied that this start found in its log: an earlier one
+    /// may have signed that, too.
+    pub fn end_above(&self, size: TreeSize) -> bool {
+        let mut shared = self.shared();
+        let certified = shared.certified.map(|(c, _)| c);
+        let nothing_above = [shared.lock, shared.counted, certified].iter().flatten().all(|c| c.size <= size);
+        let unsigned = shared.replayed && nothing_above;
+        if unsigned {
+            shared.floor = Some(TreeSize(u64::MAX));
+        }
+        unsigned
     }
     /// Highest checkpoint this node saw certified.
     pub fn certified(&self) -> Option<CheckpointRef> {
@@ -186,6 +208,8 @@ pub struct Cosigner {
     applied: mpsc::UnboundedReceiver<AppliedCheckpoint>,
     /// Log index durable in this node's own log.
     durable: tokio::sync::watch::Receiver<u64>,
+    /// What it was at this start: no earlier start signed anything above.
+    inherited: u64,
     raft_floor: CertifiedFloor,
     lock_file: File,
     certificate_file: PathBuf,
@@ -264,7 +288,7 @@ impl Cosigner {
         let (outgoing, _) = broadcast::channel(4096);
         let handle = CosignerHandle { shared: Arc::new(Mutex::new(shared)), incoming: incoming_tx, outgoing };
         let CosignerParts { ledger, boot, applied, durable, raft_floor } = parts;
-        let wanted = ledger.wanted();
+        let (wanted, inherited) = (ledger.wanted(), *durable.borrow());
         let cosigner = Self {
             ledger,
             boot,
@@ -272,6 +296,7 @@ impl Cosigner {
             incoming,
             applied,
             durable,
+            inherited,
             raft_floor,
             lock_file,
             certificate_file,
@@ -331,11 +356,22 @@ impl Cosigner {
 
     fn on_applied(&mut self, applied: AppliedCheckpoint) {
         let size = applied.checkpoint.size;
-        if applied.certifiers.keys.get(&self.ledger.me()) == Some(&PublicKey(self.boot.keys.cosign)) {
-            self.unsigned.insert(size, applied.clone());
-            while self.unsigned.len() > PENDING_MAX {
-                self.unsigned.pop_first();
+        // It falls where Raft cut off what no leader had.
+        self.inherited = self.inherited.min(*self.durable.borrow());
+        if applied.log_index >= self.inherited {
+            self.handle.shared().replayed = true;
+        }
+        match applied.certifiers.keys.get(&self.ledger.me()) {
+            Some(key) if *key == PublicKey(self.boot.keys.cosign) => {
+                self.unsigned.insert(size, applied.clone());
+                while self.unsigned.len() > PENDING_MAX {
+                    self.unsigned.pop_first();
+                }
             }
+            Some(_) if applied.log_index <= self.inherited => {
+                self.handle.shared().counted = Some(applied.checkpoint);
+            }
+            Some(_) | None => {}
         }
         self.pending.insert(size, Pending { applied, verified: BTreeMap::new() });
         while self.pending.len() > PENDING_MAX {
@@ -381,7 +417,15 @@ impl Cosigner {
     }
 
     fn sign(&mut self, applied: &AppliedCheckpoint) {
-        let superseded = self.handle.shared().superseded;
+        let superseded = {
+            let mut shared = self.handle.shared();
+            // In one step: nobody gives up a tail between the question and the signature.
+            if shared.floor.is_none_or(|f| applied.checkpoint.size < f) {
+                return;
+            }
+            shared.lock = Some(applied.checkpoint);
+            shared.superseded
+        };
         let lock = Lock { checkpoint: applied.checkpoint, superseded };
         if let Err(e) = self.lock_file.write_all_at(&encode(&lock), 0) {
             tracing::error!(error = %e, "cannot write the sign lock: not signing");
@@ -397,10 +441,6 @@ impl Cosigner {
             }
         };
         let cosignature = verified.cosignature();
-        {
-            let mut shared = self.handle.shared();
-            shared.lock = Some(applied.checkpoint);
-        }
         let signed =
             Signed { node: me, checkpoint: applied.checkpoint, cosignature, log_index: applied.log_index };
         let _nobody_connected = self.handle.outgoing.send((signed, applied.audience.clone()));
@@ -673,6 +713,59 @@ mod tests {
         assert_eq!(bench.cosigner.heard[&NodeId(4)].by_size.len(), HEARD_MAX);
         bench.cosigner.on_applied(bench.applied(&applied));
         assert_eq!(bench.certified(), Some(applied.checkpoint));
+    }
+
+    /// An entry in which this start's own key may certify.
+    fn counting(bench: &mut Bench) -> AppliedCheckpoint {
+        let applied = bench.mesh.apply(vec![]);
+        let mut applied = bench.applied(&applied);
+        applied.certifiers.keys.insert(NodeId(4), PublicKey(bench.cosigner.boot.keys.cosign));
+        applied.time = bench.ledger.now();
+        applied
+    }
+
+    #[test]
+    fn what_an_earlier_start_may_have_signed_is_held() {
+        let mut bench = Bench::new();
+        let (applied, handle) = (bench.mesh.apply(vec![]), bench.cosigner.handle.clone());
+        let held = |bench: &Bench| crate::giveup::held(&bench.cosigner.handle, bench.mesh.fleet.cluster());
+        assert_eq!(held(&bench).size, TreeSize(1));
+        bench.cosigner.on_applied(bench.applied(&applied));
+        assert_eq!((handle.lock(), held(&bench)), (None, applied.checkpoint));
+        let next = bench.mesh.apply(vec![]);
+        let mut without = bench.applied(&next);
+        without.certifiers.keys.remove(&NodeId(4));
+        bench.cosigner.on_applied(without);
+        assert_eq!(held(&bench), applied.checkpoint, "a node that does not count signs nothing");
+        bench.cosigner.inherited = 0;
+        let since = bench.mesh.apply(vec![]);
+        bench.cosigner.on_applied(bench.applied(&since));
+        assert_eq!(held(&bench), applied.checkpoint, "the earlier start was over");
+    }
+
+    #[test]
+    fn nothing_is_signed_once_a_tail_is_given_up_and_nothing_signed_is() {
+        let mut bench = Bench::new();
+        let handle = bench.cosigner.handle.clone();
+        handle.may_sign_from(TreeSize::ZERO);
+        let first = counting(&mut bench);
+        bench.cosigner.on_applied(first.clone());
+        assert_eq!(handle.lock(), Some(first.checkpoint));
+        assert!(!handle.end_above(first.checkpoint.size), "more is in the log that this start found");
+        bench.cosigner.inherited = 1;
+        bench.cosigner.on_applied(first.clone());
+        // It was signed since the peers were asked.
+        assert!(!handle.end_above(TreeSize(first.checkpoint.size.0 - 1)));
+        let second = counting(&mut bench);
+        bench.cosigner.on_applied(second.clone());
+        assert_eq!(handle.lock(), Some(second.checkpoint), "it signs on");
+        assert!(handle.end_above(second.checkpoint.size));
+        let third = counting(&mut bench);
+        bench.cosigner.on_applied(third.clone());
+        bench.cosigner.sign(&third);
+        handle.may_sign_from(TreeSize::ZERO);
+        bench.cosigner.on_applied(third);
+        assert_eq!(handle.lock(), Some(second.checkpoint));
     }
 
     #[test]

@@ -9,7 +9,9 @@
 //!
 //! **What nobody signed** needs no such proof. A node that does not count signs nothing, so in darkness it may have applied what no
 //! lock of its holds, and nothing can be certified without it. It gives that up where more members than can be hostile stand on
-//! other histories: above its lock it promised nothing to anybody.
+//! other histories, and where for a while too few were left for its own: above what it may have signed it promised nothing to
+//! anybody. That is more than its lock says where the log that a start found has it count by the key of an earlier one: a power
+//! cut takes the last locks with it, and not the log.
 //!
 //! **Refuses** to give up what this node itself saw certified: then more than f nodes are hostile, and people must look.
 //!
@@ -50,9 +52,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tonic::Code;
 
 /// How long nothing may be certified before this node asks whether it is the one that is wrong.
 const STALLED: Duration = Duration::from_secs(3);
+/// How long no quorum may be left for a tail that this node did not sign: where all honest nodes answer, a mesh that can recover
+/// does so sooner.
+const LOST: Duration = Duration::from_secs(12);
+/// How long somebody may stand elsewhere, and nothing be certified, until such a tail goes in any case.
+const APART: Duration = Duration::from_secs(60);
 /// Between two rounds of asking.
 const ASK_EVERY: Duration = Duration::from_secs(2);
 /// For one peer's answer.
@@ -70,24 +78,62 @@ pub struct Marker {
     pub certified: CheckpointRef,
 }
 
-impl Marker {
-    /// That a tail goes which this node did not sign: `partings` says where the histories leave its own in which peers hold a
-    /// lock. One more than can be hostile, so that an honest node is there.
-    pub fn of_unsigned(
-        held: CheckpointRef,
-        partings: impl IntoIterator<Item = TreeSize>,
-        hostile_max: u32,
-    ) -> Option<Self> {
-        let mut above: Vec<TreeSize> = partings.into_iter().filter(|at| *at >= held.size).collect();
+/// What the locks of the members say in darkness about what this node applied and did not sign.
+#[derive(Debug, Clone)]
+pub struct Locks {
+    /// What this node may not give up.
+    pub held: CheckpointRef,
+    /// Where the histories leave this node's own in which peers hold a lock.
+    pub partings: Vec<TreeSize>,
+    /// Peers that did not answer.
+    pub silent: usize,
+    /// All members.
+    pub members: usize,
+    /// So many must sign.
+    pub quorum: usize,
+    /// So many may be hostile.
+    pub hostile_max: u32,
+}
+
+/// Since when they have said that this node's tail may be lost.
+#[derive(Debug, Default)]
+pub struct Unsigned {
+    apart: Option<Instant>,
+    lost: Option<Instant>,
+}
+
+impl Unsigned {
+    /// One round of asking. The tail goes at once where one more member stands elsewhere than can be hostile, so that an honest
+    /// one is among them. Where fewer do, it goes after [`LOST`] in which those, and the silent ones, left no quorum for it:
+    /// hostile nodes are too few for that while all others answer, and a peer that starts answers soon. And it goes after
+    /// [`APART`] in any case: whoever says that nothing stands in the way may be hostile too.
+    pub fn round(&mut self, locks: &Locks, now: Instant) -> Option<Marker> {
+        let mut above: Vec<TreeSize> =
+            locks.partings.iter().copied().filter(|at| *at >= locks.held.size).collect();
         above.sort_unstable_by(|a, b| b.cmp(a));
-        let shared = *above.get(hostile_max as usize)?;
-        Some(Self { version: 1, shared, certified: held })
+        let marker = |shared| Marker { version: 1, shared, certified: locks.held };
+        if let Some(shared) = above.get(locks.hostile_max as usize) {
+            return Some(marker(*shared));
+        }
+        let Some(shared) = above.last() else {
+            *self = Self::default();
+            return None;
+        };
+        let gone = locks.partings.len().saturating_add(locks.silent);
+        match locks.members.saturating_sub(gone) < locks.quorum {
+            true => drop(self.lost.get_or_insert(now)),
+            false => self.lost = None,
+        }
+        let apart = *self.apart.get_or_insert(now);
+        let since = |at: Instant| now.saturating_duration_since(at);
+        let over = since(apart) >= APART || self.lost.is_some_and(|at| since(at) >= LOST);
+        over.then(|| marker(*shared))
     }
 }
 
-/// What this node may not give up but for a certified history: the highest that it signed, or saw certified.
+/// What this node may not give up but for a certified history: the highest that it signed, may have signed, or saw certified.
 pub fn held(cosigner: &CosignerHandle, cluster: Hash) -> CheckpointRef {
-    let parts = [cosigner.lock(), cosigner.certified()].into_iter().flatten();
+    let parts = [cosigner.lock(), cosigner.counted(), cosigner.certified()].into_iter().flatten();
     parts.max_by_key(|c| c.size).unwrap_or_else(|| genesis_checkpoint(cluster))
 }
 
@@ -208,6 +254,7 @@ impl GiveUp {
     /// Runs until the node stops, or must start over.
     pub async fn run(self) {
         let mut last = (self.cosigner.certified(), Instant::now());
+        let mut unsigned = Unsigned::default();
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let certified = self.cosigner.certified();
@@ -216,6 +263,7 @@ impl GiveUp {
                 last = (certified, Instant::now());
             }
             if last.1.elapsed() < STALLED {
+                unsigned = Unsigned::default();
                 continue;
             }
             for node in self.peers.nodes() {
@@ -242,7 +290,11 @@ impl GiveUp {
                 let _stopping = self.decided.send(());
                 return;
             }
-            if let Some(marker) = self.ask_locks().await {
+            let locks = self.ask_locks().await;
+            // To ask took a while: what was signed meanwhile stays.
+            if let Some(marker) = locks.and_then(|locks| unsigned.round(&locks, Instant::now()))
+                && self.cosigner.end_above(marker.certified.size)
+            {
                 if let Err(error) = write_durably(&Layout::new(&self.root).given_up(), &encode(&marker)) {
                     tracing::error!(%error, "cannot write down that a tail is given up");
                     continue;
@@ -260,16 +312,27 @@ impl GiveUp {
     }
 
     /// In darkness peers tell their locks.
-    async fn ask_locks(&self) -> Option<Marker> {
+    async fn ask_locks(&self) -> Option<Locks> {
         let held = held(&self.cosigner, self.ledger.cluster());
         if self.ledger.view().checkpoint.size <= held.size {
             return None;
         }
-        let mut partings = Vec::new();
+        let (mut partings, mut silent) = (Vec::new(), 0);
         for node in self.peers.nodes() {
-            let Some(mut client) = self.peers.client(node) else { continue };
+            let Some(mut client) = self.peers.client(node) else {
+                silent += 1;
+                continue;
+            };
             let call = client.contribute(ContributeRequest {});
-            let Ok(Ok(reply)) = tokio::time::timeout(ANSWER, call).await else { continue };
+            let reply = match tokio::time::timeout(ANSWER, call).await {
+                Ok(Ok(reply)) => reply,
+                // It is not dark there.
+                Ok(Err(status)) if status.code() == Code::FailedPrecondition => continue,
+                Ok(Err(_)) | Err(_) => {
+                    silent += 1;
+                    continue;
+                }
+            };
             let contributed = borsh::from_slice::<Contribution>(&reply.into_inner().contribution);
             let Some(lock) = contributed.ok().filter(|c| c.node == node).map(|c| c.lock) else { continue };
             let (own, peers, runtime) =
@@ -279,8 +342,10 @@ impl GiveUp {
             });
             partings.extend(looked.await.ok().and_then(Result::ok).flatten());
         }
-        let hostile_max = self.ledger.view().policy.hostile_nodes_max;
-        Marker::of_unsigned(held, partings, hostile_max)
+        let policy = &self.ledger.view().policy;
+        let (members, quorum, hostile_max) =
+            (policy.members.len(), policy.quorum(), policy.hostile_nodes_max);
+        Some(Locks { held, partings, silent, members, quorum, hostile_max })
     }
 
     async fn ask(&self, node: NodeId) -> Option<Marker> {

@@ -102,17 +102,57 @@ fn what_this_node_signed_none_of_goes_when_an_honest_one_stands_elsewhere() {
     assert_eq!(parting(&own, behind, fetch).unwrap(), None);
     let made_up = CheckpointRef { root: Hash([9; 32]), ..lock };
     assert!(matches!(parting(&own, made_up, fetch), Err(Unusable::NotTheTree)));
+}
 
-    let held = |size: u64| CheckpointRef { size: TreeSize(size), root: Hash([1; 32]) };
-    let marker = |partings: &[u64], f| {
-        let partings = partings.iter().map(|at| TreeSize(*at));
-        Marker::of_unsigned(held(10), partings, f).map(|m| (m.shared.0, m.certified))
+#[test]
+fn what_this_node_signed_none_of_goes_when_it_is_lost() {
+    let held = CheckpointRef { size: TreeSize(10), root: Hash([1; 32]) };
+    let began = Instant::now();
+    // Of seven, two may be hostile, and five must sign.
+    let locks = |partings: &[u64], silent| Locks {
+        held,
+        partings: partings.iter().map(|at| TreeSize(*at)).collect(),
+        silent,
+        members: 7,
+        quorum: 5,
+        hostile_max: 2,
     };
-    assert_eq!(marker(&[12, 15], 1), Some((12, held(10))));
-    assert_eq!(marker(&[12], 1), None, "it may be hostile");
-    assert_eq!(marker(&[12, 15], 2), None);
-    assert_eq!(marker(&[12, 10], 1), Some((10, held(10))));
-    assert_eq!(marker(&[12, 9, 9], 1), None, "that tail is signed");
+    let shared = |unsigned: &mut Unsigned, locks: &Locks, s: u64| {
+        let marker = unsigned.round(locks, began + Duration::from_secs(s));
+        marker.map(|m| (m.shared.0, m.certified)).inspect(|(_, c)| assert_eq!(*c, held)).map(|(at, _)| at)
+    };
+    let at_once = |partings: &[u64]| shared(&mut Unsigned::default(), &locks(partings, 0), 0);
+    assert_eq!(at_once(&[12, 15, 11]), Some(11));
+    assert_eq!(at_once(&[12, 15, 11, 10]), Some(11), "one honest node is enough");
+    assert_eq!(at_once(&[12, 15]), None, "they may be hostile");
+    assert_eq!(at_once(&[12, 9, 9]), None, "that tail is signed");
+
+    // Two stand elsewhere, two are silent: no quorum is left.
+    let (lost, lost_s, apart_s) = (locks(&[12, 15], 2), LOST.as_secs(), APART.as_secs());
+    let mut unsigned = Unsigned::default();
+    assert_eq!(shared(&mut unsigned, &lost, 0), None);
+    assert_eq!(shared(&mut unsigned, &lost, lost_s - 1), None);
+    assert_eq!(shared(&mut unsigned, &lost, lost_s), Some(12));
+    // Once all answer, it begins anew.
+    let mut unsigned = Unsigned::default();
+    assert_eq!(shared(&mut unsigned, &lost, 0), None);
+    assert_eq!(shared(&mut unsigned, &locks(&[12, 15], 0), 4), None);
+    assert_eq!(shared(&mut unsigned, &lost, lost_s), None);
+    assert_eq!(shared(&mut unsigned, &lost, 2 * lost_s), Some(12));
+    // The silent ones alone say nothing about it, nor do those that stand elsewhere below what is signed.
+    let mut unsigned = Unsigned::default();
+    for s in 0..2 * apart_s {
+        assert_eq!(shared(&mut unsigned, &locks(&[], 6), s), None);
+        assert_eq!(shared(&mut unsigned, &locks(&[9, 9, 9], 3), s), None);
+    }
+    // A quorum seems to be left, and nothing comes of it.
+    let mut unsigned = Unsigned::default();
+    assert_eq!(shared(&mut unsigned, &locks(&[12], 0), 0), None);
+    assert_eq!(shared(&mut unsigned, &locks(&[12], 0), apart_s - 1), None);
+    assert_eq!(shared(&mut unsigned, &locks(&[12], 0), apart_s), Some(12));
+    // Nobody stands elsewhere any more.
+    assert_eq!(shared(&mut unsigned, &locks(&[], 0), apart_s), None);
+    assert_eq!(shared(&mut unsigned, &locks(&[12], 0), apart_s + 1), None);
 }
 
 #[test]

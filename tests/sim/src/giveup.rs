@@ -7,10 +7,11 @@ use crate::world::World;
 use bytes::Bytes;
 use quorate_core::crypto::encode;
 use quorate_core::ids::NodeId;
+use quorate_core::state::genesis_checkpoint;
 use quorate_core::tlog::TreeSize;
 use quorated::blobs::BlobStore;
 use quorated::directory::{Directory, RequestIndex};
-use quorated::giveup::{self, Marker, examine};
+use quorated::giveup::{self, Locks, Marker, Unsigned, examine};
 use quorated::init::Layout;
 use quorated::raft::{CertifiedFloor, LogStore, LogStoreOptions};
 use std::sync::Arc;
@@ -38,6 +39,7 @@ impl Node {
 /// Mirrors `GiveUp::run`.
 pub async fn watch(node: Arc<Node>) {
     let mut last = (node.cosigner.certified(), Instant::now());
+    let mut unsigned = Unsigned::default();
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let certified = node.cosigner.certified();
@@ -46,6 +48,7 @@ pub async fn watch(node: Arc<Node>) {
             last = (certified, Instant::now());
         }
         if last.1.elapsed() < STALLED {
+            unsigned = Unsigned::default();
             continue;
         }
         for peer in node.peers() {
@@ -69,8 +72,11 @@ pub async fn watch(node: Arc<Node>) {
             return start_over(&node, &marker);
         }
         if !node.world.mutation.keeps_unsigned()
-            && let Some(marker) = ask_locks(&node).await
+            && let Some(locks) = ask_locks(&node).await
+            && let Some(marker) = unsigned.round(&locks, Instant::now())
+            && (node.world.mutation.forgets_signed() || node.cosigner.end_above(marker.certified.size))
         {
+            node.world.oracle.gives_up_unsigned(&node, marker.shared);
             return start_over(&node, &marker);
         }
         tokio::time::sleep(ASK_EVERY).await;
@@ -78,21 +84,31 @@ pub async fn watch(node: Arc<Node>) {
 }
 
 /// Mirrors `GiveUp::ask_locks`.
-async fn ask_locks(node: &Arc<Node>) -> Option<Marker> {
-    let held = giveup::held(&node.cosigner, node.ledger.cluster());
+async fn ask_locks(node: &Arc<Node>) -> Option<Locks> {
+    let held = match node.world.mutation.forgets_signed() {
+        true => node.cosigner.lock().unwrap_or_else(|| genesis_checkpoint(node.ledger.cluster())),
+        false => giveup::held(&node.cosigner, node.ledger.cluster()),
+    };
     if node.ledger.view().checkpoint.size <= held.size {
         return None;
     }
-    let mut partings = Vec::new();
+    let (mut partings, mut silent) = (Vec::new(), 0);
     for peer in node.peers() {
-        let Some(Reply::Contribution(c)) = node.ask(peer, Message::Contribute, ANSWER).await else {
-            continue;
+        let c = match node.ask(peer, Message::Contribute, ANSWER).await {
+            Some(Reply::Contribution(c)) => c,
+            Some(_) => continue,
+            None => {
+                silent += 1;
+                continue;
+            }
         };
         let Some(theirs) = node.world.running(peer).filter(|_| c.node == peer) else { continue };
         let fetch = |path: &_| theirs.ledger.tiles().tile(path).map_err(|e| e.to_string());
         partings.extend(giveup::parting(&node.ledger.tiles(), c.lock, fetch).ok().flatten());
     }
-    Marker::of_unsigned(held, partings, node.ledger.view().policy.hostile_nodes_max)
+    let policy = &node.ledger.view().policy;
+    let (members, quorum, hostile_max) = (policy.members.len(), policy.quorum(), policy.hostile_nodes_max);
+    Some(Locks { held, partings, silent, members, quorum, hostile_max })
 }
 
 /// The process ends, and starts over.

@@ -21,6 +21,8 @@ pub enum Mutation {
     TrustsSnapshots,
     /// What a node applied in darkness, and signed none of, is never given up.
     KeepsUnsigned,
+    /// A tail is given up that an earlier start signed, once a power cut took the lock.
+    ForgetsSigned,
     /// A keyer answers for a leaf that is applied here and certified nowhere.
     KeyerTrustsApplied,
 }
@@ -46,6 +48,7 @@ impl Mutation {
                 | Self::WaitsForEver
                 | Self::TrustsSnapshots
                 | Self::KeepsUnsigned
+                | Self::ForgetsSigned
         )
     }
 
@@ -72,6 +75,11 @@ impl Mutation {
     /// See [`Self::KeepsUnsigned`].
     pub fn keeps_unsigned(self) -> bool {
         self == Self::KeepsUnsigned
+    }
+
+    /// See [`Self::ForgetsSigned`].
+    pub fn forgets_signed(self) -> bool {
+        self == Self::ForgetsSigned
     }
 
     /// See [`Self::LockNotWritten`].

@@ -125,6 +125,20 @@ impl Oracle {
         }
     }
 
+    /// A node gives up what it says that it never signed: no start of its machine did.
+    pub fn gives_up_unsigned(&self, node: &Node, shared: TreeSize) {
+        let (tiles, own) = (node.ledger.tiles(), node.ledger.view().checkpoint.size);
+        let signed = |(size, root): &(TreeSize, Hash)| {
+            *size > shared && *size <= own && tiles.root_at(*size).is_ok_and(|r| r == *root)
+        };
+        let mut inner = self.inner();
+        let all = inner.signers.iter().filter(|(_, nodes)| nodes.contains(&node.id)).map(|(at, _)| *at);
+        if let Some((size, _)) = all.filter(signed).last() {
+            let what = format!("sign lock: {} gives up size {}, which it signed", node.id, size.0);
+            inner.failure.get_or_insert(what);
+        }
+    }
+
     /// A machine's memory of what it signed is declared lost.
     pub fn forget_signed(&self, node: NodeId) {
         self.inner().signed.remove(&node);

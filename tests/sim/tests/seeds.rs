@@ -51,7 +51,13 @@ fn crashes_partitions_and_bad_disks_lose_nothing_and_heal() {
 
 #[test]
 fn one_hostile_node_neither_forks_nor_wedges_the_mesh() {
-    none_fails(0..80, hostile());
+    none_fails(0..200, hostile());
+}
+
+/// Seven nodes, two of them hostile: what three applied and nobody signed stands in the way of what two signed.
+#[test]
+fn of_seven_an_unsigned_tail_gives_way_to_two_locks() {
+    none_fails(217..218, hostile());
 }
 
 /// Without the cfg, tokio wakes several waiters in an order that no seed reaches.
