@@ -35,7 +35,7 @@ const SETTLEMENT_WAIT: Duration = Duration::from_secs(5);
 const INDEX_MAX: usize = 393_216;
 /// Leaves that a starting node reads again for its index: some 80 MB at the most, read before the node
 /// serves.
-const RECALLED: u64 = 131_072;
+pub const RECALLED: u64 = 131_072;
 
 /// Every policy version from genesis on, as files.
 #[derive(Clone)]

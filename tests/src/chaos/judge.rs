@@ -11,6 +11,7 @@ use quorate_core::command::{ClientCommand, Command};
 use quorate_core::crypto::Hash;
 use quorate_core::ids::RequestId;
 use quorate_core::leaf::{LeafBody, Outcome};
+use quorated::directory::RECALLED;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
@@ -62,7 +63,7 @@ pub(super) fn aftermath(
     }
     report.leaves = common;
     let (_, _, longest) = logs.into_iter().max_by_key(|(_, size, _)| *size).context("no nodes")?;
-    let authorised = authorised(&longest);
+    let authorised = authorised_from(&longest, 0);
     let access = fs::read_to_string(mesh.dir.join("provider.access"))?;
     let forwarded = forwarded(&access)?;
     report.forwarded = forwarded.values().sum();
@@ -71,8 +72,12 @@ pub(super) fn aftermath(
         compare(asked, &authorised, &forwarded, &mut report.broken);
     });
     report.errors = load.errors();
-    let answered: Vec<RequestId> =
-        load.read(|asked| asked.iter().filter_map(|a| a.outcome.as_ref().ok().copied()).collect());
+    // Of older ones a node that restarted has the leaves, and no longer their places.
+    let newest: BTreeSet<RequestId> = authorised_from(&longest, common.saturating_sub(RECALLED));
+    let answered: Vec<RequestId> = load.read(|asked| {
+        let answered = asked.iter().filter_map(|a| a.outcome.as_ref().ok());
+        answered.filter(|id| newest.contains(id)).copied().collect()
+    });
     for _ in 0..receipts.min(answered.len()) {
         let at = usize::try_from(dice.below(answered.len() as u64))?;
         let Some(id) = answered.get(at) else { continue };
@@ -89,8 +94,8 @@ pub(super) fn aftermath(
     Ok(())
 }
 
-/// Requests with a leaf that authorises them.
-fn authorised(log: &Tlog) -> BTreeSet<RequestId> {
+/// Requests with a leaf, `from` this one on, that authorises them.
+fn authorised_from(log: &Tlog, from: u64) -> BTreeSet<RequestId> {
     let of = |body: &LeafBody| match body {
         LeafBody::Decided { command: Command::Client(c), outcome: Outcome::Authorised } => match &c.body {
             ClientCommand::Authorise(a) => Some(a.request),
@@ -98,7 +103,7 @@ fn authorised(log: &Tlog) -> BTreeSet<RequestId> {
         },
         _ => None,
     };
-    log.bodies(0).filter_map(of).collect()
+    log.bodies(from).filter_map(of).collect()
 }
 
 /// How often the provider saw each body.
