@@ -1,8 +1,8 @@
 //! Remembers which certificate chains of a provider were verified a moment ago.
 //!
 //! Every request has a connection of its own, so the same chain comes hundreds of times a second, and verifying it anew each time
-//! is one signature check for each certificate in it. What is remembered is only that **these bytes, for this name**, under this route's
-//! roots, were good less than [`GOOD_FOR`] ago; that the server holds the certificate's key is proven on every connection.
+//! is one signature check for each certificate in it. What is remembered is only that **these bytes, for this name**, under this
+//! route's roots, were good less than [`GOOD_FOR`] ago; that the server holds the certificate's key is proven on every connection.
 use rustls::DigitallySignedStruct;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};

@@ -60,10 +60,11 @@ impl Inner {
     pub(crate) async fn request(self: &Arc<Self>, request: &Request) -> Result<Response, Error> {
         request.check_headers()?;
         let deadline = request.deadline.map(|d| Instant::now() + d);
+        let late = || deadline.is_some_and(|d| Instant::now() >= d);
         let mut avoid = Vec::new();
         let mut attempt = 1;
         let mut pair_refusals = 0;
-        let mut waits_until = None;
+        let mut patience: Option<Instant> = None;
         let mut stale = None;
         loop {
             self.fresh_directory().await?;
@@ -82,11 +83,9 @@ impl Inner {
                 // Pairs are out only until a repetition is answered: in a moment there will be one. Asked now, since others may have
                 // been refused while this one waited for a lane.
                 Err(Error::NoPairLeft { .. } | Error::NoRelay { .. })
-                    if self.is_disputed(&route)
-                        && deadline.is_none_or(|d| Instant::now() < d)
-                        && Instant::now()
-                            < *waits_until.get_or_insert_with(|| Instant::now() + REPEATS_WAIT) =>
+                    if self.is_disputed(&route) && !late() && patience.is_none_or(|p| Instant::now() < p) =>
                 {
+                    patience.get_or_insert_with(|| Instant::now() + REPEATS_WAIT);
                     let _ = timeout(REPEAT_WAIT, self.repeated.notified()).await;
                     continue;
                 }
@@ -103,7 +102,7 @@ impl Inner {
                 Err(failed) => (failed.error, failed.forwarded),
             };
             tracing::debug!(%error, ?forwarded, attempt, "a request failed");
-            let late = deadline.is_some_and(|d| Instant::now() >= d);
+            let late = late();
             if is_busy(&error) && pair_refusals < PAIR_REFUSALS_MAX && !late {
                 pair_refusals += 1;
                 avoid.push((lane.relay(), lane.keyer()));
