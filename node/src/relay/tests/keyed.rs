@@ -225,9 +225,14 @@ async fn a_keyer_without_its_share_takes_no_secret() {
 
 /// Until a request hangs on shares that the keyer has not opened yet.
 async fn keyer_waits_for_shares(lab: &Lab) {
-    while lab.vaults.keyer.awaited() == 0 {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
+    let hangs = async {
+        while lab.vaults.keyer.awaited() == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), hangs)
+        .await
+        .expect("no request waits for the keyer's shares");
 }
 
 /// The policy changes in the very moment in which a keyer waits for its shares.
