@@ -33,8 +33,8 @@ const REBUILD_AFTER: Duration = Duration::from_millis(200);
 const SETTLEMENT_WAIT: Duration = Duration::from_secs(5);
 /// Requests whose leaves are remembered at the most, and half as many at the least, some 50 bytes each: minutes at 800 a second.
 const INDEX_MAX: usize = 393_216;
-/// Leaves that a starting node reads again for its index: some 80 MB at the most, read before the node
-/// serves.
+/// Leaves that a starting node reads again for its index: some 80 MB at the most, before it serves. A
+/// receipt of an older request needs `quorate-audit prove`.
 pub const RECALLED: u64 = 131_072;
 
 /// Every policy version from genesis on, as files.
