@@ -13,6 +13,10 @@
 //! anybody. That is more than its lock says where the log that a start found has it count by the key of an earlier one: a power
 //! cut takes the last locks with it, and not the log.
 //!
+//! **Entries that make no leaf** (those that Raft's leaders begin with) no tree shows. A lying leader can have this node apply one where
+//! all others have a batch: then it refuses their log, and they its own, though their certified tree extends its own. So a node
+//! whose tree stands still while a peer proves more, and whose log ends in such entries, lets those go: they say nothing.
+//!
 //! **Refuses** to give up what this node itself saw certified: then more than f nodes are hostile, and people must look.
 //!
 //! ```text
@@ -28,7 +32,7 @@ use crate::init::{Layout, write_durably};
 use crate::ledger::Ledger;
 use crate::peers::Peers;
 use crate::raft::types::LogId;
-use crate::raft::{CertifiedFloor, LogStore, LogStoreError, LogStoreOptions, SnapshotStore};
+use crate::raft::{CertifiedFloor, LogReader, LogStore, LogStoreError, LogStoreOptions, SnapshotStore};
 use crate::snapshots;
 use crate::tilestore::{StoreTail, TileReader, set_aside_beyond};
 use anyhow::Context as _;
@@ -76,6 +80,13 @@ pub struct Marker {
     pub shared: TreeSize,
     /// The checkpoint that was proven to be certified; of a tail that was not signed, what this node holds to.
     pub certified: CheckpointRef,
+}
+
+impl Marker {
+    /// That entries go which make no leaf: all leaves stay, and `held` binds as before.
+    pub fn of_leafless(own: TreeSize, held: CheckpointRef) -> Self {
+        Self { version: 1, shared: own, certified: held }
+    }
 }
 
 /// What the locks of the members say in darkness about what this node applied and did not sign.
@@ -129,6 +140,44 @@ impl Unsigned {
         let over = since(apart) >= APART || self.lost.is_some_and(|at| since(at) >= LOST);
         over.then(|| marker(*shared))
     }
+}
+
+/// Since when this node's tree stands still while its log goes on: by entries that make no leaf, and by none else.
+#[derive(Debug, Default)]
+pub struct Leafless(Option<(TreeSize, Instant)>);
+
+impl Leafless {
+    /// One look at the tree, and at the index of the last entry that is committed here. Whether peers are to be asked what they have
+    /// certified.
+    pub fn look(&mut self, own: TreeSize, last_batch: u64, committed: u64, now: Instant) -> bool {
+        match self.0 {
+            _ if committed <= last_batch => self.0 = None,
+            Some((size, _)) if size == own => {}
+            Some(_) | None => self.0 = Some((own, now)),
+        }
+        self.lasts(STALLED, now)
+    }
+
+    /// Whether those entries go, now that a peer has proven more. They bind nobody, but a node that merely is behind need not start
+    /// over either.
+    pub fn go(&self, now: Instant) -> bool {
+        self.lasts(LOST, now)
+    }
+
+    fn lasts(&self, bound: Duration, now: Instant) -> bool {
+        self.0.is_some_and(|(_, since)| now.saturating_duration_since(since) >= bound)
+    }
+}
+
+/// What a peer's directory says of this node's tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Examined {
+    /// Nothing that this node does not have.
+    Held,
+    /// More is certified than this node has.
+    Behind,
+    /// The tail must go.
+    Astray(Marker),
 }
 
 /// What this node may not give up but for a certified history: the highest that it signed, may have signed, or saw certified.
@@ -244,6 +293,8 @@ pub struct GiveUp {
     pub peers: Peers,
     /// What this node saw certified.
     pub cosigner: CosignerHandle,
+    /// What is committed here.
+    pub log: LogReader,
     /// The data folder.
     pub root: PathBuf,
     /// Told once, after the decision is durable.
@@ -254,20 +305,35 @@ impl GiveUp {
     /// Runs until the node stops, or must start over.
     pub async fn run(self) {
         let mut last = (self.cosigner.certified(), Instant::now());
-        let mut unsigned = Unsigned::default();
+        let (mut unsigned, mut leafless) = (Unsigned::default(), Leafless::default());
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
+            let view = self.ledger.view();
+            let own = view.checkpoint.size;
+            let committed = self.log.committed().map_or(0, |l| l.index);
+            let stands = leafless.look(own, view.log_index, committed, Instant::now());
             let certified = self.cosigner.certified();
             let certified_size = certified.map_or(TreeSize::ZERO, |c| c.size);
-            if certified != last.0 || self.ledger.view().checkpoint.size <= certified_size {
+            if certified != last.0 || own <= certified_size {
                 last = (certified, Instant::now());
             }
-            if last.1.elapsed() < STALLED {
+            let stalled = last.1.elapsed() >= STALLED;
+            if !stalled {
                 unsigned = Unsigned::default();
+            }
+            if !stalled && !stands {
                 continue;
             }
+            let mut behind = false;
             for node in self.peers.nodes() {
-                let Some(marker) = self.ask(node).await else { continue };
+                let marker = match self.ask(node).await {
+                    None | Some(Examined::Held) => continue,
+                    Some(Examined::Behind) => {
+                        behind = true;
+                        continue;
+                    }
+                    Some(Examined::Astray(marker)) => marker,
+                };
                 if marker.shared < certified_size {
                     tracing::error!(
                         node = node.0,
@@ -290,7 +356,20 @@ impl GiveUp {
                 let _stopping = self.decided.send(());
                 return;
             }
-            let locks = self.ask_locks().await;
+            if behind && leafless.go(Instant::now()) && self.cosigner.end_above(own) {
+                let marker = Marker::of_leafless(own, held(&self.cosigner, self.ledger.cluster()));
+                if let Err(error) = write_durably(&Layout::new(&self.root).given_up(), &encode(&marker)) {
+                    tracing::error!(%error, "cannot write down that entries are given up");
+                    continue;
+                }
+                tracing::error!(
+                    own = own.0,
+                    "others certified more, and this node's log goes on with entries that make no leaf: giving those up and starting over"
+                );
+                let _stopping = self.decided.send(());
+                return;
+            }
+            let locks = if stalled { self.ask_locks().await } else { None };
             // To ask took a while: what was signed meanwhile stays.
             if let Some(marker) = locks.and_then(|locks| unsigned.round(&locks, Instant::now()))
                 && self.cosigner.end_above(marker.certified.size)
@@ -348,7 +427,7 @@ impl GiveUp {
         Some(Locks { held, partings, silent, members, quorum, hostile_max })
     }
 
-    async fn ask(&self, node: NodeId) -> Option<Marker> {
+    async fn ask(&self, node: NodeId) -> Option<Examined> {
         let channel = self.peers.connected(node)?.channel();
         let mut mesh = MeshClient::new(channel).max_decoding_message_size(PROOF_BYTES_MAX + 1024);
         let reply = tokio::time::timeout(ANSWER, mesh.directory(DirectoryRequest {})).await.ok()?.ok()?;
@@ -359,7 +438,7 @@ impl GiveUp {
             examine(&bytes, cluster, &own, fetch)
         });
         match examined.await.ok()? {
-            Ok(marker) => marker,
+            Ok(examined) => Some(examined),
             Err(why) => {
                 tracing::warn!(node = node.0, why, "a peer's proof of what is certified was of no use");
                 None
@@ -375,23 +454,26 @@ async fn fetch(peers: &Peers, node: NodeId, path: &TilePath) -> Result<Bytes, St
     Ok(reply.map_err(|s| s.code().to_string())?.into_inner().data)
 }
 
-/// What follows from a peer's directory: nothing, or that this node's tail must go.
+/// What follows from a peer's directory.
 pub fn examine(
     proof: &[u8],
     cluster: Hash,
     own: &TileReader,
     fetch: impl Fn(&TilePath) -> Result<Bytes, String>,
-) -> Result<Option<Marker>, String> {
+) -> Result<Examined, String> {
     let text = |e: &dyn std::error::Error| crate::report::chain(e);
     let verified = Proof::from_bytes(proof).and_then(|p| p.verify(cluster)).map_err(|e| text(&e))?;
     let certified = verified.certified.reference();
     // Most of the time one root says that there is no conflict.
     if certified.size <= own.size() && own.root_at(certified.size).is_ok_and(|r| r == certified.root) {
-        return Ok(None);
+        return Ok(Examined::Held);
     }
     let theirs = Tiles { size: certified.size, fetch, have: RefCell::default() };
     let shared = shared_prefix(own, &theirs, certified).map_err(|e| text(&e))?;
-    Ok(shared.map(|shared| Marker { version: 1, shared, certified }))
+    Ok(match shared {
+        Some(shared) => Examined::Astray(Marker { version: 1, shared, certified }),
+        None => Examined::Behind,
+    })
 }
 
 /// Carries out a decision found at start, before anything is opened. Each step may be repeated after a crash; the marker goes
@@ -472,7 +554,8 @@ pub async fn finish_in(
     Ok(true)
 }
 
-/// The highest index to keep, and the last entry among those that may be applied: all that lies within the shared leaves.
+/// The highest index to keep, and the last entry among those that may be applied: all that lies within the shared leaves, but for the
+/// blank entries after the last of them. Those may be what keeps this node from the others.
 async fn kept(
     log: &LogStore,
     state: &mut State,
@@ -498,7 +581,10 @@ async fn kept(
             }
             // Raft's own first entry is everybody's.
             committed = committed.or(Some(entry.log_id));
-            (keep, next) = (Some(entry.log_id.index), entry.log_id.index.saturating_add(1));
+            next = entry.log_id.index.saturating_add(1);
+            if !matches!(entry.payload, EntryPayload::Blank) {
+                keep = Some(entry.log_id.index);
+            }
         }
     }
 }

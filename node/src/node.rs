@@ -247,6 +247,7 @@ impl Node {
             ledger: ledger.clone(),
             peers: peers.clone(),
             cosigner: cosigner.clone(),
+            log: log_reader.clone(),
             root: layout.root().to_owned(),
             decided,
         };

@@ -37,6 +37,8 @@ fn split(batches: usize) -> Split {
     let mut astray = mesh.log.clone();
     let mut entries: Vec<Entry> = batches_seen.iter().map(|b| normal(1, b.clone())).collect();
     let count = entries.len() as u64;
+    // What a leader begins with; no tree shows it.
+    entries.push(Entry { log_id: id(2, 0), payload: EntryPayload::Blank });
     for n in 0..batches {
         // The same batches, of another leader: every leaf differs.
         mesh.apply(Vec::new());
@@ -74,7 +76,7 @@ fn a_certified_history_shows_where_this_node_went_astray() {
         let proof = encode(&s.mesh.proof(&[]));
         let cluster = s.mesh.fleet.cluster();
         let fetch = |path: &TilePath| theirs.tile(path).map_err(|e| e.to_string());
-        let marker = examine(&proof, cluster, &own, fetch).unwrap().unwrap();
+        let Examined::Astray(marker) = examine(&proof, cluster, &own, fetch).unwrap() else { panic!() };
         assert_eq!(marker.shared, s.shared.0);
         assert_eq!(marker.certified, s.mesh.state().checkpoint());
 
@@ -82,9 +84,13 @@ fn a_certified_history_shows_where_this_node_went_astray() {
         let behind = &s.mesh.log.leaves[..s.mesh.log.leaves.len() - 1];
         let mut ahead = s.mesh.log.leaves.clone();
         ahead.push(b"not certified yet".to_vec());
-        for (name, leaves) in [("same", &s.mesh.log.leaves[..]), ("behind", behind), ("ahead", &ahead)] {
+        for (name, leaves, says) in [
+            ("same", &s.mesh.log.leaves[..], Examined::Held),
+            ("behind", behind, Examined::Behind),
+            ("ahead", &ahead, Examined::Held),
+        ] {
             let own = tiles_of(&folder.path().join(name), leaves).reader();
-            assert_eq!(examine(&proof, cluster, &own, fetch).unwrap(), None, "{name}");
+            assert_eq!(examine(&proof, cluster, &own, fetch).unwrap(), says, "{name}");
         }
     }
 }
@@ -153,6 +159,23 @@ fn what_this_node_signed_none_of_goes_when_it_is_lost() {
     // Nobody stands elsewhere any more.
     assert_eq!(shared(&mut unsigned, &locks(&[], 0), apart_s), None);
     assert_eq!(shared(&mut unsigned, &locks(&[12], 0), apart_s + 1), None);
+}
+
+#[test]
+fn entries_that_make_no_leaf_go_when_the_tree_stands_still() {
+    let began = Instant::now();
+    let at = |s: u64| began + Duration::from_secs(s);
+    let (stalled, lost) = (STALLED.as_secs(), LOST.as_secs());
+    let mut leafless = Leafless::default();
+    let look = |l: &mut Leafless, own, batch, committed, s| l.look(TreeSize(own), batch, committed, at(s));
+    assert!(!look(&mut leafless, 9, 4, 6, 0));
+    assert!(look(&mut leafless, 9, 4, 7, stalled) && !leafless.go(at(lost - 1)));
+    assert!(leafless.go(at(lost)));
+    // The tree grows.
+    assert!(!look(&mut leafless, 10, 7, 8, lost) && !leafless.go(at(2 * lost - 1)));
+    // What is committed here is a batch: nothing of that may go.
+    assert!(!look(&mut leafless, 10, 8, 8, lost + 1) && !leafless.go(at(9 * lost)));
+    assert!(!look(&mut leafless, 10, 8, 9, 9 * lost) && !leafless.go(at(9 * lost)));
 }
 
 #[test]

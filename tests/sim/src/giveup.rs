@@ -11,7 +11,7 @@ use quorate_core::state::genesis_checkpoint;
 use quorate_core::tlog::TreeSize;
 use quorated::blobs::BlobStore;
 use quorated::directory::{Directory, RequestIndex};
-use quorated::giveup::{self, Locks, Marker, Unsigned, examine};
+use quorated::giveup::{self, Examined, Leafless, Locks, Marker, Unsigned, examine};
 use quorated::init::Layout;
 use quorated::raft::{CertifiedFloor, LogStore, LogStoreOptions};
 use std::sync::Arc;
@@ -39,25 +39,37 @@ impl Node {
 /// Mirrors `GiveUp::run`.
 pub async fn watch(node: Arc<Node>) {
     let mut last = (node.cosigner.certified(), Instant::now());
-    let mut unsigned = Unsigned::default();
+    let (mut unsigned, mut leafless) = (Unsigned::default(), Leafless::default());
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
+        let view = node.ledger.view();
+        let own = view.checkpoint.size;
+        let committed = node.log.committed().map_or(0, |l| l.index);
+        let stands = leafless.look(own, view.log_index, committed, Instant::now());
         let certified = node.cosigner.certified();
         let certified_size = certified.map_or(TreeSize::ZERO, |c| c.size);
-        if certified != last.0 || node.ledger.view().checkpoint.size <= certified_size {
+        if certified != last.0 || own <= certified_size {
             last = (certified, Instant::now());
         }
-        if last.1.elapsed() < STALLED {
+        let stalled = last.1.elapsed() >= STALLED;
+        if !stalled {
             unsigned = Unsigned::default();
+        }
+        if !stalled && !stands {
             continue;
         }
+        let mut behind = false;
         for peer in node.peers() {
             let Some(Reply::Proof(proof)) = node.ask(peer, Message::Proof, ANSWER).await else { continue };
             let Some(theirs) = node.world.running(peer) else { continue };
             let fetch = |path: &_| theirs.ledger.tiles().tile(path).map_err(|e| e.to_string());
             let marker = match examine(&proof, node.ledger.cluster(), &node.ledger.tiles(), fetch) {
-                Ok(Some(marker)) => marker,
-                Ok(None) => continue,
+                Ok(Examined::Astray(marker)) => marker,
+                Ok(Examined::Held) => continue,
+                Ok(Examined::Behind) => {
+                    behind = true;
+                    continue;
+                }
                 Err(why) => {
                     note!(node.world, "{}: a proof of {peer} is of no use: {why}", node.id);
                     continue;
@@ -71,7 +83,12 @@ pub async fn watch(node: Arc<Node>) {
             }
             return start_over(&node, &marker);
         }
-        if !node.world.mutation.keeps_unsigned()
+        if behind && leafless.go(Instant::now()) && node.cosigner.end_above(own) {
+            let held = giveup::held(&node.cosigner, node.ledger.cluster());
+            return start_over(&node, &Marker::of_leafless(own, held));
+        }
+        if stalled
+            && !node.world.mutation.keeps_unsigned()
             && let Some(locks) = ask_locks(&node).await
             && let Some(marker) = unsigned.round(&locks, Instant::now())
             && (node.world.mutation.forgets_signed() || node.cosigner.end_above(marker.certified.size))
