@@ -343,41 +343,34 @@ impl GiveUp {
                     );
                     continue;
                 }
-                if let Err(error) = write_durably(&Layout::new(&self.root).given_up(), &encode(&marker)) {
-                    tracing::error!(%error, "cannot write down that a tail is given up");
-                    continue;
+                if self.write(&marker) {
+                    tracing::error!(
+                        certified = marker.certified.size.0,
+                        shared = marker.shared.0,
+                        own = own.0,
+                        "this node's tail is not the certified one: giving it up and starting over"
+                    );
+                    let _stopping = self.decided.send(());
+                    return;
                 }
-                tracing::error!(
-                    certified = marker.certified.size.0,
-                    shared = marker.shared.0,
-                    own = self.ledger.view().checkpoint.size.0,
-                    "this node's tail is not the certified one: giving it up and starting over"
-                );
-                let _stopping = self.decided.send(());
-                return;
             }
             if behind && leafless.go(Instant::now()) && self.cosigner.end_above(own) {
                 let marker = Marker::of_leafless(own, held(&self.cosigner, self.ledger.cluster()));
-                if let Err(error) = write_durably(&Layout::new(&self.root).given_up(), &encode(&marker)) {
-                    tracing::error!(%error, "cannot write down that entries are given up");
-                    continue;
+                if self.write(&marker) {
+                    tracing::error!(
+                        own = own.0,
+                        "others certified more, and this node's log goes on with entries that make no leaf: giving those up and starting over"
+                    );
+                    let _stopping = self.decided.send(());
+                    return;
                 }
-                tracing::error!(
-                    own = own.0,
-                    "others certified more, and this node's log goes on with entries that make no leaf: giving those up and starting over"
-                );
-                let _stopping = self.decided.send(());
-                return;
             }
             let locks = if stalled { self.ask_locks().await } else { None };
             // To ask took a while: what was signed meanwhile stays.
             if let Some(marker) = locks.and_then(|locks| unsigned.round(&locks, Instant::now()))
                 && self.cosigner.end_above(marker.certified.size)
+                && self.write(&marker)
             {
-                if let Err(error) = write_durably(&Layout::new(&self.root).given_up(), &encode(&marker)) {
-                    tracing::error!(%error, "cannot write down that a tail is given up");
-                    continue;
-                }
                 tracing::error!(
                     shared = marker.shared.0,
                     own = self.ledger.view().checkpoint.size.0,
@@ -388,6 +381,15 @@ impl GiveUp {
             }
             tokio::time::sleep(ASK_EVERY).await;
         }
+    }
+
+    /// Makes a decision durable; whether it is.
+    fn write(&self, marker: &Marker) -> bool {
+        let written = write_durably(&Layout::new(&self.root).given_up(), &encode(marker));
+        if let Err(error) = &written {
+            tracing::error!(%error, "cannot write down what is given up");
+        }
+        written.is_ok()
     }
 
     /// In darkness peers tell their locks.

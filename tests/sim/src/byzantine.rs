@@ -240,7 +240,8 @@ impl Adversary {
 
     /// A hostile node heard a cosignature: it signs the same, whatever it is.
     pub fn heard(&self, node: &Arc<Node>, signed: &Signed) {
-        if !self.does(node.id, Lie::SignsAll) {
+        // Two of them would answer one another without end.
+        if !self.does(node.id, Lie::SignsAll) || self.hostile.contains(&signed.node) {
             return;
         }
         let checkpoint = checkpoint_of(node.ledger.origin(), signed.checkpoint);
