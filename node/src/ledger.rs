@@ -4,6 +4,7 @@
 //! waits. Nothing is forwarded on the strength of "applied": [`Ledger::decide`] and [`Ledger::authorisation`] return only
 //! what is certified, by a quorum, over a root that equals this node's own.
 use crate::clock::Clock;
+use crate::raft::withheld::Progress;
 use crate::tilestore::{StoreError, StoreTail, TileReader, TileStore};
 use arc_swap::ArcSwap;
 use quorate_attest::evidence::BootKeys;
@@ -303,14 +304,14 @@ impl DecidedLately {
 }
 
 /// What leaves this node for the leader.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "every second one is a command; boxing it would cost each request"
-)]
+///
+/// Every second one is a command: boxing it would cost each request.
 #[derive(Debug)]
 pub enum Outgoing {
     /// A command and the blobs it names.
     Command(Command, Vec<Vec<u8>>),
+    /// A client's command that another node's leader did not take.
+    Shown(Command),
     /// A settlement, to be signed in a batch.
     Settlement(Settlement),
     /// An alarm, to be signed.
@@ -334,6 +335,7 @@ struct Inner {
     waiters: Mutex<HashMap<Hash, Vec<oneshot::Sender<AppliedOutcome>>>>,
     authorisations: Mutex<Authorisations>,
     decided: Mutex<DecidedLately>,
+    progress: Mutex<Progress>,
     certified: watch::Sender<Option<Arc<Certified>>>,
     /// Somebody waits for a certificate of at least this size.
     wanted: watch::Sender<TreeSize>,
@@ -414,6 +416,7 @@ impl Ledger {
             waiters: Mutex::default(),
             authorisations: Mutex::default(),
             decided: Mutex::default(),
+            progress: Mutex::default(),
             certified: watch::Sender::new(None),
             wanted: watch::Sender::new(TreeSize::ZERO),
             outgoing,
@@ -583,6 +586,13 @@ impl Ledger {
         });
     }
 
+    /// Whether a client that the policy in force names signed this.
+    pub fn is_signed_by_client(&self, command: &Command) -> bool {
+        let view = self.view();
+        let token_key = |id: &TokenId| self.read(|state| state.token(id).map(|r| r.token.key));
+        VerifiedAhead::is_by_client(self.inner.cluster, command, &view.policy, token_key)
+    }
+
     /// Waits until the authorisation of a request is under a certified checkpoint, in this node's own view.
     pub async fn authorisation(
         &self,
@@ -658,6 +668,11 @@ impl Ledger {
         lock(&self.inner.decided).seen.contains(digest)
     }
 
+    /// How far the log went on here.
+    pub fn progress(&self) -> Progress {
+        *lock(&self.inner.progress)
+    }
+
     fn resolve(&self, outcomes: Vec<(Hash, Outcome, Option<usize>)>, leaves: &[AppliedLeaf], size: TreeSize) {
         let at = Instant::now();
         lock(&self.inner.decided).push(outcomes.iter().map(|(digest, ..)| *digest), at);
@@ -716,6 +731,7 @@ impl<B: Blobs> Applier<B> {
             "tiles and state disagree"
         );
         let (time, stands) = (view.time, view.stands_as(&before));
+        let skew_ms = view.policy.attestation.clock_skew_ms;
         inner.view.store(Arc::new(view));
         let _stopping = self.applied.send(AppliedCheckpoint {
             audience: Audience::of(&applied.leaves, applied.anchor || is_sample(before.time, time)),
@@ -725,7 +741,10 @@ impl<B: Blobs> Applier<B> {
             anchor: applied.anchor,
             time,
         });
+        let commands = applied.outcomes.len();
         self.ledger.resolve(applied.outcomes, &applied.leaves, size);
+        // After what was decided: whoever sees that the log went on sees with what.
+        lock(&inner.progress).step(log_index, commands, entry.len(), time, inner.clock.now(), skew_ms);
         self.ledger.remember(&applied.leaves, size);
         for leaf in &applied.leaves {
             (self.on_leaf)(leaf);

@@ -5,7 +5,8 @@
 //! wait for company, since nobody waits for them.
 //!
 //! A lying leader can withhold: whoever's command is not committed within a bound campaigns, rate-limited, and does not listen to
-//! that leader for a while.
+//! that leader for a while; a client's command is shown to the other nodes before, so that they see it themselves:
+//! [`crate::raft::withheld`].
 use crate::blobs::BlobStore;
 use crate::boot::Boot;
 use crate::ledger::{Ledger, Outgoing};
@@ -14,13 +15,14 @@ use crate::peers::Peers;
 use crate::raft::Batch as RaftBatch;
 use crate::raft::guard::TermGuard;
 use crate::raft::types::Raft;
+use crate::raft::withheld::{Author, HEARD_WITHIN, Progress, SHOWN_AFTER, Seen, WITHHELD, Waited, own_break};
 use bytes::Bytes;
 use quorate_core::command::{
     Batch, COMMANDS_MAX, Command, NodeCommand, NodeSigned, SETTLEMENTS_MAX, Settlement,
 };
 use quorate_core::command::{ClientCommand, ClientSigned};
 use quorate_core::crypto::{Hash, encode};
-use quorate_core::ids::NodeId;
+use quorate_core::ids::{NodeId, Timestamp};
 use quorate_proto::v1::ProposeRequest;
 use quorate_transport::Connected;
 use std::collections::{HashMap, VecDeque};
@@ -32,9 +34,9 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
 /// Bytes of commands in a batch: well below the largest entry.
-const BATCH_BYTES_MAX: usize = 1024 * 1024;
+pub(crate) const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// Commands queued at a leader before callers are turned away.
-const QUEUE_MAX: usize = 16 * COMMANDS_MAX;
+pub(crate) const QUEUE_MAX: usize = 16 * COMMANDS_MAX;
 /// Of them, commands that one node has in a lane: a hostile one fills no queue but its own part.
 const QUEUE_PER_NODE_MAX: usize = QUEUE_MAX / 4;
 /// Evidence, recovery and admin commands of one node in the queue: it has one or two at a time, and they go before all others.
@@ -50,12 +52,16 @@ const LAZY_MAX: Duration = Duration::from_millis(250);
 const LAZY_SHARE: usize = COMMANDS_MAX / 8;
 /// An unanswered command is sent again to whoever leads then; a lazy one after [`LAZY_MAX`] more.
 const RESEND: Duration = Duration::from_millis(300);
-/// A command that is not committed by now makes its node campaign.
-const WITHHELD: Duration = Duration::from_secs(2);
 /// A leader whose batch is not committed by now begins a new term.
 const STUCK: Duration = Duration::from_secs(3);
-/// At most one such campaign in this time.
+/// At most one campaign for a command that is not committed in this time, and one leader distrusted for it.
 const CAMPAIGN_EVERY: Duration = Duration::from_secs(10);
+/// Withheld commands shown to the other nodes at once, at most once in [`SHOWN_AFTER`]: one says enough.
+pub(crate) const SHOWN_MAX: usize = 8;
+/// Commands in one message to the leader: it takes no more than twice as many.
+const PROPOSED_AT_ONCE: usize = 256;
+/// How often the courier looks how long commands have waited.
+const LOOK: Duration = Duration::from_millis(100);
 /// Messages to the leader that wait for the connection; each holds all commands that came meanwhile.
 const PROPOSALS_WAITING_MAX: usize = 64;
 /// After this nobody waits for the outcome any more.
@@ -197,11 +203,13 @@ fn is_lazy(command: &Command) -> bool {
     }
 }
 
-/// What a node's courier carries and the node itself wrote.
-fn is_own(command: &Command) -> bool {
+/// Of what a node's courier carries, but for what others showed. A flood may hold up what nobody waits for.
+fn author(command: &Command) -> Author {
     match command {
-        Command::Evidence(_) | Command::Node(_) => true,
-        Command::Client(_) | Command::Recover(_) | Command::Policy(_) => false,
+        Command::Evidence(_) | Command::Node(_) => Author::Own,
+        Command::Client(_) if is_lazy(command) => Author::Other,
+        Command::Client(_) => Author::Client,
+        Command::Recover(_) | Command::Policy(_) => Author::Other,
     }
 }
 
@@ -290,8 +298,13 @@ struct Underway {
     command: Bytes,
     parsed: Command,
     blobs: Vec<Bytes>,
+    author: Author,
     first_sent: Instant,
     last_sent: Instant,
+    /// Since when it is not this node's own fault that it waits.
+    campaigns_from: Instant,
+    waited: Waited,
+    shown: bool,
 }
 
 impl Underway {
@@ -299,6 +312,25 @@ impl Underway {
     fn patience(&self) -> Duration {
         if is_lazy(&self.parsed) { LAZY_MAX + RESEND } else { RESEND }
     }
+
+    /// How old it is when its node campaigns for it; whoever it was shown to does not.
+    fn campaigns_after(&self) -> Option<Duration> {
+        match self.author {
+            Author::Own | Author::Other => Some(WITHHELD),
+            Author::Client => Some(SHOWN_AFTER + WITHHELD),
+            Author::Shown => None,
+        }
+    }
+}
+
+/// When this node last did something against a leader.
+#[derive(Default)]
+struct Lately {
+    /// By a clock that nobody sets, and by the machine's.
+    looked: Option<(Instant, Timestamp)>,
+    showed: Option<Instant>,
+    campaigned: Option<Instant>,
+    distrusted: Option<Instant>,
 }
 
 /// Every node's task: signs what is this node's own, and brings commands to the leader until their outcome shows.
@@ -327,17 +359,16 @@ impl<P: WayToLeader> Courier<P> {
         let mut underway: HashMap<Hash, Underway> = HashMap::new();
         let mut settlements: Vec<Settlement> = Vec::new();
         let mut settle_at: Option<Instant> = None;
-        let mut campaigned: Option<Instant> = None;
-        let mut leader: (Option<NodeId>, Instant) = (None, Instant::now());
+        let mut lately = Lately::default();
         let mut number = 0u64;
         let mut proposals = None;
-        let mut tick = tokio::time::interval(Duration::from_millis(100));
+        let mut tick = tokio::time::interval(LOOK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut inbox = Vec::with_capacity(256);
         #[cfg(feature = "danger-hostile")]
         let mut danger_campaigned = None;
         loop {
-            let mut fresh = Vec::new();
+            let (mut fresh, mut shown) = (Vec::new(), Vec::new());
             tokio::select! {
                 biased;
                 n = self.outgoing.recv_many(&mut inbox, 256) => {
@@ -347,6 +378,7 @@ impl<P: WayToLeader> Courier<P> {
                     for item in inbox.drain(..) {
                         match item {
                             Outgoing::Command(command, blobs) => fresh.push((command, blobs)),
+                            Outgoing::Shown(command) => shown.push(command),
                             Outgoing::Settlement(s) => {
                                 settlements.push(s);
                                 settle_at.get_or_insert_with(|| Instant::now() + LAZY);
@@ -372,34 +404,24 @@ impl<P: WayToLeader> Courier<P> {
             #[cfg(feature = "danger-hostile")]
             self.danger_hostile(&mut fresh, &mut danger_campaigned).await;
             let now = Instant::now();
+            // How far the log went on, and only then what it decided: nothing that it decided so far is still waited for.
+            let progress = self.ledger.progress();
             // Outcomes that this node applied need no more carrying.
             underway.retain(|digest, u| !self.ledger.was_decided(digest) && now - u.first_sent < FORGET);
-            // What a leader rightly does not take is not withheld.
-            let view = self.ledger.view();
-            let counts = view.counts(self.ledger.me(), &self.boot.keys, self.ledger.now());
-            let withheld = |u: &&Underway| now - u.first_sent > WITHHELD && (counts || u.parsed.goes_first());
-            let current = self.raft.metrics().borrow().current_leader.map(NodeId);
-            if leader.0 != current {
-                leader = (current, now);
-            }
-            if campaigned.is_none_or(|c| now - c > CAMPAIGN_EVERY)
-                && !leads(&self.raft, self.ledger.me())
-                && underway.values().any(|u| withheld(&u))
-            {
-                campaigned = Some(now);
-                tracing::warn!("a command of this node is not committed in time: campaigning");
-                // Of what others wrote, a leader may have reasons to leave it out; and one that has just begun withheld nothing.
-                let own = underway.values().filter(withheld).any(|u| is_own(&u.parsed));
-                if let Some(withholds) = leader.0.filter(|_| own && now - leader.1 > WITHHELD) {
-                    self.guard.distrust(withholds.0, view.policy.hostile_nodes_max, now.into_std());
-                }
-                new_term(&self.raft).await;
-            }
-            drop(view);
+            self.watch_leader(&mut underway, &mut lately, progress, now).await;
             let mut due: Vec<Hash> = Vec::new();
-            for (command, blobs) in fresh {
+            let fresh = fresh.into_iter().map(|(command, blobs)| (author(&command), command, blobs));
+            let shown = shown.into_iter().filter(|command| author(command) == Author::Client);
+            let shown = shown.map(|command| (Author::Shown, command, Vec::new()));
+            for (author, command, blobs) in fresh.chain(shown) {
                 let bytes: Bytes = encode(&command).into();
                 let digest = quorate_core::tlog::sha256(&bytes);
+                // Its own clients' come first: what others show does not begin anew what this node waits for.
+                if author == Author::Shown
+                    && (underway.contains_key(&digest) || self.ledger.was_decided(&digest))
+                {
+                    continue;
+                }
                 let blobs = blobs.into_iter().map(Bytes::from).collect();
                 number = number.wrapping_add(1);
                 let entry = Underway {
@@ -407,8 +429,12 @@ impl<P: WayToLeader> Courier<P> {
                     command: bytes,
                     parsed: command,
                     blobs,
+                    author,
                     first_sent: now,
                     last_sent: now,
+                    campaigns_from: now,
+                    waited: Waited::default(),
+                    shown: false,
                 };
                 underway.insert(digest, entry);
                 due.push(digest);
@@ -417,8 +443,89 @@ impl<P: WayToLeader> Courier<P> {
             let mut again: Vec<(u64, Hash)> = again.map(|(digest, u)| (u.number, *digest)).collect();
             again.sort_unstable();
             due.extend(again.into_iter().map(|(_, digest)| digest));
-            self.carry(&mut underway, &due, &mut proposals);
+            for due in due.chunks(PROPOSED_AT_ONCE) {
+                self.carry(&mut underway, due, &mut proposals);
+            }
         }
+    }
+
+    /// Counts how long the leader has had each command, shows clients' to the others, campaigns, distrusts.
+    async fn watch_leader(
+        &self,
+        underway: &mut HashMap<Hash, Underway>,
+        lately: &mut Lately,
+        progress: Progress,
+        now: Instant,
+    ) {
+        let clock = self.ledger.now();
+        let (before, clock_before) = lately.looked.unwrap_or((now, clock));
+        let passed = now - before;
+        if lately.looked.is_some() && passed < LOOK {
+            return;
+        }
+        lately.looked = Some((now, clock));
+        let every = |at: Option<Instant>, time: Duration| at.is_none_or(|at| now - at > time);
+        let (me, view) = (self.ledger.me(), self.ledger.view());
+        let (leader, term, received) = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow();
+            let leader = metrics.current_leader.map(NodeId);
+            (leader, metrics.vote.leader_id.term, metrics.last_log_index.unwrap_or(0))
+        };
+        // What a leader rightly does not take is not withheld; what is this node's own fault is nobody else's.
+        let counts = view.counts(me, &self.boot.keys, clock);
+        let own_break = own_break(passed, clock_before, clock) || leader == Some(me);
+        let linked = leader.is_some_and(|leader| self.peers.has_link(leader));
+        for u in underway.values_mut() {
+            if own_break || !(counts || u.parsed.goes_first()) {
+                u.campaigns_from = now;
+                u.waited.begin_anew();
+            } else if u.author != Author::Own && !linked {
+                u.waited.begin_anew();
+            }
+        }
+        if own_break {
+            return;
+        }
+        let mut waiting: Vec<&mut Underway> =
+            underway.values_mut().filter(|u| counts || u.parsed.goes_first()).collect();
+        let heard = leader.filter(|l| self.guard.was_heard(l.0, term, HEARD_WITHIN, now.into_std()));
+        match heard {
+            Some(leader) => {
+                let seen = Seen { leader, term, received, progress };
+                let of = |u: &Underway| linked || u.author == Author::Own;
+                waiting.iter_mut().filter(|u| of(u)).for_each(|u| u.waited.step(passed, seen));
+                let blamed = waiting.iter().any(|u| u.waited.blames(u.author, leader));
+                if blamed && every(lately.distrusted, CAMPAIGN_EVERY) {
+                    (lately.campaigned, lately.distrusted) = (Some(now), Some(now));
+                    let hostile_max = view.policy.hostile_nodes_max;
+                    let lasts = self.guard.distrust(leader.0, hostile_max, now.into_std());
+                    tracing::warn!(leader = leader.0, ?lasts, "the leader withholds: not listening to it");
+                    return new_term(&self.raft).await;
+                }
+            }
+            None => waiting.iter_mut().for_each(|u| u.waited.pause()),
+        }
+        let overdue =
+            |u: &&mut Underway| u.campaigns_after().is_some_and(|time| now - u.campaigns_from > time);
+        if every(lately.campaigned, CAMPAIGN_EVERY) && waiting.iter().any(overdue) {
+            lately.campaigned = Some(now);
+            tracing::warn!("a command of this node is not committed in time: campaigning");
+            return new_term(&self.raft).await;
+        }
+        let Some(leader) = heard.filter(|_| every(lately.showed, SHOWN_AFTER)) else { return };
+        waiting.retain(|u| u.author == Author::Client && !u.shown && u.waited.may_be_shown(leader));
+        if waiting.is_empty() {
+            return;
+        }
+        lately.showed = Some(now);
+        waiting.sort_unstable_by_key(|u| u.number);
+        let mut request = ProposeRequest { withheld: true, ..ProposeRequest::default() };
+        for u in waiting.into_iter().take(SHOWN_MAX) {
+            u.shown = true;
+            request.commands.push(u.command.clone());
+        }
+        self.peers.show(leader, &request);
     }
 
     /// A hostile node campaigns when it likes, and as the leader puts into the log what it likes.
@@ -485,6 +592,10 @@ pub trait WayToLeader {
         leader: NodeId,
         open: &'o mut Option<Self::Open>,
     ) -> Option<&'o mpsc::Sender<ProposeRequest>>;
+    /// Whether what is sent to this leader leaves this node.
+    fn has_link(&self, leader: NodeId) -> bool;
+    /// Shows what this leader does not take to all others that can be reached. Nobody waits for it.
+    fn show(&self, leader: NodeId, withheld: &ProposeRequest);
 }
 
 impl WayToLeader for Peers {
@@ -500,6 +611,23 @@ impl WayToLeader for Peers {
             *open = Some(Proposals::open(self, connected));
         }
         open.as_ref().map(|p| &p.messages)
+    }
+
+    fn has_link(&self, leader: NodeId) -> bool {
+        self.connected(leader).is_some()
+    }
+
+    fn show(&self, leader: NodeId, withheld: &ProposeRequest) {
+        for node in self.nodes().into_iter().filter(|n| *n != leader) {
+            let Some(mut client) = self.attested_client(node) else { continue };
+            let withheld = withheld.clone();
+            tokio::spawn(async move {
+                let shown = tokio::time::timeout(SHOWN_AFTER, client.propose(withheld)).await;
+                if !matches!(shown, Ok(Ok(_))) {
+                    tracing::debug!(node = node.0, "a node was not shown what the leader withholds");
+                }
+            });
+        }
     }
 }
 

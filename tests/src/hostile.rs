@@ -76,7 +76,10 @@ impl Taken {
     pub async fn propose(&self, connected: &Connected, commands: &[Command]) -> Result<ProposeReply, Status> {
         let commands = commands.iter().map(|c| encode(c).into()).collect();
         let blobs = vec![Bytes::from(self.event_log.clone())];
-        peer(connected).propose(ProposeRequest { commands, blobs }).await.map(tonic::Response::into_inner)
+        peer(connected)
+            .propose(ProposeRequest { commands, blobs, withheld: false })
+            .await
+            .map(tonic::Response::into_inner)
     }
 }
 

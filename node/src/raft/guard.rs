@@ -75,6 +75,15 @@ struct Distrust {
 pub struct TermGuard {
     buckets: Arc<Mutex<HashMap<RaftNodeId, Bucket>>>,
     distrusted: Arc<Mutex<HashMap<RaftNodeId, Distrust>>>,
+    heard: Arc<Mutex<Option<Heard>>>,
+}
+
+/// The last message of a leader that this node listens to.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    leader: RaftNodeId,
+    term: u64,
+    at: Instant,
 }
 
 impl TermGuard {
@@ -94,6 +103,14 @@ impl TermGuard {
         }
         all.insert(node, Distrust { until: now + lasts, lasts });
         lasts
+    }
+
+    /// Whether a leader led in this term until lately: Raft names one until it hears of another, long after it fell silent.
+    pub fn was_heard(&self, leader: RaftNodeId, term: u64, within: Duration, now: Instant) -> bool {
+        let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.is_some_and(|h| {
+            (h.leader, h.term) == (leader, term) && now.saturating_duration_since(h.at) <= within
+        })
     }
 
     fn is_distrusted(&self, node: RaftNodeId, now: Instant) -> bool {
@@ -125,11 +142,13 @@ impl TermGuard {
         if self.is_distrusted(theirs.leader_id.node_id, now) {
             return Err(Lie::Distrusted);
         }
-        if mine.leader_id == theirs.leader_id {
-            return Ok(());
+        let (leader, term) = (theirs.leader_id.node_id, theirs.leader_id.term);
+        if mine.leader_id != theirs.leader_id {
+            check_term(mine, theirs)?;
+            self.count(leader, term, now)?;
         }
-        check_term(mine, theirs)?;
-        self.count(theirs.leader_id.node_id, theirs.leader_id.term, now)
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Heard { leader, term, at: now });
+        Ok(())
     }
 
     /// A higher vote that a follower answers with: it makes a leader step down.
@@ -359,6 +378,26 @@ mod tests {
         }
         assert_eq!(leads(2, later + DISTRUST_MAX), Ok(()));
         assert_eq!(guard.distrust(2, 1, later + DISTRUST_MAX + FORGIVEN), DISTRUST, "it is forgotten");
+    }
+
+    #[test]
+    fn a_leader_is_heard_while_it_is_listened_to() {
+        let guard = TermGuard::default();
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let leads = |node, term, now| {
+            guard.check_leader(&Vote::new_committed(5, 2), &Vote::new_committed(term, node), now)
+        };
+        let heard = |node, term, now| guard.was_heard(node, term, second, now);
+        assert!(!heard(2, 5, start));
+        assert_eq!(leads(2, 5, start), Ok(()));
+        assert!(heard(2, 5, start + second) && !heard(2, 5, start + second * 2), "it fell silent");
+        assert!(!heard(2, 6, start) && !heard(3, 5, start));
+        assert_eq!(leads(1, 4, start + second * 2), Ok(()), "Raft tells it that its term is over");
+        assert!(!heard(1, 4, start + second * 2) && !heard(2, 5, start + second * 2));
+        assert_eq!(leads(2, u64::MAX, start + second * 2), Err(Lie::Term));
+        guard.distrust(2, 1, start);
+        assert_eq!(leads(2, 5, start + second * 2), Err(Lie::Distrusted));
+        assert!(!heard(2, 5, start + second * 2));
     }
 
     #[test]

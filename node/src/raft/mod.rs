@@ -15,6 +15,7 @@ pub mod patience;
 pub mod snapshot_store;
 pub mod state_machine;
 pub mod types;
+pub mod withheld;
 
 pub use log_store::{
     Blob, CertifiedFloor, Folder, LogMonitor, LogReader, LogStats, LogStore, LogStoreError, LogStoreOptions,

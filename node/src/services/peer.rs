@@ -3,9 +3,9 @@
 use crate::blobs::BlobStore;
 use crate::clock;
 use crate::cosigner::{CosignerHandle, Signed};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Outgoing};
 use crate::peers::{NotAdmitted, Peers, Standing};
-use crate::proposer::{Queue, meanwhile};
+use crate::proposer::{Queue, SHOWN_MAX, meanwhile};
 use crate::raft::LogReader;
 use crate::raft::guard::{self, Lie, TermGuard};
 use crate::raft::network::Answer;
@@ -58,6 +58,7 @@ const STATEMENT_BYTES_PER_SECOND: u64 = 512 * 1024;
 pub struct Budgets {
     blobs: Rate<NodeId>,
     statements: Rate<NodeId>,
+    shown: Rate<NodeId>,
 }
 
 impl Default for Budgets {
@@ -65,6 +66,7 @@ impl Default for Budgets {
         Self {
             blobs: Rate::new(BLOB_BURST_BYTES, BLOB_BYTES_PER_SECOND),
             statements: Rate::new(STATEMENT_BURST_BYTES, STATEMENT_BYTES_PER_SECOND),
+            shown: Rate::new(SHOWN_MAX as u64, SHOWN_MAX as u64),
         }
     }
 }
@@ -344,6 +346,24 @@ impl PeerService {
         }
     }
 
+    /// Takes clients' commands along that a peer's leader does not take. Only what a client did sign: an honest leader takes that,
+    /// and nobody can have this node distrust it for the rest.
+    fn carry_withheld(&self, standing: Standing, commands: &[bytes::Bytes]) -> Result<(), Status> {
+        let Standing::Attested(from) = standing else {
+            return Err(Status::permission_denied("not attested in the log"));
+        };
+        for bytes in commands.iter().take(SHOWN_MAX) {
+            if bytes.len() > COMMAND_BYTES_MAX || !self.budgets.shown.take(from, 1, Instant::now()) {
+                return Err(Status::resource_exhausted("too much shown"));
+            }
+            let command: Command = borsh::from_slice(bytes).map_err(|_| bad("not a command"))?;
+            if self.ledger.is_signed_by_client(&command) {
+                self.ledger.send(Outgoing::Shown(command));
+            }
+        }
+        Ok(())
+    }
+
     fn queue_proposal(
         &self,
         standing: Standing,
@@ -353,6 +373,10 @@ impl PeerService {
             return Err(bad("too many commands"));
         }
         let leader = self.raft.metrics().borrow().current_leader.unwrap_or_default();
+        if request.withheld {
+            self.carry_withheld(standing, &request.commands)?;
+            return Ok(v1::ProposeReply { queued: false, leader });
+        }
         if leader != self.ledger.me().0 {
             return Ok(v1::ProposeReply { queued: false, leader });
         }

@@ -224,7 +224,8 @@ pub fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
     let open = v1::tunnel_up::Open { pool: vec![1; 16].into(), connection: vec![2; 16].into() };
     let open = v1::TunnelUp { frame: Some(v1::tunnel_up::Frame::Open(open)) };
     let submit = v1::SubmitRequest { command: vec![1, 2, 3].into(), ..Default::default() };
-    let propose = v1::ProposeRequest { commands: vec![vec![1, 2].into()], blobs: vec![vec![3].into()] };
+    let propose =
+        v1::ProposeRequest { commands: vec![vec![1, 2].into()], blobs: vec![vec![3].into()], withheld: true };
     let cosign = v1::CosignatureMessage { size: 9, root: vec![1; 32].into(), ..Default::default() };
     for (name, which, bytes) in [
         ("tunnel", 6, open.encode_to_vec()),

@@ -8,7 +8,7 @@ use crate::world::World;
 use bytes::Bytes;
 use openraft::EntryPayload;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, VoteResponse};
-use quorate_core::command::Batch;
+use quorate_core::command::{Batch, Command};
 use quorate_core::crypto::{Hash, encode};
 use quorate_core::ids::{ConnectionId, NodeId, RequestId};
 use quorate_core::state::checkpoint_of;
@@ -56,6 +56,10 @@ pub enum Lie {
     Snapshots,
     /// As a relay: asks keyers about requests and connections of others, and twice.
     Asks,
+    /// As a leader: what clients signed is dropped, and everything else goes on.
+    Censor,
+    /// Hears of no higher term: it leads for as long as anybody follows.
+    Stays,
 }
 
 /// Who is hostile, and how.
@@ -71,7 +75,7 @@ pub struct Adversary {
 
 impl Adversary {
     /// As many hostile nodes as the mesh is to survive, with some ways to lie.
-    pub fn new(rng: &mut Rng, members: &[NodeId], hostile_max: u32, goes_on: bool) -> Self {
+    pub fn new(rng: &mut Rng, more: &mut Rng, members: &[NodeId], hostile_max: u32, goes_on: bool) -> Self {
         let all = [
             Lie::Fork,
             Lie::Garbage,
@@ -93,6 +97,9 @@ impl Adversary {
         let share = rng.range(100, 500);
         let mut lies: BTreeSet<Lie> = all.into_iter().filter(|_| rng.permille(share)).collect();
         lies.insert(*rng.pick(&all));
+        // Later ones have a stream of their own: an earlier seed lies as it did.
+        let later = [(Lie::Censor, 150), (Lie::Stays, 100)];
+        lies.extend(later.into_iter().filter(|(_, share)| more.permille(*share)).map(|(lie, _)| lie));
         let mut hostile = BTreeSet::new();
         while hostile.len() < hostile_max as usize {
             hostile.insert(*rng.pick(members));
@@ -127,6 +134,9 @@ impl Adversary {
                 {
                     return None;
                 }
+                if !self.alters() {
+                    return Some(Message::Append(bytes));
+                }
                 let Ok(mut rpc) = postcard::from_bytes::<AppendEntriesRequest<TypeConfig>>(&bytes) else {
                     return Some(Message::Append(bytes));
                 };
@@ -154,6 +164,12 @@ impl Adversary {
             }
             other => Some(other),
         }
+    }
+
+    /// Whether a leader's entries are not what they were.
+    fn alters(&self) -> bool {
+        let lies = [Lie::Fork, Lie::Garbage, Lie::Alone, Lie::Commit];
+        self.dated().is_some() || lies.iter().any(|lie| self.lies.contains(lie))
     }
 
     fn alter(&self, world: &World, from: NodeId, to: NodeId, rpc: &mut AppendEntriesRequest<TypeConfig>) {
@@ -233,9 +249,21 @@ impl Adversary {
         }
     }
 
-    /// Whether a leader takes what is proposed.
-    pub fn drops_proposal(&self, node: NodeId, from: NodeId) -> bool {
-        node != from && self.does(node, Lie::Drop)
+    /// Whether a leader leaves out what is proposed.
+    pub fn drops_proposal(&self, node: NodeId, from: NodeId, command: &Command) -> bool {
+        let censored = matches!(command, Command::Client(_)) && self.does(node, Lie::Censor);
+        node != from && (self.does(node, Lie::Drop) || censored)
+    }
+
+    /// Whether a node hears that there is a higher term.
+    pub fn hears(&self, node: NodeId, reply: &Reply) -> bool {
+        let Reply::Raft(bytes) = reply else { return true };
+        !self.does(node, Lie::Stays) || !is_higher_vote(bytes)
+    }
+
+    /// Whether a node hears of a candidate.
+    pub fn hears_candidates(&self, node: NodeId) -> bool {
+        !self.does(node, Lie::Stays)
     }
 
     /// A hostile node heard a cosignature: it signs the same, whatever it is.
@@ -251,6 +279,12 @@ impl Adversary {
         let speaker = Arc::clone(node);
         node.spawn(async move { drop(speaker.ask(to, Message::Cosign(own), Duration::from_secs(2)).await) });
     }
+}
+
+/// Whether a follower answers a leader so.
+fn is_higher_vote(bytes: &[u8]) -> bool {
+    type Answered = Answer<AppendEntriesResponse<RaftNodeId>, openraft::error::RaftError<RaftNodeId>>;
+    matches!(postcard::from_bytes::<Answered>(bytes), Ok(Answer::Ok(AppendEntriesResponse::HigherVote(_))))
 }
 
 /// What an answer is to.
@@ -270,11 +304,13 @@ impl Asked {
             return Self::Other;
         }
         match message {
-            Message::Append(bytes) => {
+            Message::Append(bytes) if adversary.lies.contains(&Lie::Answers) => {
                 postcard::from_bytes(bytes).map_or(Self::Other, |rpc| Self::Append(Box::new(rpc)))
             }
-            Message::Vote(bytes) => postcard::from_bytes::<openraft::raft::VoteRequest<RaftNodeId>>(bytes)
-                .map_or(Self::Other, |rpc| Self::Vote(rpc.vote)),
+            Message::Vote(bytes) if adversary.lies.contains(&Lie::Votes) => {
+                postcard::from_bytes::<openraft::raft::VoteRequest<RaftNodeId>>(bytes)
+                    .map_or(Self::Other, |rpc| Self::Vote(rpc.vote))
+            }
             _ => Self::Other,
         }
     }
@@ -341,8 +377,14 @@ pub async fn mischief(node: Arc<Node>) {
         if adversary.does(node.id, Lie::Rewrite) {
             rewrite(&node).await;
         }
-        // It wants the lead.
-        if world.chance(|rng| rng.permille(150)) {
+        // It wants the lead; to leave something out it wants nothing more, and keeps it.
+        let leads = node.raft.metrics().borrow().current_leader == Some(node.id.0);
+        let eager = match adversary.does(node.id, Lie::Censor) {
+            true if leads => 0,
+            true => 700,
+            false => 150,
+        };
+        if world.chance(|rng| rng.permille(eager)) {
             note!(world, "{} campaigns: it is hostile", node.id);
             drop(node.raft.trigger().elect().await);
         }

@@ -13,6 +13,8 @@ pub enum Mutation {
     TrustsCommitIndex,
     /// What is certified may be truncated, and a leader's log is not compared with what was applied.
     TruncatesCertified,
+    /// A leader that leaves out clients' commands keeps its followers.
+    BearsWithholding,
     /// The log says that something is durable before the disk has it.
     SyncsLate,
     /// Followers listen to a leader under whom nothing is certified for as long as it sends heartbeats.
@@ -45,6 +47,7 @@ impl Mutation {
             Self::LockNotWritten
                 | Self::TrustsCommitIndex
                 | Self::TruncatesCertified
+                | Self::BearsWithholding
                 | Self::WaitsForEver
                 | Self::TrustsSnapshots
                 | Self::KeepsUnsigned
@@ -55,6 +58,16 @@ impl Mutation {
     /// See [`Self::TruncatesCertified`].
     pub fn skips_history_check(self) -> bool {
         self == Self::TruncatesCertified
+    }
+
+    /// Whether only hostile nodes that never fall silent make it matter.
+    pub fn needs_relentless(self) -> bool {
+        matches!(self, Self::WaitsForEver | Self::BearsWithholding)
+    }
+
+    /// See [`Self::BearsWithholding`].
+    pub fn bears_withholding(self) -> bool {
+        self == Self::BearsWithholding
     }
 
     /// See [`Self::TrustsCommitIndex`].

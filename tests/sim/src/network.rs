@@ -108,6 +108,7 @@ pub async fn call(
         let message = world.adversary.outgoing(world, from, to, message);
         let Some(message) = message else { return std::future::pending().await };
         let asked = Asked::of(&world.adversary, to, &message);
+        let entries = matches!(message, Message::Append(_));
         if let Some(delay) = world.net.comes_twice() {
             let (world, message) = (Arc::clone(world), message.clone());
             tokio::spawn(async move {
@@ -131,7 +132,7 @@ pub async fn call(
         let answer = world.adversary.answering(world, to, from, &asked, answer);
         let Some(delay) = world.net.fate(to, from) else { return std::future::pending().await };
         tokio::time::sleep(delay).await;
-        Some(answer)
+        (!entries || world.adversary.hears(from, &answer)).then_some(answer)
     };
     tokio::time::timeout(within, exchange).await.ok().flatten()
 }

@@ -150,6 +150,21 @@ impl WayToLeader for SimPeers {
         }
         open.as_ref().map(|w| &w.messages)
     }
+
+    fn has_link(&self, _leader: NodeId) -> bool {
+        // Messages get lost; nothing here tells that they do.
+        true
+    }
+
+    fn show(&self, leader: NodeId, withheld: &ProposeRequest) {
+        let withheld = Arc::new(withheld.clone());
+        for peer in self.world.members().into_iter().filter(|n| *n != leader && *n != self.me) {
+            let (world, me, withheld) = (Arc::clone(&self.world), self.me, Arc::clone(&withheld));
+            tokio::spawn(async move {
+                drop(call(&world, me, peer, Message::Propose(withheld), Duration::from_secs(1)).await);
+            });
+        }
+    }
 }
 
 /// Makes a new machine's files, as `quorated init` does.
@@ -319,7 +334,10 @@ impl Node {
             queue,
             blobs,
             outgoing,
-            guard: guard.clone(),
+            guard: match world.mutation.bears_withholding() {
+                true => TermGuard::default(),
+                false => guard.clone(),
+            },
         };
         if !world.mutation.waits_for_ever() {
             node.spawn(patience::watch(raft.clone(), ledger.clone(), guard));

@@ -13,6 +13,7 @@ use quorate_core::state::Blobs;
 use quorate_core::tlog::TreeSize;
 use quorate_proto::v1::ProposeRequest;
 use quorated::cosigner::Signed;
+use quorated::ledger::Outgoing;
 use quorated::raft::guard;
 use quorated::raft::network::Answer;
 use quorated::raft::types::{RaftNodeId, TypeConfig, Vote};
@@ -125,6 +126,9 @@ impl Node {
                 crate::note!(self.world, "{} refused entries of {from}: {why}", self.id);
                 Reply::Refused(why)
             }),
+            Message::Vote(_) if !self.world.adversary.hears_candidates(self.id) => {
+                Reply::Refused("it stays".into())
+            }
             Message::Vote(bytes) => self.vote(from, &bytes).await.unwrap_or_else(Reply::Refused),
             Message::Snapshot(bytes) => {
                 let installed = match decode(&bytes) {
@@ -335,13 +339,32 @@ impl Node {
         Err("a blob that an entry names is not there".into())
     }
 
+    /// Mirrors `PeerService::carry_withheld`.
+    fn carry_withheld(&self, attested: bool, request: &ProposeRequest) -> Reply {
+        if !attested {
+            return Reply::Refused("not attested".into());
+        }
+        for bytes in &request.commands {
+            let Ok(command) = borsh::from_slice::<Command>(bytes) else {
+                return Reply::Refused("not a command".into());
+            };
+            if self.ledger.is_signed_by_client(&command) {
+                self.ledger.send(Outgoing::Shown(command));
+            }
+        }
+        Reply::Done(Ok(()))
+    }
+
     /// Mirrors `PeerService::queue_proposal`.
     fn take_proposal(&self, from: NodeId, request: &ProposeRequest) -> Reply {
+        let attested = self.ledger.view().attested(from) == Some(&self.world.boot_of(from));
+        if request.withheld {
+            return self.carry_withheld(attested, request);
+        }
         let leader = self.raft.metrics().borrow().current_leader.unwrap_or_default();
         if leader != self.id.0 {
             return Reply::Refused("not the leader".into());
         }
-        let attested = self.ledger.view().attested(from) == Some(&self.world.boot_of(from));
         let mut commands = Vec::new();
         for bytes in &request.commands {
             let Ok(command) = borsh::from_slice::<Command>(bytes) else {
@@ -352,7 +375,7 @@ impl Node {
                 Command::Node(c) => c.node == from,
                 Command::Client(_) | Command::Recover(_) | Command::Policy(_) => true,
             };
-            let dropped = self.world.adversary.drops_proposal(self.id, from);
+            let dropped = self.world.adversary.drops_proposal(self.id, from, &command);
             if (attested || command.goes_first()) && own && !dropped {
                 commands.push(command);
             }

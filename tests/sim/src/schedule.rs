@@ -146,7 +146,8 @@ impl Plan {
         events.sort_by_key(|e| e.at_ms);
         let adversary = match kinds.byzantine {
             true => {
-                Adversary::new(&mut Rng::stream(seed, "adversary"), &members, hostile_max, kinds.relentless)
+                let [mut rng, mut more] = ["adversary", "more lies"].map(|name| Rng::stream(seed, name));
+                Adversary::new(&mut rng, &mut more, &members, hostile_max, kinds.relentless)
             }
             false => Adversary::default(),
         };

@@ -76,7 +76,7 @@ fn the_same_seed_gives_the_same_trace() {
 fn bugs_that_are_put_back_are_found() {
     use Mutation::*;
     for mutation in [SyncsLate, KeyerTrustsApplied, TrustsCommitIndex, WaitsForEver] {
-        let kinds = Kinds { byzantine: mutation.needs_hostile(), relentless: mutation == WaitsForEver };
+        let kinds = Kinds { byzantine: mutation.needs_hostile(), relentless: mutation.needs_relentless() };
         let found = failures(0..1_000, kinds, mutation, 1);
         let (seed, ran) =
             found.first().unwrap_or_else(|| panic!("{mutation:?} was not found within 1,000 seeds"));

@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 pub(super) const SIGNED: [&str; 1] = ["leader-redirect"];
 /// How long the mesh may take to have another leader, or this one.
 const ELECTED: Duration = Duration::from_secs(40);
+/// Until those who are rid of a leader have another: in ten runs 3.5 to 36 s.
+const UNSEATED: Duration = Duration::from_secs(90);
 /// Where a redirected request would go.
 const ELSEWHERE: &str = "llm.attacker.example";
 
@@ -272,7 +274,7 @@ fn withhold(lab: &Lab, owned: (u64, u64)) -> anyhow::Result<Held> {
     let from = Tlog::read(&http)?.leaves.len() as u64;
     order(lab, owned.0, &["leader:withhold"])?;
     let begun = Instant::now();
-    let served = wait_for("requests go on", ELECTED, || Ok(lab.ask(&client)?));
+    let served = wait_for("requests go on", UNSEATED, || Ok(lab.ask(&client)?));
     let (took, done) = (begun.elapsed(), order(lab, owned.0, &[]));
     served?;
     done?;
@@ -288,24 +290,24 @@ fn withhold(lab: &Lab, owned: (u64, u64)) -> anyhow::Result<Held> {
         LeafBody::BatchEnd(end) if end.proposer.0 != owned.0 => Some(end.proposer.0),
         _ => None,
     });
-    let mut campaigned = Vec::new();
+    let mut saw = Vec::new();
     for site in lab.mesh.sites.iter().filter(|s| s.id != owned.0) {
-        if lab.trace(site.id)?.contains("a command of this node is not committed in time: campaigning") {
-            campaigned.push(site.name.clone());
+        if lab.trace(site.id)?.contains("the leader withholds: not listening to it") {
+            saw.push(site.name.clone());
         }
     }
-    ensure!(!campaigned.is_empty(), "nobody campaigned");
+    ensure!(!saw.is_empty(), "nobody stopped listening to it");
     let held = Held::new(
-        "whoever's command is not committed in time campaigns: the withholding leader is unseated",
+        "a client's command that the leader leaves out is shown to all; who sees the log go on without it follows another",
         format!(
-            "leaf BatchEnd names n{} instead of n{} as the proposer; trace of {}: campaigning",
+            "leaf BatchEnd names n{} instead of n{} as the proposer; trace of {}: not listening to it",
             next.unwrap_or_default(),
             owned.0,
-            campaigned.join(", ")
+            saw.join(", ")
         ),
         Detect::After(took),
     );
-    let bites = "tests/sim: seeds with a leader that withholds; proposer test of the campaign";
+    let bites = "a_leader_that_leaves_out_what_clients_signed_is_blamed_by_all_at_once";
     Ok(held.twin("the same leader, while it does not withhold, has the request served").bites(bites))
 }
 

@@ -98,8 +98,6 @@ pub struct Row {
 pub struct Report {
     /// Only rows whose name contains one of these; all, if empty.
     pub only: Vec<String>,
-    /// Attacks that are not made, by name.
-    pub left_out: Vec<&'static str>,
     /// Phases that ran: each wanted row of theirs must be there.
     pub phases: Vec<Phase>,
     /// Rows that ran.
@@ -109,8 +107,7 @@ pub struct Report {
 impl Report {
     /// Whether an attack is to be run.
     pub fn wants(&self, attack: &Attack) -> bool {
-        !self.left_out.contains(&attack.name)
-            && (self.only.is_empty() || self.only.iter().any(|o| attack.name.contains(o.as_str())))
+        self.only.is_empty() || self.only.iter().any(|o| attack.name.contains(o.as_str()))
     }
 
     /// Whether any of a phase is.

@@ -32,7 +32,30 @@ impl VerifiedAhead {
         token_key: impl FnOnce(&TokenId) -> Option<PublicKey>,
         boot_key: impl FnOnce(NodeId) -> Option<PublicKey>,
     ) {
-        let key = match command {
+        if let Some(key) = self.signer(cluster, command, policy, token_key, boot_key) {
+            self.remember(command.digest(), key);
+        }
+    }
+
+    /// Whether a client that this policy names signed a command.
+    pub fn is_by_client(
+        cluster: Hash,
+        command: &Command,
+        policy: &Policy,
+        token_key: impl FnOnce(&TokenId) -> Option<PublicKey>,
+    ) -> bool {
+        Self::default().signer(cluster, command, policy, token_key, |_| None).is_some()
+    }
+
+    fn signer(
+        &self,
+        cluster: Hash,
+        command: &Command,
+        policy: &Policy,
+        token_key: impl FnOnce(&TokenId) -> Option<PublicKey>,
+        boot_key: impl FnOnce(NodeId) -> Option<PublicKey>,
+    ) -> Option<PublicKey> {
+        match command {
             Command::Client(c) => {
                 let key = match &c.token {
                     None => policy.clients.get(&c.client).map(|g| g.key),
@@ -43,9 +66,6 @@ impl VerifiedAhead {
             Command::Node(c) => boot_key(c.node).filter(|k| c.is_by(cluster, k)),
             // These prove themselves, and are rare.
             Command::Evidence(_) | Command::Recover(_) | Command::Policy(_) => None,
-        };
-        if let Some(key) = key {
-            self.remember(command.digest(), key);
         }
     }
 
@@ -122,6 +142,11 @@ mod tests {
         let forged = Command::Client(signed);
         ahead(&mesh, &forged);
         assert_eq!(remembered(&mesh), 0);
+        let good = mesh.pool_with(|_| ());
+        let by_client = |c: &Command| {
+            VerifiedAhead::is_by_client(mesh.fleet.cluster(), c, mesh.state().policy(), |_| None)
+        };
+        assert!(!by_client(&forged) && by_client(&good));
         mesh.refuses(forged, Refusal::BadSignature);
     }
 

@@ -187,7 +187,7 @@ impl Leader {
 
     fn order(&mut self, from: NodeId, outgoing: Outgoing) {
         let command = match outgoing {
-            Outgoing::Command(command, _) => command,
+            Outgoing::Command(command, _) | Outgoing::Shown(command) => command,
             Outgoing::Settlement(s) => self.mesh.fleet.node_command(from, NodeCommand::Settle(vec![s])),
             Outgoing::Alarm(a) => self.mesh.fleet.node_command(from, NodeCommand::Alarm(a)),
             Outgoing::Node(n) => self.mesh.fleet.node_command(from, n),
