@@ -18,7 +18,7 @@ use quorated::raft::Batch as RaftBatch;
 use quorated::raft::network::Answer;
 use quorated::raft::types::{LogId, Membership, RaftNodeId, TypeConfig, Vote};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// One way to lie.
@@ -60,6 +60,8 @@ pub enum Lie {
     Censor,
     /// Hears of no higher term: it leads for as long as anybody follows.
     Stays,
+    /// As a leader: entries of earlier leaders reach one half under its own name, their content untouched.
+    Renames,
 }
 
 /// Who is hostile, and how.
@@ -71,6 +73,8 @@ pub struct Adversary {
     pub lies: BTreeSet<Lie>,
     /// Whether it goes on when everything else heals; it falls silent otherwise.
     pub goes_on: bool,
+    /// For [`Lie::Renames`]: from which index on, for each leader's term and whom it tells.
+    renamed: Arc<Mutex<BTreeMap<(u64, NodeId), u64>>>,
 }
 
 impl Adversary {
@@ -98,13 +102,13 @@ impl Adversary {
         let mut lies: BTreeSet<Lie> = all.into_iter().filter(|_| rng.permille(share)).collect();
         lies.insert(*rng.pick(&all));
         // Later ones have a stream of their own: an earlier seed lies as it did.
-        let later = [(Lie::Censor, 150), (Lie::Stays, 100)];
+        let later = [(Lie::Censor, 150), (Lie::Stays, 100), (Lie::Renames, 150)];
         lies.extend(later.into_iter().filter(|(_, share)| more.permille(*share)).map(|(lie, _)| lie));
         let mut hostile = BTreeSet::new();
         while hostile.len() < hostile_max as usize {
             hostile.insert(*rng.pick(members));
         }
-        Self { hostile, lies, goes_on }
+        Self { hostile, lies, goes_on, renamed: Arc::default() }
     }
 
     fn does(&self, node: NodeId, lie: Lie) -> bool {
@@ -168,7 +172,7 @@ impl Adversary {
 
     /// Whether a leader's entries are not what they were.
     fn alters(&self) -> bool {
-        let lies = [Lie::Fork, Lie::Garbage, Lie::Alone, Lie::Commit];
+        let lies = [Lie::Fork, Lie::Garbage, Lie::Alone, Lie::Commit, Lie::Renames];
         self.dated().is_some() || lies.iter().any(|lie| self.lies.contains(lie))
     }
 
@@ -209,6 +213,21 @@ impl Adversary {
             let far = world.chance(|rng| rng.range(1, 1_000));
             let leader = openraft::CommittedLeaderId::new(commit.leader_id.term.saturating_sub(1), from.0);
             *commit = LogId::new(leader, commit.index + far);
+        }
+        if self.does(from, Lie::Renames) && to.0.is_multiple_of(2) {
+            self.rename(to, rpc);
+        }
+    }
+
+    fn rename(&self, to: NodeId, rpc: &mut AppendEntriesRequest<TypeConfig>) {
+        let mut renamed = self.renamed.lock().unwrap_or_else(PoisonError::into_inner);
+        let earlier = rpc.entries.iter().map(|e| e.log_id).find(|id| id.leader_id < rpc.vote.leader_id);
+        let known = renamed.get(&(rpc.vote.leader_id.term, to)).copied();
+        let Some(from) = known.or(earlier.map(|id| id.index)) else { return };
+        renamed.insert((rpc.vote.leader_id.term, to), from);
+        let ids = rpc.entries.iter_mut().map(|e| &mut e.log_id);
+        for id in ids.chain(&mut rpc.prev_log_id).chain(&mut rpc.leader_commit).filter(|id| id.index >= from) {
+            id.leader_id = openraft::CommittedLeaderId::new(rpc.vote.leader_id.term, rpc.vote.leader_id.node_id);
         }
     }
 
