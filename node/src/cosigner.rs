@@ -90,8 +90,8 @@ struct Shared {
     highest: HashMap<NodeId, (CheckpointRef, u64)>,
     /// Highest checkpoint of the log that this start found, in which this node counts by the key of an earlier one.
     counted: Option<CheckpointRef>,
-    /// Whether all of that log is applied.
-    replayed: bool,
+    /// Where that log ended.
+    inherited: u64,
     /// Set once a quorum answered what it holds of ours: below this we never sign.
     floor: Option<TreeSize>,
 }
@@ -129,14 +129,19 @@ impl CosignerHandle {
     pub fn counted(&self) -> Option<CheckpointRef> {
         self.shared().counted
     }
+    /// Whether all is applied that this start found in its log, if Raft applied its entries up to that index: before, an earlier start
+    /// may have signed more than is known here.
+    pub fn has_replayed(&self, applied: u64) -> bool {
+        applied >= self.shared().inherited
+    }
     /// Ends all signing until the next start, if nothing above `size` was signed, may have been signed, or is certified: what lies
     /// above it may then be given up. Whether it did. Not before all is applied that this start found in its log: an earlier one
     /// may have signed that, too.
-    pub fn end_above(&self, size: TreeSize) -> bool {
+    pub fn end_above(&self, size: TreeSize, applied: u64) -> bool {
         let mut shared = self.shared();
         let certified = shared.certified.map(|(c, _)| c);
         let nothing_above = [shared.lock, shared.counted, certified].iter().flatten().all(|c| c.size <= size);
-        let unsigned = shared.replayed && nothing_above;
+        let unsigned = applied >= shared.inherited && nothing_above;
         if unsigned {
             shared.floor = Some(TreeSize(u64::MAX));
         }
@@ -210,6 +215,8 @@ pub struct Cosigner {
     durable: tokio::sync::watch::Receiver<u64>,
     /// What it was at this start: no earlier start signed anything above.
     inherited: u64,
+    /// Whether this start's tree holds the lock: a log may end before what an earlier start signed, and go on elsewhere.
+    holds_lock: bool,
     raft_floor: CertifiedFloor,
     lock_file: File,
     certificate_file: PathBuf,
@@ -289,6 +296,7 @@ impl Cosigner {
         let handle = CosignerHandle { shared: Arc::new(Mutex::new(shared)), incoming: incoming_tx, outgoing };
         let CosignerParts { ledger, boot, applied, durable, raft_floor } = parts;
         let (wanted, inherited) = (ledger.wanted(), *durable.borrow());
+        handle.shared().inherited = inherited;
         let cosigner = Self {
             ledger,
             boot,
@@ -297,6 +305,7 @@ impl Cosigner {
             applied,
             durable,
             inherited,
+            holds_lock: false,
             raft_floor,
             lock_file,
             certificate_file,
@@ -358,9 +367,7 @@ impl Cosigner {
         let size = applied.checkpoint.size;
         // It falls where Raft cut off what no leader had.
         self.inherited = self.inherited.min(*self.durable.borrow());
-        if applied.log_index >= self.inherited {
-            self.handle.shared().replayed = true;
-        }
+        self.handle.shared().inherited = self.inherited;
         match applied.certifiers.keys.get(&self.ledger.me()) {
             Some(key) if *key == PublicKey(self.boot.keys.cosign) => {
                 self.unsigned.insert(size, applied.clone());
@@ -369,7 +376,11 @@ impl Cosigner {
                 }
             }
             Some(_) if applied.log_index <= self.inherited => {
-                self.handle.shared().counted = Some(applied.checkpoint);
+                let lock = self.handle.shared().lock.filter(|l| l.size <= size);
+                // What does not hold the lock no earlier start signed either.
+                if lock.is_none_or(|l| self.extends(l)) {
+                    self.handle.shared().counted = Some(applied.checkpoint);
+                }
             }
             Some(_) | None => {}
         }
@@ -412,8 +423,48 @@ impl Cosigner {
             if stale || far {
                 continue;
             }
+            if !self.holds_lock && lock.is_some_and(|l| !self.extends(l)) {
+                tracing::error!(
+                    size = size.0,
+                    "this node signed another history than the one it follows now: it does not sign this one"
+                );
+                continue;
+            }
+            self.holds_lock = true;
             self.sign(&applied);
         }
+    }
+
+    /// What this node signed and a certified history, which its own tree is of, does not hold can be certified no more.
+    fn let_go_of_lock(&mut self, certified: CheckpointRef) {
+        let (lock, superseded) = {
+            let shared = self.handle.shared();
+            (shared.lock, shared.superseded)
+        };
+        let Some(lost) = lock.filter(|l| !self.holds_lock && l.size <= certified.size && !self.extends(*l))
+        else {
+            return;
+        };
+        let superseded = superseded.into_iter().chain([lost]).max_by_key(|c| c.size);
+        let lock = Lock { checkpoint: certified, superseded };
+        let written =
+            self.lock_file.write_all_at(&encode(&lock), 0).and_then(|()| self.lock_file.sync_data());
+        if let Err(e) = written {
+            tracing::error!(error = %e, "cannot write the sign lock: not signing");
+            return;
+        }
+        tracing::warn!(
+            lost = lost.size.0,
+            certified = certified.size.0,
+            "what this node signed last is not of the certified history"
+        );
+        let mut shared = self.handle.shared();
+        (shared.lock, shared.superseded) = (Some(certified), superseded);
+        self.holds_lock = true;
+    }
+
+    fn extends(&self, lock: CheckpointRef) -> bool {
+        self.ledger.tiles().root_at(lock.size).is_ok_and(|root| root == lock.root)
     }
 
     fn sign(&mut self, applied: &AppliedCheckpoint) {
@@ -612,6 +663,7 @@ impl Cosigner {
                 }
             }
         }
+        self.let_go_of_lock(own);
         self.ledger.publish(Certified { certified, own, log_index });
         // What lies below is covered.
         self.pending = self.pending.split_off(&TreeSize(own.size.0.saturating_add(1)));
@@ -751,21 +803,58 @@ mod tests {
         let first = counting(&mut bench);
         bench.cosigner.on_applied(first.clone());
         assert_eq!(handle.lock(), Some(first.checkpoint));
-        assert!(!handle.end_above(first.checkpoint.size), "more is in the log that this start found");
+        assert!(
+            !handle.end_above(first.checkpoint.size, u64::MAX - 1),
+            "more is in the log that this start found"
+        );
         bench.cosigner.inherited = 1;
         bench.cosigner.on_applied(first.clone());
         // It was signed since the peers were asked.
-        assert!(!handle.end_above(TreeSize(first.checkpoint.size.0 - 1)));
+        assert!(!handle.end_above(TreeSize(first.checkpoint.size.0 - 1), 1));
         let second = counting(&mut bench);
         bench.cosigner.on_applied(second.clone());
         assert_eq!(handle.lock(), Some(second.checkpoint), "it signs on");
-        assert!(handle.end_above(second.checkpoint.size));
+        assert!(handle.end_above(second.checkpoint.size, 1));
         let third = counting(&mut bench);
         bench.cosigner.on_applied(third.clone());
         bench.cosigner.sign(&third);
         handle.may_sign_from(TreeSize::ZERO);
         bench.cosigner.on_applied(third);
         assert_eq!(handle.lock(), Some(second.checkpoint));
+    }
+
+    #[test]
+    fn who_signed_another_history_does_not_sign_this_one() {
+        let mut bench = Bench::new();
+        let (size, root) = (TreeSize(1), bench.ledger.tiles().root_at(TreeSize(1)).unwrap());
+        for (root, signs) in [(quorate_core::crypto::Hash([7; 32]), false), (root, true)] {
+            let lock = Lock { checkpoint: CheckpointRef { size, root }, superseded: None };
+            std::fs::write(bench.folder.path().join("sign.lock"), encode(&lock)).unwrap();
+            bench.cosigner = Bench::open(&bench.folder, &bench.ledger);
+            bench.cosigner.handle.may_sign_from(size);
+            let first = counting(&mut bench);
+            bench.cosigner.on_applied(first.clone());
+            let signed = if signs { first.checkpoint } else { lock.checkpoint };
+            assert_eq!(bench.cosigner.handle.lock(), Some(signed));
+        }
+    }
+
+    #[test]
+    fn a_lock_that_the_certified_history_does_not_hold_is_let_go_of() {
+        let mut bench = Bench::new();
+        let genesis = bench.ledger.tiles().root_at(TreeSize(1)).unwrap();
+        let at = |size, root| CheckpointRef { size: TreeSize(size), root };
+        let lost = at(1, quorate_core::crypto::Hash([7; 32]));
+        for (lock, lets_go) in [(lost, true), (at(1, genesis), false), (at(9, genesis), false)] {
+            let lock = Lock { checkpoint: lock, superseded: None };
+            std::fs::write(bench.folder.path().join("sign.lock"), encode(&lock)).unwrap();
+            bench.cosigner = Bench::open(&bench.folder, &bench.ledger);
+            let certified = at(5, genesis);
+            bench.cosigner.let_go_of_lock(certified);
+            let written = Lock::from_bytes(&std::fs::read(bench.folder.path().join("sign.lock")).unwrap());
+            let superseded = Lock { checkpoint: certified, superseded: Some(lost) };
+            assert_eq!(written, Some(if lets_go { superseded } else { lock }));
+        }
     }
 
     #[test]

@@ -13,9 +13,12 @@
 //! anybody. That is more than its lock says where the log that a start found has it count by the key of an earlier one: a power
 //! cut takes the last locks with it, and not the log.
 //!
-//! **Entries that make no leaf** (those that Raft's leaders begin with) no tree shows. A lying leader can have this node apply one where
-//! all others have a batch: then it refuses their log, and they its own, though their certified tree extends its own. So a node
-//! whose tree stands still while a peer proves more, and whose log ends in such entries, lets those go: they say nothing.
+//! **Raft's log alone** can conflict, and no tree shows it: a lying leader has this node apply an entry that makes no leaf where others
+//! have a batch, or sends it what others have under other log ids. Then it refuses their log, and they its own. So a node whose tree
+//! stands still while logs conflict lets go of its log: first of what makes no leaf at its end, and if that did not help, of all above
+//! its snapshot. What it signed binds as before: it signs nothing more until its tree holds that again. Others must have it: a
+//! quorum, by a proof that more is certified, or more peers than can be hostile, by the tiles that they give; and of those only such
+//! as may not rely on this node meanwhile ([`turn`]): or all honest nodes could let go at once, each for the others' sake.
 //!
 //! **Refuses** to give up what this node itself saw certified: then more than f nodes are hostile, and people must look.
 //!
@@ -31,8 +34,9 @@ use crate::cosigner::{CosignerHandle, Lock};
 use crate::init::{Layout, write_durably};
 use crate::ledger::Ledger;
 use crate::peers::Peers;
-use crate::raft::types::LogId;
-use crate::raft::{CertifiedFloor, LogReader, LogStore, LogStoreError, LogStoreOptions, SnapshotStore};
+use crate::raft::guard::TermGuard;
+use crate::raft::types::{LogId, Raft};
+use crate::raft::{CertifiedFloor, LogStore, LogStoreError, LogStoreOptions, SnapshotStore};
 use crate::snapshots;
 use crate::tilestore::{StoreTail, TileReader, set_aside_beyond};
 use anyhow::Context as _;
@@ -41,7 +45,7 @@ use bytes::Bytes;
 use openraft::{EntryPayload, RaftLogReader as _};
 use quorate_core::command::{CheckpointRef, Contribution};
 use quorate_core::crypto::{Hash, encode};
-use quorate_core::ids::NodeId;
+use quorate_core::ids::{NodeId, Timestamp};
 use quorate_core::proof::{PROOF_BYTES_MAX, Proof};
 use quorate_core::state::{State, genesis_checkpoint};
 use quorate_core::tlog::{
@@ -53,6 +57,7 @@ use quorate_proto::v1::{ContributeRequest, DirectoryRequest, TileRequest};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -65,6 +70,8 @@ const STALLED: Duration = Duration::from_secs(3);
 const LOST: Duration = Duration::from_secs(12);
 /// How long somebody may stand elsewhere, and nothing be certified, until such a tail goes in any case.
 const APART: Duration = Duration::from_secs(60);
+/// For what one peer holds, its tiles included: one that is slow on purpose must not use up a turn.
+const TOLD: Duration = Duration::from_secs(1);
 /// Between two rounds of asking.
 const ASK_EVERY: Duration = Duration::from_secs(2);
 /// For one peer's answer.
@@ -76,16 +83,31 @@ const READ_ENTRIES: u64 = 256;
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Marker {
     version: u8,
-    /// Leaves that both histories share.
+    /// Leaves that both histories share; all that this node has, if only Raft's log goes.
     pub shared: TreeSize,
-    /// The checkpoint that was proven to be certified; of a tail that was not signed, what this node holds to.
+    /// The checkpoint that was proven to be certified; else what this node holds to.
     pub certified: CheckpointRef,
 }
 
+/// Of a [`Marker`]: leaves go.
+const OF_TAIL: u8 = 1;
+/// Of a [`Marker`]: Raft's log goes.
+const OF_LOG: u8 = 2;
+
 impl Marker {
-    /// That entries go which make no leaf: all leaves stay, and `held` binds as before.
-    pub fn of_leafless(own: TreeSize, held: CheckpointRef) -> Self {
-        Self { version: 1, shared: own, certified: held }
+    /// That Raft's log goes, and `held` binds as before.
+    pub fn of_log(own: TreeSize, held: CheckpointRef) -> Self {
+        Self { version: OF_LOG, shared: own, certified: held }
+    }
+
+    fn read(path: &Path) -> anyhow::Result<Option<Self>> {
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e).context("cannot read what is given up"),
+        };
+        let marker = borsh::from_slice(&bytes).ok().filter(|m: &Self| [OF_TAIL, OF_LOG].contains(&m.version));
+        Ok(Some(marker.with_context(|| format!("{} is damaged", path.display()))?))
     }
 }
 
@@ -104,6 +126,10 @@ pub struct Locks {
     pub quorum: usize,
     /// So many may be hostile.
     pub hostile_max: u32,
+    /// Peers that have what this node may not give up, and may not rely on it now.
+    pub holders: usize,
+    /// Where this node's own tree, which does not have that, leaves the tree of one that has.
+    pub astray: Option<TreeSize>,
 }
 
 /// Since when they have said that this node's tail may be lost.
@@ -114,7 +140,8 @@ pub struct Unsigned {
 }
 
 impl Unsigned {
-    /// One round of asking. The tail goes at once where one more member stands elsewhere than can be hostile, so that an honest
+    /// One round of asking. The tail goes at once where this node holds to another: it was given that tail again after it had let
+    /// go of it, and signed none of it. And where one more member stands elsewhere than can be hostile, so that an honest
     /// one is among them. Where fewer do, it goes after [`LOST`] in which those, and the silent ones, left no quorum for it:
     /// hostile nodes are too few for that while all others answer, and a peer that starts answers soon. And it goes after
     /// [`APART`] in any case: whoever says that nothing stands in the way may be hostile too.
@@ -122,7 +149,10 @@ impl Unsigned {
         let mut above: Vec<TreeSize> =
             locks.partings.iter().copied().filter(|at| *at >= locks.held.size).collect();
         above.sort_unstable_by(|a, b| b.cmp(a));
-        let marker = |shared| Marker { version: 1, shared, certified: locks.held };
+        let marker = |shared| Marker { version: OF_TAIL, shared, certified: locks.held };
+        if let Some(shared) = locks.astray {
+            return Some(marker(shared));
+        }
         if let Some(shared) = above.get(locks.hostile_max as usize) {
             return Some(marker(*shared));
         }
@@ -142,26 +172,26 @@ impl Unsigned {
     }
 }
 
-/// Since when this node's tree stands still while its log goes on: by entries that make no leaf, and by none else.
+/// Since when this node's tree stands still.
 #[derive(Debug, Default)]
-pub struct Leafless(Option<(TreeSize, Instant)>);
+pub struct Standstill(Option<(TreeSize, Instant)>);
 
-impl Leafless {
-    /// One look at the tree, and at the index of the last entry that is committed here. Whether peers are to be asked what they have
-    /// certified.
-    pub fn look(&mut self, own: TreeSize, last_batch: u64, committed: u64, now: Instant) -> bool {
-        match self.0 {
-            _ if committed <= last_batch => self.0 = None,
-            Some((size, _)) if size == own => {}
-            Some(_) | None => self.0 = Some((own, now)),
+impl Standstill {
+    /// One look at the tree, and at how many members' logs conflict with this node's. Whether peers are to be asked what they have.
+    pub fn look(&mut self, own: TreeSize, conflicting: usize, now: Instant) -> bool {
+        if self.0.is_none_or(|(size, _)| size != own) {
+            self.0 = Some((own, now));
         }
-        self.lasts(STALLED, now)
+        // A node that merely is cut off hears of no conflict.
+        conflicting > 0 && self.lasts(STALLED, now)
     }
 
-    /// Whether those entries go, now that a peer has proven more. They bind nobody, but a node that merely is behind need not start
-    /// over either.
-    pub fn go(&self, now: Instant) -> bool {
-        self.lasts(LOST, now)
+    /// Whether the log goes. Where more members conflict with this node than can be hostile, or more is certified than it has, it is
+    /// most likely the one that is wrong, and the others wait for it.
+    pub fn go(&self, certified: bool, conflicting: usize, locks: &Locks, now: Instant) -> bool {
+        let wrong = certified || conflicting > locks.hostile_max as usize;
+        let held = certified || locks.holders > locks.hostile_max as usize;
+        held && self.lasts(LOST * if wrong { 1 } else { 2 }, now)
     }
 
     fn lasts(&self, bound: Duration, now: Instant) -> bool {
@@ -198,6 +228,59 @@ pub fn parting(
     shared_prefix(own, &Tiles { size: theirs.size, fetch, have: RefCell::default() }, theirs)
 }
 
+/// Whether a peer has what this node may not give up, in the tree of that checkpoint: it gives the tiles.
+pub fn holds(
+    theirs: CheckpointRef,
+    held: CheckpointRef,
+    fetch: impl Fn(&TilePath) -> Result<Bytes, String>,
+) -> Result<bool, Unusable> {
+    if theirs.size < held.size {
+        return Ok(false);
+    }
+    let tiles = Tiles { size: theirs.size, fetch, have: RefCell::default() };
+    Ok(proven_root(&tiles, held.size, theirs)? == held.root)
+}
+
+/// Whether this node's own tree is another than what it holds to is of.
+pub fn lacks(own: &TileReader, held: CheckpointRef) -> bool {
+    held.size <= own.size() && own.root_at(held.size).is_ok_and(|root| root != held.root)
+}
+
+/// With how many members' logs this node's conflicts.
+pub fn conflicting(guard: &TermGuard) -> usize {
+    guard.conflicting(LOST, Instant::now().into_std())
+}
+
+/// Which turn it is; `None` where clocks within bounds may disagree. In each the members stand in another order, and a node may
+/// rely on those behind it: two never rely on one another, and everybody comes first once.
+pub fn turn(now: Timestamp, skew_ms: u64) -> Option<u64> {
+    let lasts = skew_ms.saturating_mul(3).max(1);
+    let since = now.0.checked_rem(lasts)?;
+    (skew_ms..skew_ms.saturating_mul(2)).contains(&since).then(|| now.0.checked_div(lasts)).flatten()
+}
+
+/// Whether one member stands behind another in that turn.
+pub fn stands_behind(turn: u64, node: NodeId, other: NodeId, members: &[NodeId]) -> bool {
+    let count = members.len() as u64;
+    let place = |of| {
+        let index = members.iter().position(|n| *n == of)? as u64;
+        index.saturating_add(turn.checked_rem(count)?).checked_rem(count)
+    };
+    place(node) > place(other)
+}
+
+/// Root of a smaller tree, proven to be what the certified one began with.
+fn proven_root<R: NodeReader<Error = Unusable>>(
+    theirs: &R,
+    size: TreeSize,
+    whole: CheckpointRef,
+) -> Result<Hash, Unusable> {
+    let root = root_at(theirs, size)?;
+    let proof = prove_consistency(theirs, size, whole.size).map_err(|_| Unusable::NotTheTree)?;
+    verify_consistency(size, root, whole.size, whole.root, &proof).map_err(|_| Unusable::NotTheTree)?;
+    Ok(root)
+}
+
 /// Why a peer's history says nothing about this node's.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
@@ -223,11 +306,7 @@ pub fn shared_prefix<R: NodeReader<Error = Unusable>>(
     certified: CheckpointRef,
 ) -> Result<Option<TreeSize>, Unusable> {
     let same = |size: TreeSize| -> Result<bool, Unusable> {
-        let root = root_at(theirs, size)?;
-        let proof = prove_consistency(theirs, size, certified.size).map_err(|_| Unusable::NotTheTree)?;
-        verify_consistency(size, root, certified.size, certified.root, &proof)
-            .map_err(|_| Unusable::NotTheTree)?;
-        Ok(own.root_at(size)? == root)
+        Ok(own.root_at(size)? == proven_root(theirs, size, certified)?)
     };
     let top = own.size().min(certified.size);
     if same(top)? {
@@ -293,8 +372,10 @@ pub struct GiveUp {
     pub peers: Peers,
     /// What this node saw certified.
     pub cosigner: CosignerHandle,
-    /// What is committed here.
-    pub log: LogReader,
+    /// When logs conflicted.
+    pub guard: TermGuard,
+    /// What is applied.
+    pub raft: Raft,
     /// The data folder.
     pub root: PathBuf,
     /// Told once, after the decision is durable.
@@ -305,15 +386,17 @@ impl GiveUp {
     /// Runs until the node stops, or must start over.
     pub async fn run(self) {
         let mut last = (self.cosigner.certified(), Instant::now());
-        let (mut unsigned, mut leafless) = (Unsigned::default(), Leafless::default());
+        let (mut unsigned, mut standstill) = (Unsigned::default(), Standstill::default());
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            let view = self.ledger.view();
-            let own = view.checkpoint.size;
-            let committed = self.log.committed().map_or(0, |l| l.index);
-            let stands = leafless.look(own, view.log_index, committed, Instant::now());
+            let own = self.ledger.view().checkpoint.size;
+            let conflicting = conflicting(&self.guard);
+            let stands = standstill.look(own, conflicting, Instant::now());
             let certified = self.cosigner.certified();
             let certified_size = certified.map_or(TreeSize::ZERO, |c| c.size);
+            // What this node follows now may be another history than the one that it saw certified before.
+            let keeps =
+                certified.filter(|c| !lacks(&self.ledger.tiles(), *c)).map_or(TreeSize::ZERO, |c| c.size);
             if certified != last.0 || own <= certified_size {
                 last = (certified, Instant::now());
             }
@@ -334,7 +417,7 @@ impl GiveUp {
                     }
                     Some(Examined::Astray(marker)) => marker,
                 };
-                if marker.shared < certified_size {
+                if marker.shared < keeps {
                     tracing::error!(
                         node = node.0,
                         certified = marker.certified.size.0,
@@ -354,27 +437,30 @@ impl GiveUp {
                     return;
                 }
             }
-            if behind && leafless.go(Instant::now()) && self.cosigner.end_above(own) {
-                let marker = Marker::of_leafless(own, held(&self.cosigner, self.ledger.cluster()));
-                if self.write(&marker) {
-                    tracing::error!(
-                        own = own.0,
-                        "others certified more, and this node's log goes on with entries that make no leaf: giving those up and starting over"
-                    );
-                    let _stopping = self.decided.send(());
-                    return;
-                }
-            }
-            let locks = if stalled { self.ask_locks().await } else { None };
+            let locks = self.ask_locks().await;
+            let applied = self.raft.metrics().borrow().last_applied.map_or(0, |l| l.index);
             // To ask took a while: what was signed meanwhile stays.
-            if let Some(marker) = locks.and_then(|locks| unsigned.round(&locks, Instant::now()))
-                && self.cosigner.end_above(marker.certified.size)
+            if let Some(marker) =
+                unsigned.round(&locks, Instant::now()).filter(|m| stalled && m.shared >= keeps)
+                && self.cosigner.end_above(marker.certified.size, applied)
                 && self.write(&marker)
             {
                 tracing::error!(
                     shared = marker.shared.0,
-                    own = self.ledger.view().checkpoint.size.0,
+                    own = own.0,
                     "this node applied what others did not, and signed none of it: giving it up and starting over"
+                );
+                let _stopping = self.decided.send(());
+                return;
+            }
+            if stands
+                && standstill.go(behind, conflicting, &locks, Instant::now())
+                && self.cosigner.end_above(locks.held.size, applied)
+                && self.write(&Marker::of_log(own, locks.held))
+            {
+                tracing::error!(
+                    own = own.0,
+                    "this node's log conflicts with others', who have what it has: giving it up and starting over"
                 );
                 let _stopping = self.decided.send(());
                 return;
@@ -393,19 +479,20 @@ impl GiveUp {
     }
 
     /// In darkness peers tell their locks.
-    async fn ask_locks(&self) -> Option<Locks> {
+    async fn ask_locks(&self) -> Locks {
         let held = held(&self.cosigner, self.ledger.cluster());
-        if self.ledger.view().checkpoint.size <= held.size {
-            return None;
-        }
-        let (mut partings, mut silent) = (Vec::new(), 0);
+        let (me, policy) = (self.ledger.me(), Arc::clone(&self.ledger.view().policy));
+        let nodes: Vec<NodeId> = policy.members.keys().copied().collect();
+        let turn = || turn(self.ledger.now(), policy.attestation.clock_skew_ms);
+        let began = turn();
+        let (mut partings, mut silent, mut holders, mut astray) = (Vec::new(), 0, 0, None);
         for node in self.peers.nodes() {
             let Some(mut client) = self.peers.client(node) else {
                 silent += 1;
                 continue;
             };
             let call = client.contribute(ContributeRequest {});
-            let reply = match tokio::time::timeout(ANSWER, call).await {
+            let reply = match tokio::time::timeout(TOLD, call).await {
                 Ok(Ok(reply)) => reply,
                 // It is not dark there.
                 Ok(Err(status)) if status.code() == Code::FailedPrecondition => continue,
@@ -419,14 +506,21 @@ impl GiveUp {
             let (own, peers, runtime) =
                 (self.ledger.tiles(), self.peers.clone(), tokio::runtime::Handle::current());
             let looked = tokio::task::spawn_blocking(move || {
-                parting(&own, lock, |path| runtime.block_on(fetch(&peers, node, path)))
+                let fetch = |path: &TilePath| runtime.block_on(fetch(&peers, node, path));
+                let holds = holds(lock, held, fetch).unwrap_or(false);
+                Some((parting(&own, lock, fetch).ok()?, holds, lacks(&own, held)))
             });
-            partings.extend(looked.await.ok().and_then(Result::ok).flatten());
+            let looked = tokio::time::timeout(TOLD, looked).await;
+            let Some((parting, holds, lacks)) = looked.ok().and_then(Result::ok).flatten() else { continue };
+            holders += usize::from(holds && began.is_some_and(|turn| stands_behind(turn, node, me, &nodes)));
+            astray = astray.or(parting.filter(|_| holds && lacks));
+            partings.extend(parting);
         }
-        let policy = &self.ledger.view().policy;
-        let (members, quorum, hostile_max) =
-            (policy.members.len(), policy.quorum(), policy.hostile_nodes_max);
-        Some(Locks { held, partings, silent, members, quorum, hostile_max })
+        if turn() != began {
+            holders = 0;
+        }
+        let (members, quorum, hostile_max) = (nodes.len(), policy.quorum(), policy.hostile_nodes_max);
+        Locks { held, partings, silent, members, quorum, hostile_max, holders, astray }
     }
 
     async fn ask(&self, node: NodeId) -> Option<Examined> {
@@ -473,7 +567,7 @@ pub fn examine(
     let theirs = Tiles { size: certified.size, fetch, have: RefCell::default() };
     let shared = shared_prefix(own, &theirs, certified).map_err(|e| text(&e))?;
     Ok(match shared {
-        Some(shared) => Examined::Astray(Marker { version: 1, shared, certified }),
+        Some(shared) => Examined::Astray(Marker { version: OF_TAIL, shared, certified }),
         None => Examined::Behind,
     })
 }
@@ -499,15 +593,13 @@ pub async fn finish_in(
     open: impl FnOnce() -> Result<LogStore, LogStoreError>,
 ) -> anyhow::Result<bool> {
     let path = layout.given_up();
-    let bytes = match std::fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-        Err(e) => return Err(e).context("cannot read which tail is given up"),
-    };
-    let marker: Marker = borsh::from_slice(&bytes)
-        .ok()
-        .filter(|m: &Marker| m.version == 1)
-        .with_context(|| format!("{} is damaged", path.display()))?;
+    let Some(marker) = Marker::read(&path)? else { return Ok(false) };
+    let done = |n: u64| layout.root().join(format!("given-up-{n}"));
+    let unused = (0u64..).find(|n| !done(*n).exists()).unwrap_or_default();
+    let of_log = marker.version == OF_LOG;
+    // As little as may help first.
+    let before = unused.checked_sub(1).and_then(|last| Marker::read(&done(last)).ok().flatten());
+    let again = before.is_some_and(|b| of_log && (b.version, b.shared) == (OF_LOG, marker.shared));
     let store = SnapshotStore::open(layout.root()).context("cannot open the snapshots")?;
     let newest = store.load().context("cannot read the snapshots")?.newest;
     let (mut state, tail, start, position) = match &newest {
@@ -525,11 +617,27 @@ pub async fn finish_in(
     let at_start = state.policy().version;
 
     let log = open().context("cannot open Raft's log")?;
-    let (keep, committed) = kept(&log, &mut state, blobs, start, position, marker.shared).await?;
-    if let (Some(keep), Some(committed)) = (keep, committed) {
+    let mut kept = kept(&log, &mut state, blobs, start, position, marker.shared).await?;
+    if of_log && (again || kept.keep == kept.last) {
+        // Index 0 is everybody's: no leader made it.
+        (kept.keep, kept.committed) = match position {
+            Some(position) => (Some(position.index), Some(position)),
+            None => (Some(0), Some(LogId::default())),
+        };
+    }
+    if let (Some(keep), Some(committed)) = (kept.keep, kept.committed) {
         log.give_up_above(keep, committed).await.context("cannot cut Raft's log")?;
     }
     drop(log);
+    if of_log {
+        // It names a place in the log.
+        match std::fs::remove_file(layout.root().join("certificate")) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).context("cannot remove the hint of what is certified");
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
 
     let moved = set_aside_beyond(&layout.tiles(), &tail).context("cannot set the tiles aside")?;
     // Their documents are blobs: those of the shared history come back as its entries are applied again.
@@ -544,20 +652,23 @@ pub async fn finish_in(
         std::fs::rename(&policy, aside.join(&name)).context("cannot set a policy aside")?;
     }
     supersede(&layout.sign_lock(), marker.certified)?;
-    let unused = (0u64..).map(|n| layout.root().join(format!("given-up-{n}"))).find(|to| !to.exists());
-    std::fs::rename(&path, unused.unwrap_or_else(|| path.with_extension("done")))
-        .context("cannot put the decision away")?;
-    tracing::warn!(
-        shared = marker.shared.0,
-        kept = keep,
-        tiles = moved,
-        "a tail was given up for the certified one"
-    );
+    std::fs::rename(&path, done(unused)).context("cannot put the decision away")?;
+    tracing::warn!(shared = marker.shared.0, kept = kept.keep, tiles = moved, of_log, "a tail was given up");
     Ok(true)
 }
 
-/// The highest index to keep, and the last entry among those that may be applied: all that lies within the shared leaves, but for the
-/// blank entries after the last of them. Those may be what keeps this node from the others.
+/// What of a log stays.
+struct Kept {
+    /// The highest index to keep.
+    keep: Option<u64>,
+    /// The last entry that may be applied.
+    committed: Option<LogId>,
+    /// The highest index there is, within the shared leaves.
+    last: Option<u64>,
+}
+
+/// All that lies within the shared leaves, but for the blank entries after the last of them: those may be what keeps this node from
+/// the others.
 async fn kept(
     log: &LogStore,
     state: &mut State,
@@ -565,27 +676,30 @@ async fn kept(
     start: u64,
     position: Option<LogId>,
     shared: TreeSize,
-) -> anyhow::Result<(Option<u64>, Option<LogId>)> {
+) -> anyhow::Result<Kept> {
     let mut reader = log.reader();
-    let (mut next, mut keep, mut committed) = (start, position.map(|p| p.index), position);
+    let mut next = start;
+    let mut kept =
+        Kept { keep: position.map(|p| p.index), committed: position, last: position.map(|p| p.index) };
     loop {
         let entries = reader.try_get_log_entries(next..next.saturating_add(READ_ENTRIES)).await;
         let entries = entries.map_err(|e| anyhow::anyhow!("cannot read Raft's log: {e}"))?;
         if entries.is_empty() {
-            return Ok((keep, committed));
+            return Ok(kept);
         }
         for entry in entries {
             if let EntryPayload::Normal(batch) = &entry.payload {
                 if state.apply(batch.bytes(), blobs).checkpoint.size > shared {
-                    return Ok((keep, committed));
+                    return Ok(kept);
                 }
-                committed = Some(entry.log_id);
+                kept.committed = Some(entry.log_id);
             }
             // Raft's own first entry is everybody's.
-            committed = committed.or(Some(entry.log_id));
+            kept.committed = kept.committed.or(Some(entry.log_id));
             next = entry.log_id.index.saturating_add(1);
+            kept.last = Some(entry.log_id.index);
             if !matches!(entry.payload, EntryPayload::Blank) {
-                keep = Some(entry.log_id.index);
+                kept.keep = kept.last;
             }
         }
     }

@@ -247,7 +247,8 @@ impl Node {
             ledger: ledger.clone(),
             peers: peers.clone(),
             cosigner: cosigner.clone(),
-            log: log_reader.clone(),
+            guard: guard.clone(),
+            raft: raft.clone(),
             root: layout.root().to_owned(),
             decided,
         };

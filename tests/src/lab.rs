@@ -242,7 +242,9 @@ impl Shared {
             Ok(Ok(())) => *slot = Some(lab),
             Ok(Err(error)) => {
                 keep(&lab.mesh.dir);
-                panic!("{test}: {error:#}\n{}", tails(&lab.mesh));
+                // What failed comes last: whoever sees the end of a long output sees it.
+                eprintln!("{}", tails(&lab.mesh));
+                panic!("{test}: {error:#}");
             }
             Err(panic) => {
                 keep(&lab.mesh.dir);

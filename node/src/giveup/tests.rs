@@ -49,7 +49,7 @@ fn split(batches: usize) -> Split {
     }
     let members = (1..=4).map(|n| (n, EmptyNode {})).collect::<std::collections::BTreeMap<_, _>>();
     let first = Membership::new(vec![BTreeSet::from([1, 2, 3, 4])], members);
-    entries.insert(0, Entry { log_id: id(0, 0), payload: EntryPayload::Membership(first) });
+    entries.insert(0, Entry { log_id: LogId::default(), payload: EntryPayload::Membership(first) });
     for (index, entry) in entries.iter_mut().enumerate() {
         entry.log_id.index = index as u64;
     }
@@ -122,6 +122,8 @@ fn what_this_node_signed_none_of_goes_when_it_is_lost() {
         members: 7,
         quorum: 5,
         hostile_max: 2,
+        holders: 0,
+        astray: None,
     };
     let shared = |unsigned: &mut Unsigned, locks: &Locks, s: u64| {
         let marker = unsigned.round(locks, began + Duration::from_secs(s));
@@ -156,26 +158,88 @@ fn what_this_node_signed_none_of_goes_when_it_is_lost() {
     assert_eq!(shared(&mut unsigned, &locks(&[12], 0), 0), None);
     assert_eq!(shared(&mut unsigned, &locks(&[12], 0), apart_s - 1), None);
     assert_eq!(shared(&mut unsigned, &locks(&[12], 0), apart_s), Some(12));
+    // It was given again what it had let go of, and holds to another history.
+    let again = Locks { astray: Some(TreeSize(7)), ..locks(&[], 0) };
+    assert_eq!(shared(&mut Unsigned::default(), &again, 0), Some(7));
     // Nobody stands elsewhere any more.
     assert_eq!(shared(&mut unsigned, &locks(&[], 0), apart_s), None);
     assert_eq!(shared(&mut unsigned, &locks(&[12], 0), apart_s + 1), None);
 }
 
 #[test]
-fn entries_that_make_no_leaf_go_when_the_tree_stands_still() {
+fn raft_s_log_goes_when_the_tree_stands_still_and_others_have_what_it_has() {
     let began = Instant::now();
     let at = |s: u64| began + Duration::from_secs(s);
     let (stalled, lost) = (STALLED.as_secs(), LOST.as_secs());
-    let mut leafless = Leafless::default();
-    let look = |l: &mut Leafless, own, batch, committed, s| l.look(TreeSize(own), batch, committed, at(s));
-    assert!(!look(&mut leafless, 9, 4, 6, 0));
-    assert!(look(&mut leafless, 9, 4, 7, stalled) && !leafless.go(at(lost - 1)));
-    assert!(leafless.go(at(lost)));
+    let locks = |holders| Locks {
+        held: CheckpointRef { size: TreeSize(10), root: Hash([1; 32]) },
+        partings: Vec::new(),
+        silent: 0,
+        members: 4,
+        quorum: 3,
+        hostile_max: 1,
+        holders,
+        astray: None,
+    };
+    let mut still = Standstill::default();
+    let look = |l: &mut Standstill, own, conflicting, s| l.look(TreeSize(own), conflicting, at(s));
+    assert!(!look(&mut still, 9, 1, 0));
+    assert!(!look(&mut still, 9, 0, stalled), "it merely is cut off");
+    assert!(look(&mut still, 9, 1, stalled));
+    // More is certified.
+    let certified = |still: &Standstill, s| still.go(true, 1, &locks(0), at(s));
+    assert!(!certified(&still, lost - 1) && certified(&still, lost));
+    // Two conflict with this node, one of them honest. One holder may be hostile.
+    assert!(still.go(false, 2, &locks(2), at(lost)));
+    assert!(!still.go(false, 2, &locks(1), at(9 * lost)));
+    // One conflicts with all.
+    assert!(!still.go(false, 1, &locks(2), at(2 * lost - 1)));
+    assert!(still.go(false, 1, &locks(2), at(2 * lost)));
     // The tree grows.
-    assert!(!look(&mut leafless, 10, 7, 8, lost) && !leafless.go(at(2 * lost - 1)));
-    // What is committed here is a batch: nothing of that may go.
-    assert!(!look(&mut leafless, 10, 8, 8, lost + 1) && !leafless.go(at(9 * lost)));
-    assert!(!look(&mut leafless, 10, 8, 9, 9 * lost) && !leafless.go(at(9 * lost)));
+    assert!(!look(&mut still, 10, 2, 2 * lost) && !certified(&still, 3 * lost - 1));
+}
+
+#[test]
+fn two_never_rely_on_one_another_at_once() {
+    let (skew, members) = (5_000, [1, 2, 3, 4].map(NodeId));
+    let firsts: Vec<NodeId> = (0..4)
+        .map(|turn| {
+            let before = |a: &NodeId, b: &NodeId| stands_behind(turn, *b, *a, &members);
+            for (a, b) in members.iter().flat_map(|a| members.iter().map(move |b| (a, b))) {
+                assert_eq!(before(a, b), a != b && !before(b, a));
+            }
+            *members.iter().find(|a| members.iter().all(|b| *a == b || before(a, b))).unwrap()
+        })
+        .collect();
+    assert_eq!(BTreeSet::from_iter(&firsts), BTreeSet::from_iter(&members), "everybody is first once");
+    // Clocks that differ by less than the bound are never in two turns.
+    for at in 0..60_000 {
+        let (one, other) = (turn(Timestamp(at), skew), turn(Timestamp(at + skew), skew));
+        assert!(one.is_none() || other.is_none() || one == other, "{at}");
+    }
+    assert_eq!((turn(Timestamp(4_999), skew), turn(Timestamp(5_000), skew)), (None, Some(0)));
+    assert_eq!((turn(Timestamp(9_999), skew), turn(Timestamp(10_000), skew)), (Some(0), None));
+}
+
+#[test]
+fn who_gives_the_tiles_has_what_this_node_may_not_give_up() {
+    let s = split(5);
+    let folder = tempfile::tempdir().unwrap();
+    let own = tiles_of(&folder.path().join("own"), &s.astray.leaves).reader();
+    let theirs = tiles_of(&folder.path().join("theirs"), &s.mesh.log.leaves).reader();
+    let fetch = |path: &TilePath| theirs.tile(path).map_err(|e| e.to_string());
+    let lock = s.mesh.state().checkpoint();
+    let shared = CheckpointRef { size: s.shared.0, root: own.root_at(s.shared.0).unwrap() };
+    let astray = s.astray.state.checkpoint();
+    assert!(holds(lock, shared, fetch).unwrap() && holds(lock, lock, fetch).unwrap());
+    assert!(!holds(lock, astray, fetch).unwrap(), "of another history");
+    assert!(!holds(shared, lock, fetch).unwrap(), "it has less");
+    let empty = |_: &TilePath| Err("it has let go of it".to_owned());
+    assert!(holds(lock, shared, empty).is_err());
+
+    assert!(lacks(&own, lock) && !lacks(&own, astray) && !lacks(&own, shared));
+    let longer = CheckpointRef { size: TreeSize(lock.size.0 + 1), ..lock };
+    assert!(!lacks(&own, longer), "it may still come");
 }
 
 #[test]
@@ -202,39 +266,80 @@ fn a_peer_that_lies_about_its_tiles_or_its_proof_moves_nobody() {
     assert!(error.contains("not certified"), "{error}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_tail_is_given_up_and_nothing_shared_is_lost() {
-    let s = split(300);
+/// The data folder of the node that went astray, and what it signed.
+async fn node_of(s: &Split) -> (tempfile::TempDir, CheckpointRef) {
     let folder = tempfile::tempdir().unwrap();
     let layout = Layout::new(folder.path());
     let blobs = BlobStore::open(folder.path()).unwrap();
     for blob in s.mesh.fleet.blobs.0.values() {
         blobs.put(blob).unwrap();
     }
-    let (genesis, leaf) = s.mesh.fleet.genesis();
-    let cluster = s.mesh.fleet.cluster();
     LogStore::create(&layout.raft_log()).unwrap();
     tiles_of(&layout.tiles(), &s.astray.leaves);
-    let tail_lock = Lock { checkpoint: s.astray.state.checkpoint(), superseded: None };
-    std::fs::write(layout.sign_lock(), encode(&tail_lock)).unwrap();
-    let end = s.entries.len() as u64 - 1;
-    {
-        let options = LogStoreOptions::default();
-        let mut log = LogStore::open(&layout.raft_log(), CertifiedFloor::new(), options).unwrap();
-        log.save_vote(&crate::raft::types::Vote::new(2, 1)).await.unwrap();
-        log.blocking_append(s.entries.clone()).await.unwrap();
-        log.save_committed(Some(s.entries[end as usize].log_id)).await.unwrap();
+    let tail = s.astray.state.checkpoint();
+    std::fs::write(layout.sign_lock(), encode(&Lock { checkpoint: tail, superseded: None })).unwrap();
+    let mut log = log_of(&layout);
+    log.save_vote(&crate::raft::types::Vote::new(2, 1)).await.unwrap();
+    log.blocking_append(s.entries.clone()).await.unwrap();
+    log.save_committed(s.entries.last().map(|e| e.log_id)).await.unwrap();
+    (folder, tail)
+}
+
+fn log_of(layout: &Layout) -> LogStore {
+    LogStore::open(&layout.raft_log(), CertifiedFloor::new(), LogStoreOptions::default()).unwrap()
+}
+
+/// Its end, what is committed, and the vote, which no decision may change.
+async fn ends(layout: &Layout) -> (Option<LogId>, Option<LogId>) {
+    let mut log = log_of(layout);
+    let vote = log.read_vote().await.unwrap();
+    assert_eq!(vote, Some(crate::raft::types::Vote::new(2, 1)));
+    (log.get_log_state().await.unwrap().last_log_id, log.read_committed().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_raft_s_log_goes_what_makes_no_leaf_and_then_all() {
+    let mut s = split(3);
+    let batch = s.entries.last().map(|e| e.log_id);
+    for _ in 0..2 {
+        let index = s.entries.len() as u64;
+        s.entries.push(Entry { log_id: id(3, index), payload: EntryPayload::Blank });
     }
+    let (folder, tail) = node_of(&s).await;
+    let layout = Layout::new(folder.path());
+    let blobs = BlobStore::open(folder.path()).unwrap();
+    let (cluster, (genesis, _)) = (s.mesh.fleet.cluster(), s.mesh.fleet.genesis());
+    std::fs::write(folder.path().join("certificate"), b"of a place in the log").unwrap();
+    let decide = async |own| {
+        write_durably(&layout.given_up(), &encode(&Marker::of_log(own, tail))).unwrap();
+        assert!(finish(&layout, cluster, &genesis, &blobs).await.unwrap());
+        ends(&layout).await
+    };
+    let first = s.entries.first().map(|e| e.log_id);
+    assert_eq!(decide(tail.size).await, (batch, batch), "every leaf stays");
+    assert!(!folder.path().join("certificate").exists());
+    assert_eq!(decide(tail.size).await, (first, first), "that did not help");
+    let lock = Lock::from_bytes(&std::fs::read(layout.sign_lock()).unwrap()).unwrap();
+    assert_eq!(lock, Lock { checkpoint: tail, superseded: None }, "what it signed binds it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_is_given_up_and_nothing_shared_is_lost() {
+    let s = split(300);
+    let (folder, tail) = node_of(&s).await;
+    let layout = Layout::new(folder.path());
+    let blobs = BlobStore::open(folder.path()).unwrap();
+    let (genesis, leaf) = s.mesh.fleet.genesis();
+    let (cluster, end) = (s.mesh.fleet.cluster(), s.entries.len() as u64 - 1);
     assert!(!finish(&layout, cluster, &genesis, &blobs).await.unwrap(), "nothing was decided yet");
     let certified = s.mesh.state().checkpoint();
-    let marker = Marker { version: 1, shared: s.shared.0, certified };
+    let marker = Marker { version: OF_TAIL, shared: s.shared.0, certified };
     write_durably(&layout.given_up(), &encode(&marker)).unwrap();
     assert!(finish(&layout, cluster, &genesis, &blobs).await.unwrap());
     assert!(!layout.given_up().exists());
 
     // The log ends with the shared entries, and says that no more is committed.
-    let options = LogStoreOptions::default();
-    let mut log = LogStore::open(&layout.raft_log(), CertifiedFloor::new(), options).unwrap();
+    let mut log = log_of(&layout);
     let last = s.entries[s.shared.1 as usize].log_id;
     assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(last));
     assert_eq!(log.read_committed().await.unwrap(), Some(last));
@@ -251,6 +356,6 @@ async fn a_tail_is_given_up_and_nothing_shared_is_lost() {
     assert_eq!(tiles.head(), (certified.size, certified.root));
     // The old lock is on record.
     let lock = Lock::from_bytes(&std::fs::read(layout.sign_lock()).unwrap()).unwrap();
-    assert_eq!(lock, Lock { checkpoint: certified, superseded: Some(tail_lock.checkpoint) });
+    assert_eq!(lock, Lock { checkpoint: certified, superseded: Some(tail) });
     assert!(layout.tiles().join("set-aside").exists());
 }

@@ -70,12 +70,13 @@ struct Distrust {
     lasts: Duration,
 }
 
-/// Counts the terms that peers begin, and remembers who led in vain. Clones share both.
+/// Counts the terms that peers begin, and remembers who led in vain, and when logs conflicted. Clones share all of it.
 #[derive(Debug, Clone, Default)]
 pub struct TermGuard {
     buckets: Arc<Mutex<HashMap<RaftNodeId, Bucket>>>,
     distrusted: Arc<Mutex<HashMap<RaftNodeId, Distrust>>>,
     heard: Arc<Mutex<Option<Heard>>>,
+    conflicted: Arc<Mutex<HashMap<RaftNodeId, Instant>>>,
 }
 
 /// The last message of a leader that this node listens to.
@@ -87,6 +88,17 @@ struct Heard {
 }
 
 impl TermGuard {
+    /// A leader's log conflicts with what was applied here, or this leader's with what that follower says that it applied.
+    pub fn conflicts(&self, node: RaftNodeId, now: Instant) {
+        self.conflicted.lock().unwrap_or_else(PoisonError::into_inner).insert(node, now);
+    }
+
+    /// With how many members it did of late.
+    pub fn conflicting(&self, within: Duration, now: Instant) -> usize {
+        let all = self.conflicted.lock().unwrap_or_else(PoisonError::into_inner);
+        all.values().filter(|at| now.saturating_duration_since(**at) < within).count()
+    }
+
     /// Stops listening to a leader for a while, and says how long. At most `hostile_max` at a time, those of late: more than can
     /// be hostile were never the reason, and somebody must be able to lead.
     ///
@@ -191,9 +203,14 @@ pub fn check_term(mine: &Vote, theirs: &Vote) -> Result<(), Lie> {
     }
 }
 
-/// Whether a leader's entries follow `prev`, and one another, and no leader comes before its predecessor (Raft §5.3).
+/// Whether a leader's entries follow `prev`, and one another, and no leader comes before its predecessor (Raft §5.3). The first
+/// entry of all is no leader's: the members of the genesis policy made it, each for itself.
 pub fn check_sequence(rpc: &AppendEntriesRequest<TypeConfig>) -> Result<(), Lie> {
     let mut prev: Option<LogId> = rpc.prev_log_id;
+    let mut ids = prev.into_iter().chain(rpc.entries.iter().map(|e| e.log_id));
+    if ids.any(|id| id.index == 0 && id != LogId::default()) {
+        return Err(Lie::Sequence);
+    }
     if prev.is_some_and(|p| p.index >= INDEX_MAX || p.leader_id > rpc.vote.leader_id) {
         return Err(Lie::Sequence);
     }
@@ -333,6 +350,25 @@ mod tests {
         assert_eq!(guard.check_leader(&mine, &Vote::new(6, 2), now), Err(Lie::VoteKind));
         assert_eq!(guard.check_higher(2, &mine, &Vote::new(u64::MAX, 2), now), Err(Lie::Term));
         assert_eq!(guard.check_higher(2, &mine, &Vote::new(4, 2), now), Err(Lie::Answer));
+    }
+
+    #[test]
+    fn nobody_renames_the_first_entry() {
+        let first = Entry { log_id: LogId::default(), payload: EntryPayload::Blank };
+        assert_eq!(check_sequence(&rpc(None, vec![first.clone(), blank(1, 1)], None)), Ok(()));
+        assert_eq!(check_sequence(&rpc(Some(first.log_id), vec![blank(1, 1)], None)), Ok(()));
+        assert_eq!(check_sequence(&rpc(None, vec![blank(1, 0)], None)), Err(Lie::Sequence));
+        assert_eq!(check_sequence(&rpc(Some(id(1, 0)), vec![], None)), Err(Lie::Sequence));
+    }
+
+    #[test]
+    fn conflicts_of_late_are_counted_by_member() {
+        let (guard, now, within) = (TermGuard::default(), Instant::now(), Duration::from_secs(12));
+        guard.conflicts(2, now);
+        guard.conflicts(2, now + within / 2);
+        guard.conflicts(3, now + within / 2);
+        assert_eq!(guard.conflicting(within, now + within), 2);
+        assert_eq!(guard.conflicting(within, now + within * 2), 0);
     }
 
     #[test]

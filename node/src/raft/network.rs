@@ -94,6 +94,8 @@ pub enum Answer<T, E> {
     Ok(T),
     /// Raft's error.
     Err(E),
+    /// The leader's log conflicts with what the follower applied: it ends when one of them gives something up.
+    Apart,
 }
 
 /// Which call.
@@ -128,6 +130,9 @@ pub enum CallError {
     /// This node's disk.
     #[error("this node's own log is stalled")]
     Stalled,
+    /// Two logs.
+    #[error("this node's log conflicts with what the peer applied")]
+    Apart,
 }
 
 impl<P: Transport> RaftNetworkFactory<TypeConfig> for Network<P> {
@@ -162,6 +167,11 @@ impl<P: Transport> PeerNetwork<P> {
         match self.exchange(call, request, option.hard_ttl()).await {
             Ok(Answer::Ok(answer)) => Ok(answer),
             Ok(Answer::Err(error)) => Err(RPCError::RemoteError(RemoteError::new(self.target.0, error))),
+            Ok(Answer::Apart) => {
+                self.guard.conflicts(self.target.0, now());
+                // Asked again after a while: it may have given way by then.
+                Err(RPCError::Unreachable(Unreachable::new(&AnyError::new(&CallError::Apart))))
+            }
             Err(CallError::TimedOut) => Err(RPCError::Timeout(Timeout {
                 action: rpc,
                 id: self.me.0,

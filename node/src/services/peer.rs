@@ -146,7 +146,7 @@ impl PeerService {
         &self,
         from: NodeId,
         rpc: &AppendEntriesRequest<TypeConfig>,
-    ) -> Result<(), Status> {
+    ) -> Result<bool, Status> {
         let committed = self.log.committed().map_or(0, |l| l.index);
         let applied = self.ledger.view().log_index.max(committed);
         let theirs = rpc.prev_log_id.iter().chain(rpc.entries.iter().map(|e| &e.log_id));
@@ -162,10 +162,11 @@ impl PeerService {
                     index = log_id.index,
                     "the leader's log conflicts with entries applied here: refused"
                 );
-                return Err(Status::failed_precondition("the log conflicts with applied entries"));
+                self.guard.conflicts(from.0, Instant::now());
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn my_vote(&self) -> Vote {
@@ -309,7 +310,9 @@ impl PeerService {
             return answer::<_, RaftError<RaftNodeId>>(Ok(AppendEntriesResponse::HigherVote(mine)));
         }
         guard::check_sequence(&rpc).map_err(|lie| lied(node, lie))?;
-        self.check_history(node, &rpc).await?;
+        if !self.check_history(node, &rpc).await? {
+            return encoded(&Answer::<AppendEntriesResponse<RaftNodeId>, RaftError<RaftNodeId>>::Apart);
+        }
         let ours = match rpc.leader_commit {
             Some(commit) => self.log.log_id_at(commit.index).await.ok().flatten(),
             None => None,
@@ -461,11 +464,14 @@ fn decode<T: DeserializeOwned>(message: &v1::RaftMessage) -> Result<T, Status> {
 }
 
 fn answer<T: Serialize, E: Serialize>(result: Result<T, E>) -> Result<v1::RaftMessage, Status> {
-    let answer = match result {
+    encoded(&match result {
         Ok(ok) => Answer::Ok(ok),
         Err(error) => Answer::Err(error),
-    };
-    let message = postcard::to_stdvec(&answer).map_err(|_| Status::internal("cannot encode"))?.into();
+    })
+}
+
+fn encoded<T: Serialize, E: Serialize>(answer: &Answer<T, E>) -> Result<v1::RaftMessage, Status> {
+    let message = postcard::to_stdvec(answer).map_err(|_| Status::internal("cannot encode"))?.into();
     Ok(v1::RaftMessage { message })
 }
 

@@ -226,8 +226,10 @@ impl Adversary {
         let Some(from) = known.or(earlier.map(|id| id.index)) else { return };
         renamed.insert((rpc.vote.leader_id.term, to), from);
         let ids = rpc.entries.iter_mut().map(|e| &mut e.log_id);
-        for id in ids.chain(&mut rpc.prev_log_id).chain(&mut rpc.leader_commit).filter(|id| id.index >= from) {
-            id.leader_id = openraft::CommittedLeaderId::new(rpc.vote.leader_id.term, rpc.vote.leader_id.node_id);
+        for id in ids.chain(&mut rpc.prev_log_id).chain(&mut rpc.leader_commit).filter(|id| id.index >= from)
+        {
+            id.leader_id =
+                openraft::CommittedLeaderId::new(rpc.vote.leader_id.term, rpc.vote.leader_id.node_id);
         }
     }
 

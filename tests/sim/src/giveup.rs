@@ -11,7 +11,7 @@ use quorate_core::state::genesis_checkpoint;
 use quorate_core::tlog::TreeSize;
 use quorated::blobs::BlobStore;
 use quorated::directory::{Directory, RequestIndex};
-use quorated::giveup::{self, Examined, Leafless, Locks, Marker, Unsigned, examine};
+use quorated::giveup::{self, Examined, Locks, Marker, Standstill, Unsigned, examine};
 use quorated::init::Layout;
 use quorated::raft::{CertifiedFloor, LogStore, LogStoreOptions};
 use std::sync::Arc;
@@ -21,6 +21,8 @@ use tokio::time::Instant;
 const STALLED: Duration = Duration::from_secs(3);
 const ASK_EVERY: Duration = Duration::from_secs(2);
 const ANSWER: Duration = Duration::from_secs(5);
+/// As in the product.
+const TOLD: Duration = Duration::from_secs(1);
 
 impl Node {
     /// A proof from genesis of what this node holds to be certified. The product builds it on threads: the whole world waits for
@@ -39,15 +41,16 @@ impl Node {
 /// Mirrors `GiveUp::run`.
 pub async fn watch(node: Arc<Node>) {
     let mut last = (node.cosigner.certified(), Instant::now());
-    let (mut unsigned, mut leafless) = (Unsigned::default(), Leafless::default());
+    let (mut unsigned, mut standstill) = (Unsigned::default(), Standstill::default());
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let view = node.ledger.view();
-        let own = view.checkpoint.size;
-        let committed = node.log.committed().map_or(0, |l| l.index);
-        let stands = leafless.look(own, view.log_index, committed, Instant::now());
+        let own = node.ledger.view().checkpoint.size;
+        let conflicting = giveup::conflicting(&node.guard);
+        let stands = standstill.look(own, conflicting, Instant::now());
         let certified = node.cosigner.certified();
         let certified_size = certified.map_or(TreeSize::ZERO, |c| c.size);
+        let keeps =
+            certified.filter(|c| !giveup::lacks(&node.ledger.tiles(), *c)).map_or(TreeSize::ZERO, |c| c.size);
         if certified != last.0 || own <= certified_size {
             last = (certified, Instant::now());
         }
@@ -75,43 +78,55 @@ pub async fn watch(node: Arc<Node>) {
                     continue;
                 }
             };
-            if marker.shared < certified_size {
+            if marker.shared < keeps {
                 node.world
                     .oracle
                     .fail(format!("one history: {} is shown another certified history", node.id));
                 continue;
             }
+            node.world.oracle.gives_up_for_certified(&node, marker.shared);
             return start_over(&node, &marker);
         }
-        if behind && leafless.go(Instant::now()) && node.cosigner.end_above(own) {
-            let held = giveup::held(&node.cosigner, node.ledger.cluster());
-            return start_over(&node, &Marker::of_leafless(own, held));
-        }
+        let locks = ask_locks(&node).await;
+        let applied = applied(&node);
         if stalled
             && !node.world.mutation.keeps_unsigned()
-            && let Some(locks) = ask_locks(&node).await
-            && let Some(marker) = unsigned.round(&locks, Instant::now())
-            && (node.world.mutation.forgets_signed() || node.cosigner.end_above(marker.certified.size))
+            && let Some(marker) = unsigned.round(&locks, Instant::now()).filter(|m| m.shared >= keeps)
+            && (node.world.mutation.forgets_signed()
+                || node.cosigner.end_above(marker.certified.size, applied))
         {
             node.world.oracle.gives_up_unsigned(&node, marker.shared);
             return start_over(&node, &marker);
+        }
+        if stands
+            && standstill.go(behind, conflicting, &locks, Instant::now())
+            && !node.world.mutation.keeps_log()
+            && node.cosigner.end_above(locks.held.size, applied)
+        {
+            return start_over(&node, &Marker::of_log(own, locks.held));
         }
         tokio::time::sleep(ASK_EVERY).await;
     }
 }
 
+/// Up to where Raft applied its log.
+pub fn applied(node: &Node) -> u64 {
+    node.raft.metrics().borrow().last_applied.map_or(0, |l| l.index)
+}
+
 /// Mirrors `GiveUp::ask_locks`.
-async fn ask_locks(node: &Arc<Node>) -> Option<Locks> {
+async fn ask_locks(node: &Arc<Node>) -> Locks {
     let held = match node.world.mutation.forgets_signed() {
         true => node.cosigner.lock().unwrap_or_else(|| genesis_checkpoint(node.ledger.cluster())),
         false => giveup::held(&node.cosigner, node.ledger.cluster()),
     };
-    if node.ledger.view().checkpoint.size <= held.size {
-        return None;
-    }
-    let (mut partings, mut silent) = (Vec::new(), 0);
+    let policy = Arc::clone(&node.ledger.view().policy);
+    let nodes: Vec<NodeId> = policy.members.keys().copied().collect();
+    let turn = || giveup::turn(node.ledger.now(), policy.attestation.clock_skew_ms);
+    let began = turn();
+    let (mut partings, mut silent, mut holders, mut astray) = (Vec::new(), 0, 0, None);
     for peer in node.peers() {
-        let c = match node.ask(peer, Message::Contribute, ANSWER).await {
+        let c = match node.ask(peer, Message::Contribute, TOLD).await {
             Some(Reply::Contribution(c)) => c,
             Some(_) => continue,
             None => {
@@ -121,11 +136,19 @@ async fn ask_locks(node: &Arc<Node>) -> Option<Locks> {
         };
         let Some(theirs) = node.world.running(peer).filter(|_| c.node == peer) else { continue };
         let fetch = |path: &_| theirs.ledger.tiles().tile(path).map_err(|e| e.to_string());
-        partings.extend(giveup::parting(&node.ledger.tiles(), c.lock, fetch).ok().flatten());
+        let own = node.ledger.tiles();
+        let Ok(parting) = giveup::parting(&own, c.lock, fetch) else { continue };
+        let holds = giveup::holds(c.lock, held, fetch).unwrap_or(false);
+        let behind = |turn| giveup::stands_behind(turn, peer, node.id, &nodes);
+        holders += usize::from(holds && began.is_some_and(behind));
+        astray = astray.or(parting.filter(|_| holds && giveup::lacks(&own, held)));
+        partings.extend(parting);
     }
-    let policy = &node.ledger.view().policy;
-    let (members, quorum, hostile_max) = (policy.members.len(), policy.quorum(), policy.hostile_nodes_max);
-    Some(Locks { held, partings, silent, members, quorum, hostile_max })
+    if turn() != began {
+        holders = 0;
+    }
+    let (members, quorum, hostile_max) = (nodes.len(), policy.quorum(), policy.hostile_nodes_max);
+    Locks { held, partings, silent, members, quorum, hostile_max, holders, astray }
 }
 
 /// The process ends, and starts over.

@@ -23,6 +23,8 @@ pub enum Mutation {
     TrustsSnapshots,
     /// What a node applied in darkness, and signed none of, is never given up.
     KeepsUnsigned,
+    /// A log that conflicts with all others, though no tree does, is kept.
+    KeepsLog,
     /// A tail is given up that an earlier start signed, once a power cut took the lock.
     ForgetsSigned,
     /// A keyer answers for a leaf that is applied here and certified nowhere.
@@ -51,6 +53,7 @@ impl Mutation {
                 | Self::WaitsForEver
                 | Self::TrustsSnapshots
                 | Self::KeepsUnsigned
+                | Self::KeepsLog
                 | Self::ForgetsSigned
         )
     }
@@ -88,6 +91,11 @@ impl Mutation {
     /// See [`Self::KeepsUnsigned`].
     pub fn keeps_unsigned(self) -> bool {
         self == Self::KeepsUnsigned
+    }
+
+    /// See [`Self::KeepsLog`].
+    pub fn keeps_log(self) -> bool {
+        self == Self::KeepsLog
     }
 
     /// See [`Self::ForgetsSigned`].

@@ -17,6 +17,7 @@ use quorate_core::ids::{ClientId, ConnectionId, NodeId, RequestId};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_core::tlog::{LeafIndex, TreeSize};
 use quorated::cosigner::Signed;
+use quorated::giveup;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -37,6 +38,8 @@ struct Inner {
     signed: BTreeMap<NodeId, BTreeMap<TreeSize, Hash>>,
     /// Honest signers of each root at each size, ever.
     signers: BTreeMap<(TreeSize, Hash), BTreeSet<NodeId>>,
+    /// Of them, who gave that up for another history that is certified.
+    let_go: BTreeSet<(TreeSize, Hash, NodeId)>,
     approved: BTreeMap<RequestId, NodeId>,
     /// Requests that were on their way, for whoever asks about those of others.
     seen: Vec<(RequestId, ConnectionId)>,
@@ -125,6 +128,18 @@ impl Oracle {
         }
     }
 
+    /// A node gives up its tail for a certified history: what it signed of it can be certified no more.
+    pub fn gives_up_for_certified(&self, node: &Node, shared: TreeSize) {
+        let mut inner = self.inner();
+        let signed =
+            inner.signers.iter().filter(|((size, _), nodes)| *size > shared && nodes.contains(&node.id));
+        let tiles = node.ledger.tiles();
+        let own =
+            signed.map(|(at, _)| *at).filter(|(size, root)| tiles.root_at(*size).is_ok_and(|r| r == *root));
+        let own: Vec<_> = own.map(|(size, root)| (size, root, node.id)).collect();
+        inner.let_go.extend(own);
+    }
+
     /// A node gives up what it says that it never signed: no start of its machine did.
     pub fn gives_up_unsigned(&self, node: &Node, shared: TreeSize) {
         let (tiles, own) = (node.ledger.tiles(), node.ledger.view().checkpoint.size);
@@ -133,7 +148,8 @@ impl Oracle {
         };
         let mut inner = self.inner();
         let all = inner.signers.iter().filter(|(_, nodes)| nodes.contains(&node.id)).map(|(at, _)| *at);
-        if let Some((size, _)) = all.filter(signed).last() {
+        let binds = |(size, root): &(TreeSize, Hash)| !inner.let_go.contains(&(*size, *root, node.id));
+        if let Some((size, _)) = all.filter(signed).filter(binds).last() {
             let what = format!("sign lock: {} gives up size {}, which it signed", node.id, size.0);
             inner.failure.get_or_insert(what);
         }
@@ -218,8 +234,16 @@ impl Oracle {
         for history in &honest {
             let (tiles, size) = (history.ledger.tiles(), history.ledger.view().checkpoint.size);
             let mut agree = 0;
-            for lock in honest.iter().map(|n| n.cosigner.lock()) {
-                match lock {
+            for node in &honest {
+                // What a power cut left of its lock may be less than it signed, and its log, which would say how much, is not the one
+                // that the others follow.
+                let unknown = !node.cosigner.has_replayed(crate::giveup::applied(node))
+                    && node.world.machine(node.id).lost_power();
+                if unknown && giveup::conflicting(&node.guard) > 0 && node.id != history.id {
+                    conflict = true;
+                    continue;
+                }
+                match node.cosigner.lock() {
                     None => agree += 1,
                     Some(lock) if lock.size > size => {}
                     Some(lock) if tiles.root_at(lock.size).is_ok_and(|root| root == lock.root) => agree += 1,

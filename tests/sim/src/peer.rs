@@ -3,6 +3,7 @@
 use crate::node::Node;
 use bytes::Bytes;
 use openraft::EntryPayload;
+use openraft::error::RaftError;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest};
 use quorate_attest::evidence::Evidence;
 use quorate_core::command::{Batch, CheckpointRef, Command, Contribution};
@@ -103,11 +104,14 @@ fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
 }
 
 fn answer<T: Serialize, E: Serialize>(result: Result<T, E>) -> Result<Reply, String> {
-    let answer = match result {
+    encoded(&match result {
         Ok(ok) => Answer::Ok(ok),
         Err(error) => Answer::Err(error),
-    };
-    Ok(Reply::Raft(postcard::to_stdvec(&answer).map_err(|e| e.to_string())?.into()))
+    })
+}
+
+fn encoded<T: Serialize, E: Serialize>(answer: &Answer<T, E>) -> Result<Reply, String> {
+    Ok(Reply::Raft(postcard::to_stdvec(answer).map_err(|e| e.to_string())?.into()))
 }
 
 impl Node {
@@ -215,8 +219,9 @@ impl Node {
         let now = tokio::time::Instant::now().into_std();
         self.guard.check_leader(&self.my_vote(), &rpc.vote, now).map_err(|e| text(&e))?;
         guard::check_sequence(&rpc).map_err(|e| text(&e))?;
-        if !self.world.mutation.skips_history_check() {
-            self.check_history(&rpc).await?;
+        if !self.world.mutation.skips_history_check() && !self.check_history(from, &rpc).await? {
+            crate::note!(self.world, "{} applied other entries than {from} sends", self.id);
+            return encoded(&Answer::<AppendEntriesResponse<RaftNodeId>, RaftError<RaftNodeId>>::Apart);
         }
         let ours = match rpc.leader_commit {
             Some(commit) => self.log.log_id_at(commit.index).await.ok().flatten(),
@@ -238,17 +243,22 @@ impl Node {
         }))
     }
 
-    async fn check_history(&self, rpc: &AppendEntriesRequest<TypeConfig>) -> Result<(), String> {
+    async fn check_history(
+        &self,
+        from: NodeId,
+        rpc: &AppendEntriesRequest<TypeConfig>,
+    ) -> Result<bool, String> {
         let committed = self.log.committed().map_or(0, |l| l.index);
         let applied = self.ledger.view().log_index.max(committed);
         let theirs = rpc.prev_log_id.iter().chain(rpc.entries.iter().map(|e| &e.log_id));
         for log_id in theirs.filter(|l| l.index <= applied) {
             let ours = self.log.log_id_at(log_id.index).await.map_err(|e| e.to_string())?;
             if ours.is_some_and(|ours| ours != *log_id) {
-                return Err("the log conflicts with applied entries".into());
+                self.guard.conflicts(from.0, tokio::time::Instant::now().into_std());
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Mirrors `PeerService::foreign_membership`.

@@ -22,7 +22,7 @@ use quorate_core::testing::{Fleet, client_document};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -37,6 +37,7 @@ pub struct Machine {
     /// Its idea of time.
     pub clock: SimClock,
     starts: AtomicU32,
+    power_cut: AtomicBool,
     quote_us: AtomicU64,
     /// The sign lock as it last reached the platter.
     lock: Mutex<Vec<u8>>,
@@ -48,6 +49,10 @@ impl Machine {
     /// How often a process was started here.
     pub fn starts(&self) -> u32 {
         self.starts.load(Ordering::Relaxed)
+    }
+    /// Whether its memory was ever lost: the lock on its disk may be older than what it signed.
+    pub fn lost_power(&self) -> bool {
+        self.power_cut.load(Ordering::Relaxed)
     }
     /// How long its TPM takes.
     pub fn quote_takes(&self) -> Duration {
@@ -122,6 +127,7 @@ impl World {
                 starts: AtomicU32::new(1),
                 quote_us: AtomicU64::new(20_000),
                 lock: Mutex::default(),
+                power_cut: AtomicBool::new(false),
                 broken: Mutex::default(),
             };
             machine.disk.set_commit(COMMIT);
@@ -232,6 +238,7 @@ impl World {
         }
         if crash == Crash::Power {
             self.oracle.forget_signed(id);
+            machine.power_cut.store(true, Ordering::Relaxed);
         }
         machine.starts.fetch_add(1, Ordering::Relaxed);
         let mut fleet = self.fleet();

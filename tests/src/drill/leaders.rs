@@ -298,7 +298,7 @@ fn withhold(lab: &Lab, owned: (u64, u64)) -> anyhow::Result<Held> {
     }
     ensure!(!saw.is_empty(), "nobody stopped listening to it");
     let held = Held::new(
-        "a client's command that the leader leaves out is shown to all; who sees the log go on without it follows another",
+        "a client's command that the leader leaves out is shown to others; who sees the log go on without it follows another",
         format!(
             "leaf BatchEnd names n{} instead of n{} as the proposer; trace of {}: not listening to it",
             next.unwrap_or_default(),
