@@ -177,13 +177,16 @@ impl Unsigned {
 pub struct Standstill(Option<(TreeSize, Instant)>);
 
 impl Standstill {
-    /// One look at the tree, and at how many members' logs conflict with this node's. Whether peers are to be asked what they have.
-    pub fn look(&mut self, own: TreeSize, conflicting: usize, now: Instant) -> bool {
+    /// One look at the tree, and at what conflicted since it stands still. With how many members' logs this node's does, and whether
+    /// peers are to be asked what they have.
+    pub fn look(&mut self, own: TreeSize, guard: &TermGuard, now: Instant) -> (usize, bool) {
         if self.0.is_none_or(|(size, _)| size != own) {
             self.0 = Some((own, now));
         }
+        let since = self.0.map_or(now, |(_, since)| since);
+        let conflicting = guard.conflicting(since.into_std());
         // A node that merely is cut off hears of no conflict.
-        conflicting > 0 && self.lasts(STALLED, now)
+        (conflicting, conflicting > 0 && self.lasts(STALLED, now))
     }
 
     /// Whether the log goes. Where more members conflict with this node than can be hostile, or more is certified than it has, it is
@@ -244,11 +247,6 @@ pub fn holds(
 /// Whether this node's own tree is another than what it holds to is of.
 pub fn lacks(own: &TileReader, held: CheckpointRef) -> bool {
     held.size <= own.size() && own.root_at(held.size).is_ok_and(|root| root != held.root)
-}
-
-/// With how many members' logs this node's conflicts.
-pub fn conflicting(guard: &TermGuard) -> usize {
-    guard.conflicting(LOST, Instant::now().into_std())
 }
 
 /// Which turn it is; `None` where clocks within bounds may disagree. In each the members stand in another order, and a node may
@@ -390,8 +388,7 @@ impl GiveUp {
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let own = self.ledger.view().checkpoint.size;
-            let conflicting = conflicting(&self.guard);
-            let stands = standstill.look(own, conflicting, Instant::now());
+            let (conflicting, stands) = standstill.look(own, &self.guard, Instant::now());
             let certified = self.cosigner.certified();
             let certified_size = certified.map_or(TreeSize::ZERO, |c| c.size);
             // What this node follows now may be another history than the one that it saw certified before.
@@ -618,15 +615,12 @@ pub async fn finish_in(
 
     let log = open().context("cannot open Raft's log")?;
     let mut kept = kept(&log, &mut state, blobs, start, position, marker.shared).await?;
-    if of_log && (again || kept.keep == kept.last) {
+    if of_log && (again || kept.end.map(|e| e.index) == kept.last) {
         // Index 0 is everybody's: no leader made it.
-        (kept.keep, kept.committed) = match position {
-            Some(position) => (Some(position.index), Some(position)),
-            None => (Some(0), Some(LogId::default())),
-        };
+        kept.end = position.or(Some(LogId::default()));
     }
-    if let (Some(keep), Some(committed)) = (kept.keep, kept.committed) {
-        log.give_up_above(keep, committed).await.context("cannot cut Raft's log")?;
+    if let Some(end) = kept.end {
+        log.give_up_above(end.index, end).await.context("cannot cut Raft's log")?;
     }
     drop(log);
     if of_log {
@@ -653,22 +647,26 @@ pub async fn finish_in(
     }
     supersede(&layout.sign_lock(), marker.certified)?;
     std::fs::rename(&path, done(unused)).context("cannot put the decision away")?;
-    tracing::warn!(shared = marker.shared.0, kept = kept.keep, tiles = moved, of_log, "a tail was given up");
+    tracing::warn!(
+        shared = marker.shared.0,
+        kept = kept.end.map(|e| e.index),
+        tiles = moved,
+        of_log,
+        "a tail was given up"
+    );
     Ok(true)
 }
 
 /// What of a log stays.
 struct Kept {
-    /// The highest index to keep.
-    keep: Option<u64>,
-    /// The last entry that may be applied.
-    committed: Option<LogId>,
+    /// The last entry to keep.
+    end: Option<LogId>,
     /// The highest index there is, within the shared leaves.
     last: Option<u64>,
 }
 
-/// All that lies within the shared leaves, but for the blank entries after the last of them: those may be what keeps this node from
-/// the others.
+/// All that lies within the shared leaves, but for what makes none after the last of them: that may be what keeps this node from the
+/// others, and whoever leads sends it again.
 async fn kept(
     log: &LogStore,
     state: &mut State,
@@ -679,8 +677,7 @@ async fn kept(
 ) -> anyhow::Result<Kept> {
     let mut reader = log.reader();
     let mut next = start;
-    let mut kept =
-        Kept { keep: position.map(|p| p.index), committed: position, last: position.map(|p| p.index) };
+    let mut kept = Kept { end: position, last: position.map(|p| p.index) };
     loop {
         let entries = reader.try_get_log_entries(next..next.saturating_add(READ_ENTRIES)).await;
         let entries = entries.map_err(|e| anyhow::anyhow!("cannot read Raft's log: {e}"))?;
@@ -692,15 +689,12 @@ async fn kept(
                 if state.apply(batch.bytes(), blobs).checkpoint.size > shared {
                     return Ok(kept);
                 }
-                kept.committed = Some(entry.log_id);
+                kept.end = Some(entry.log_id);
             }
             // Raft's own first entry is everybody's.
-            kept.committed = kept.committed.or(Some(entry.log_id));
+            kept.end = kept.end.or(Some(entry.log_id));
             next = entry.log_id.index.saturating_add(1);
             kept.last = Some(entry.log_id.index);
-            if !matches!(entry.payload, EntryPayload::Blank) {
-                kept.keep = kept.last;
-            }
         }
     }
 }

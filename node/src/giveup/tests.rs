@@ -182,10 +182,12 @@ fn raft_s_log_goes_when_the_tree_stands_still_and_others_have_what_it_has() {
         astray: None,
     };
     let mut still = Standstill::default();
-    let look = |l: &mut Standstill, own, conflicting, s| l.look(TreeSize(own), conflicting, at(s));
-    assert!(!look(&mut still, 9, 1, 0));
-    assert!(!look(&mut still, 9, 0, stalled), "it merely is cut off");
-    assert!(look(&mut still, 9, 1, stalled));
+    let (cut_off, guard) = (TermGuard::default(), TermGuard::default());
+    guard.conflicts(2, at(0).into_std());
+    let look = |l: &mut Standstill, own, guard, s| l.look(TreeSize(own), guard, at(s));
+    assert_eq!(look(&mut still, 9, &guard, 0), (1, false));
+    assert_eq!(look(&mut still, 9, &cut_off, stalled), (0, false));
+    assert_eq!(look(&mut still, 9, &guard, stalled), (1, true));
     // More is certified.
     let certified = |still: &Standstill, s| still.go(true, 1, &locks(0), at(s));
     assert!(!certified(&still, lost - 1) && certified(&still, lost));
@@ -196,7 +198,8 @@ fn raft_s_log_goes_when_the_tree_stands_still_and_others_have_what_it_has() {
     assert!(!still.go(false, 1, &locks(2), at(2 * lost - 1)));
     assert!(still.go(false, 1, &locks(2), at(2 * lost)));
     // The tree grows.
-    assert!(!look(&mut still, 10, 2, 2 * lost) && !certified(&still, 3 * lost - 1));
+    assert_eq!(look(&mut still, 10, &guard, 2 * lost), (0, false));
+    assert!(!certified(&still, 3 * lost - 1));
 }
 
 #[test]
@@ -301,9 +304,9 @@ async fn ends(layout: &Layout) -> (Option<LogId>, Option<LogId>) {
 async fn of_raft_s_log_goes_what_makes_no_leaf_and_then_all() {
     let mut s = split(3);
     let batch = s.entries.last().map(|e| e.log_id);
-    for _ in 0..2 {
+    for payload in [EntryPayload::Blank, s.entries[0].payload.clone()] {
         let index = s.entries.len() as u64;
-        s.entries.push(Entry { log_id: id(3, index), payload: EntryPayload::Blank });
+        s.entries.push(Entry { log_id: id(3, index), payload });
     }
     let (folder, tail) = node_of(&s).await;
     let layout = Layout::new(folder.path());

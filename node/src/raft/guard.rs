@@ -93,10 +93,10 @@ impl TermGuard {
         self.conflicted.lock().unwrap_or_else(PoisonError::into_inner).insert(node, now);
     }
 
-    /// With how many members it did of late.
-    pub fn conflicting(&self, within: Duration, now: Instant) -> usize {
+    /// With how many members it did since then.
+    pub fn conflicting(&self, since: Instant) -> usize {
         let all = self.conflicted.lock().unwrap_or_else(PoisonError::into_inner);
-        all.values().filter(|at| now.saturating_duration_since(**at) < within).count()
+        all.values().filter(|at| **at >= since).count()
     }
 
     /// Stops listening to a leader for a while, and says how long. At most `hostile_max` at a time, those of late: more than can
@@ -362,13 +362,14 @@ mod tests {
     }
 
     #[test]
-    fn conflicts_of_late_are_counted_by_member() {
-        let (guard, now, within) = (TermGuard::default(), Instant::now(), Duration::from_secs(12));
+    fn conflicts_are_counted_by_member() {
+        let (guard, now, later) = (TermGuard::default(), Instant::now(), Duration::from_secs(6));
         guard.conflicts(2, now);
-        guard.conflicts(2, now + within / 2);
-        guard.conflicts(3, now + within / 2);
-        assert_eq!(guard.conflicting(within, now + within), 2);
-        assert_eq!(guard.conflicting(within, now + within * 2), 0);
+        guard.conflicts(2, now + later);
+        guard.conflicts(3, now);
+        assert_eq!(guard.conflicting(now), 2);
+        assert_eq!(guard.conflicting(now + later), 1);
+        assert_eq!(guard.conflicting(now + later * 2), 0);
     }
 
     #[test]

@@ -45,8 +45,7 @@ pub async fn watch(node: Arc<Node>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let own = node.ledger.view().checkpoint.size;
-        let conflicting = giveup::conflicting(&node.guard);
-        let stands = standstill.look(own, conflicting, Instant::now());
+        let (conflicting, stands) = standstill.look(own, &node.guard, Instant::now());
         let certified = node.cosigner.certified();
         let certified_size = certified.map_or(TreeSize::ZERO, |c| c.size);
         let keeps =

@@ -17,9 +17,11 @@ use quorate_core::ids::{ClientId, ConnectionId, NodeId, RequestId};
 use quorate_core::leaf::{Leaf, LeafBody, Outcome};
 use quorate_core::tlog::{LeafIndex, TreeSize};
 use quorated::cosigner::Signed;
-use quorated::giveup;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Logs that conflict do so again and again.
+const CONFLICTS_WITHIN: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Earlier checkpoints compared each time something is certified; the end compares all.
 const COMPARED: usize = 4;
@@ -231,6 +233,8 @@ impl Oracle {
         }
         let mut conflict = false;
         let mut agree_most = 0;
+        let now = tokio::time::Instant::now().into_std();
+        let recent = now.checked_sub(CONFLICTS_WITHIN).unwrap_or(now);
         for history in &honest {
             let (tiles, size) = (history.ledger.tiles(), history.ledger.view().checkpoint.size);
             let mut agree = 0;
@@ -239,7 +243,7 @@ impl Oracle {
                 // that the others follow.
                 let unknown = !node.cosigner.has_replayed(crate::giveup::applied(node))
                     && node.world.machine(node.id).lost_power();
-                if unknown && giveup::conflicting(&node.guard) > 0 && node.id != history.id {
+                if unknown && node.guard.conflicting(recent) > 0 && node.id != history.id {
                     conflict = true;
                     continue;
                 }
