@@ -318,7 +318,9 @@ fn clock_skew(lab: &Lab, owned: (u64, u64)) -> anyhow::Result<Held> {
     let client = lab.client("app")?;
     lab.ask(&client).context("the twin, by the right clock")?;
     let from = Tlog::read(&http)?.leaves.len() as u64;
-    order(lab, owned.0, &[&format!("clock:ahead={AHEAD_MS}")])?;
+    let ahead = format!("clock:ahead={AHEAD_MS}");
+    // It may have lost the lead by now: it asks for it until its entries are seen.
+    order(lab, owned.0, &["leader:campaign", &ahead])?;
     let begun = Instant::now();
     let refused = wait_for("a follower refuses its entry", SHOWS, || {
         for site in lab.mesh.sites.iter().filter(|s| s.id != owned.0) {
@@ -329,6 +331,7 @@ fn clock_skew(lab: &Lab, owned: (u64, u64)) -> anyhow::Result<Held> {
         anyhow::bail!("nobody does")
     });
     let detect = Detect::since(begun);
+    order(lab, owned.0, &[&ahead])?;
     let served =
         refused.and_then(|r| Ok((r, wait_for("requests go on", ELECTED, || Ok(lab.ask(&client)?))?)));
     let took = begun.elapsed();
