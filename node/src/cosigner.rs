@@ -90,7 +90,7 @@ struct Shared {
     highest: HashMap<NodeId, (CheckpointRef, u64)>,
     /// Highest checkpoint of the log that this start found, in which this node counts by the key of an earlier one.
     counted: Option<CheckpointRef>,
-    /// Where that log ended.
+    /// Where that log ended: no earlier start signed anything above.
     inherited: u64,
     /// Set once a quorum answered what it holds of ours: below this we never sign.
     floor: Option<TreeSize>,
@@ -213,8 +213,6 @@ pub struct Cosigner {
     applied: mpsc::UnboundedReceiver<AppliedCheckpoint>,
     /// Log index durable in this node's own log.
     durable: tokio::sync::watch::Receiver<u64>,
-    /// What it was at this start: no earlier start signed anything above.
-    inherited: u64,
     /// Whether this start's tree holds the lock: a log may end before what an earlier start signed, and go on elsewhere.
     holds_lock: bool,
     raft_floor: CertifiedFloor,
@@ -295,8 +293,8 @@ impl Cosigner {
         let (outgoing, _) = broadcast::channel(4096);
         let handle = CosignerHandle { shared: Arc::new(Mutex::new(shared)), incoming: incoming_tx, outgoing };
         let CosignerParts { ledger, boot, applied, durable, raft_floor } = parts;
-        let (wanted, inherited) = (ledger.wanted(), *durable.borrow());
-        handle.shared().inherited = inherited;
+        let wanted = ledger.wanted();
+        handle.shared().inherited = *durable.borrow();
         let cosigner = Self {
             ledger,
             boot,
@@ -304,7 +302,6 @@ impl Cosigner {
             incoming,
             applied,
             durable,
-            inherited,
             holds_lock: false,
             raft_floor,
             lock_file,
@@ -366,8 +363,11 @@ impl Cosigner {
     fn on_applied(&mut self, applied: AppliedCheckpoint) {
         let size = applied.checkpoint.size;
         // It falls where Raft cut off what no leader had.
-        self.inherited = self.inherited.min(*self.durable.borrow());
-        self.handle.shared().inherited = self.inherited;
+        let inherited = {
+            let mut shared = self.handle.shared();
+            shared.inherited = shared.inherited.min(*self.durable.borrow());
+            shared.inherited
+        };
         match applied.certifiers.keys.get(&self.ledger.me()) {
             Some(key) if *key == PublicKey(self.boot.keys.cosign) => {
                 self.unsigned.insert(size, applied.clone());
@@ -375,7 +375,7 @@ impl Cosigner {
                     self.unsigned.pop_first();
                 }
             }
-            Some(_) if applied.log_index <= self.inherited => {
+            Some(_) if applied.log_index <= inherited => {
                 let lock = self.handle.shared().lock.filter(|l| l.size <= size);
                 // What does not hold the lock no earlier start signed either.
                 if lock.is_none_or(|l| self.extends(l)) {
@@ -789,7 +789,7 @@ mod tests {
         without.certifiers.keys.remove(&NodeId(4));
         bench.cosigner.on_applied(without);
         assert_eq!(held(&bench), applied.checkpoint, "a node that does not count signs nothing");
-        bench.cosigner.inherited = 0;
+        bench.cosigner.handle.shared().inherited = 0;
         let since = bench.mesh.apply(vec![]);
         bench.cosigner.on_applied(bench.applied(&since));
         assert_eq!(held(&bench), applied.checkpoint, "the earlier start was over");
@@ -807,7 +807,7 @@ mod tests {
             !handle.end_above(first.checkpoint.size, u64::MAX - 1),
             "more is in the log that this start found"
         );
-        bench.cosigner.inherited = 1;
+        bench.cosigner.handle.shared().inherited = 1;
         bench.cosigner.on_applied(first.clone());
         // It was signed since the peers were asked.
         assert!(!handle.end_above(TreeSize(first.checkpoint.size.0 - 1), 1));
