@@ -296,3 +296,38 @@ impl<P: Transport> RaftNetwork<TypeConfig> for PeerNetwork<P> {
         Backoff::new(std::iter::repeat(Duration::from_millis(100)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::{CertifiedFloor, LogStore, LogStoreOptions};
+    use openraft::network::RPCOption;
+
+    /// A follower that applied other entries.
+    #[derive(Clone)]
+    struct Apart;
+
+    impl Transport for Apart {
+        type Appends = ();
+        async fn call(&self, _: NodeId, _: Call, _: Bytes, _: &mut Option<()>) -> Result<Bytes, CallError> {
+            let answer = Answer::<AppendEntriesResponse<RaftNodeId>, RaftError<RaftNodeId>>::Apart;
+            Ok(postcard::to_stdvec(&answer).unwrap().into())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_follower_that_applied_other_entries_is_remembered_and_asked_again_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("raft");
+        LogStore::create(&path).unwrap();
+        let log = LogStore::open(&path, CertifiedFloor::new(), LogStoreOptions::default()).unwrap();
+        let (guard, began) = (TermGuard::default(), now());
+        let mut network = Network { peers: Apart, me: NodeId(1), guard: guard.clone(), log: log.reader() };
+        let mut peer = network.new_client(2, &EmptyNode {}).await;
+        let vote = openraft::Vote::new_committed(3, 1);
+        let rpc = AppendEntriesRequest { vote, prev_log_id: None, entries: Vec::new(), leader_commit: None };
+        let answer = peer.append_entries(rpc, RPCOption::new(Duration::from_secs(5))).await;
+        assert!(matches!(answer, Err(RPCError::Unreachable(_))), "{answer:?}");
+        assert_eq!(guard.conflicting(began), 1);
+    }
+}
