@@ -25,7 +25,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 static LAB: Shared =
     Shared::new(Make { name: "governance", provider: &["--chunk-delay-ms", "20"], key: Key::None });
@@ -231,10 +231,25 @@ fn code(error: &Error) -> String {
     }
 }
 
+/// Figures are of a UTC day: a test that would begin shortly before midnight begins after it.
+fn in_one_day(test: &str, body: impl FnOnce(&mut Lab) -> anyhow::Result<()>) {
+    const DAY_S: u64 = 86_400;
+    const LONGEST_S: u64 = 90;
+    LAB.run(test, |lab| {
+        wait_for("a day that is long enough", Duration::from_secs(LONGEST_S + 5), || {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+            let left = DAY_S - now.as_secs() % DAY_S;
+            ensure!(left > LONGEST_S, "midnight in {left} s");
+            Ok(())
+        })?;
+        body(lab)
+    });
+}
+
 /// Thirty requests from fifteen clients of one grant at once, over several relays: ten are admitted, not nine and not eleven.
 #[test]
 fn a_budget_of_requests_is_exact_over_three_nodes_at_once() {
-    LAB.run("a_budget_of_requests_is_exact_over_three_nodes_at_once", |lab| {
+    in_one_day("a_budget_of_requests_is_exact_over_three_nodes_at_once", |lab| {
         governed(lab)?;
         let (served, codes) = at_once(lab, &["days"; 15], 2)?;
         ensure!(
@@ -266,7 +281,7 @@ fn a_budget_of_requests_is_exact_over_three_nodes_at_once() {
 /// A team's money for a day, shared by two clients on several relays at once; one has a limit of its own for the month below it.
 #[test]
 fn money_is_exact_for_client_and_team() {
-    LAB.run("money_is_exact_for_client_and_team", |lab| {
+    in_one_day("money_is_exact_for_client_and_team", |lab| {
         governed(lab)?;
         // Three of its own fit into 0.35, and the team has room for seven.
         let (served, codes) = at_once(lab, &["ann", "ann"], 4)?;
@@ -308,11 +323,13 @@ fn money_is_exact_for_client_and_team() {
 /// is over, once, and stays so when the node is back.
 #[test]
 fn a_crash_neither_loses_nor_doubles_money() {
-    LAB.run("a_crash_neither_loses_nor_doubles_money", |lab| {
+    in_one_day("a_crash_neither_loses_nor_doubles_money", |lab| {
         governed(lab)?;
         let trust = lab.mesh.dir.join("crash.toml");
         let mut chat = lab.mesh.command("quorate");
-        chat.args(["chat", "--model", "demo-chat", "--max-tokens", "900", "--trust"]).arg(&trust).arg("hello");
+        chat.args(["chat", "--model", "demo-chat", "--max-tokens", "900", "--trust"])
+            .arg(&trust)
+            .arg("hello");
         let mut chat = Running(chat.stdout(Stdio::piped()).spawn()?);
         let mut first = [0; 1];
         // Held open to the end: it would hang up by itself.
@@ -350,7 +367,8 @@ fn a_crash_neither_loses_nor_doubles_money() {
         lab.ask(&client)?;
         lab.block(client.flush());
         let after = settled_day(lab, "crash")?;
-        let more = after["money"].as_u64().context("no money")?.checked_sub(money).context("less than before")?;
+        let more =
+            after["money"].as_u64().context("no money")?.checked_sub(money).context("less than before")?;
         ensure!(after["requests"] == 2 && (REQUEST..REQUEST + 100_000).contains(&more), "{after}");
         ensure!(unsettled(&tlog(lab)?) == 1);
         Ok(())
@@ -394,7 +412,7 @@ fn holder(lab: &Lab, file: &Path) -> anyhow::Result<Client> {
 /// An agent's token, minted offline: some routes, cents, minutes, one key.
 #[test]
 fn a_token_is_worth_what_its_issuer_wrote_on_it() {
-    LAB.run("a_token_is_worth_what_its_issuer_wrote_on_it", |lab| {
+    in_one_day("a_token_is_worth_what_its_issuer_wrote_on_it", |lab| {
         governed(lab)?;
         let refused = |file: &Path, expected: &str| -> anyhow::Result<()> {
             let client = holder(lab, file)?;
@@ -513,7 +531,7 @@ fn nodes_refuse_what_the_sdk_does_not_ask(lab: &Lab, narrow: &Path, other: &Path
 /// Figures are for whom they concern.
 #[test]
 fn strangers_and_other_clients_are_told_nothing() {
-    LAB.run("strangers_and_other_clients_are_told_nothing", |lab| {
+    in_one_day("strangers_and_other_clients_are_told_nothing", |lab| {
         governed(lab)?;
         let client = lab.client("other")?;
         lab.ask(&client)?;
@@ -610,7 +628,7 @@ fn usage_in(text: &str) -> anyhow::Result<(u64, u64, u64)> {
 /// What an application does through `quorate serve` is charged as the provider counted it, and what it hangs up on as far as it went.
 #[test]
 fn what_the_provider_counts_is_what_is_charged() {
-    LAB.run("what_the_provider_counts_is_what_is_charged", |lab| {
+    in_one_day("what_the_provider_counts_is_what_is_charged", |lab| {
         governed(lab)?;
         let adapter = Adapter::start(lab, "served")?;
         let money =
@@ -661,7 +679,7 @@ fn what_the_provider_counts_is_what_is_charged() {
 /// All nodes restart: everybody's figures are what they were, and the state is the same on every node, byte for byte.
 #[test]
 fn figures_outlive_all_nodes() {
-    LAB.run("figures_outlive_all_nodes", |lab| {
+    in_one_day("figures_outlive_all_nodes", |lab| {
         governed(lab)?;
         let client = lab.client("other")?;
         lab.ask(&client)?;
